@@ -1,0 +1,34 @@
+"""Settings: strict typed load of params.yaml, and its composition from configs/."""
+
+from pipeline.config.load import from_dict, load
+from pipeline.config.params import (
+    Camera,
+    Compute,
+    Data,
+    Demos,
+    Embed,
+    EncoderParams,
+    EvalLibero,
+    Params,
+    PolicyParams,
+    Proprio,
+    Sim,
+    TrainFlow,
+)
+
+__all__ = [
+    "Camera",
+    "Compute",
+    "Data",
+    "Demos",
+    "Embed",
+    "EncoderParams",
+    "EvalLibero",
+    "Params",
+    "PolicyParams",
+    "Proprio",
+    "Sim",
+    "TrainFlow",
+    "from_dict",
+    "load",
+]

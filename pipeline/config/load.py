@@ -1,0 +1,114 @@
+"""params.yaml -> Params, strictly."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import dacite
+import yaml
+
+from pipeline.config.params import Params
+from pipeline.errors import ConfigError, did_you_mean
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read `path` into Params.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, has an unknown or missing key, a value of the wrong type,
+            or values that contradict each other. The message names file, key and remedy.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found. Run from the repository root, or make it: make params") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds {type(tree).__name__}, not a mapping. Make it again: make params")
+    return from_dict(tree, str(path))
+
+
+def from_dict(tree: dict[str, Any], origin: str = "params") -> Params:
+    """Build Params from a plain mapping; `origin` names it in errors."""
+    _check_keys(tree, Params, origin, "")
+    try:
+        params = dacite.from_dict(Params, tree, dacite.Config(cast=[tuple], type_hooks={float: _to_float}, strict=True))
+    except dacite.DaciteError as error:
+        raise ConfigError(f"{origin}: {error}. See pipeline/config/params.py for what each key accepts.") from None
+    _check_values(params, origin)
+    return params
+
+
+def _to_float(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 as a string and 1 as an int; both are meant as floats where a float is declared."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return float(value)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _check_keys(tree: dict[str, Any], cls: type, origin: str, prefix: str) -> None:
+    known = {f.name for f in fields(cls)}
+    hints = get_type_hints(cls)
+    for key, value in tree.items():
+        if key not in known:
+            raise ConfigError(f"{origin}: unknown key {prefix + str(key)!r}.{did_you_mean(key, known)}")
+        section = next((t for t in (hints[key], *get_args(hints[key])) if is_dataclass(t)), None)
+        if isinstance(section, type) and isinstance(value, dict):
+            _check_keys(value, section, origin, f"{prefix}{key}.")
+    missing = sorted(known - set(tree))
+    if missing:
+        raise ConfigError(f"{origin}: missing key {prefix + missing[0]!r}. Make the file again: make params")
+
+
+def _check_values(p: Params, origin: str) -> None:
+    """Refuse values that are each well typed but cannot work."""
+
+    def require(ok: bool, text: str) -> None:
+        if not ok:
+            raise ConfigError(f"{origin}: {text}")
+
+    for suite in p.data.tasks:
+        require(suite in p.data.suites, f"data.tasks has {suite!r}, which is not in data.suites {list(p.data.suites)}")
+    for suite in p.data.suites:
+        require(suite in p.data.tasks, f"data.tasks lacks {suite!r} of data.suites; write null for all its tasks")
+    for camera in p.policy.cameras:
+        require(
+            camera in p.embed.cameras,
+            f"policy.cameras has {camera!r}, but embed.cameras is {list(p.embed.cameras)}: add it there",
+        )
+    require(len(p.policy.cameras) > 0, "policy.cameras is empty; name at least one camera")
+    require(p.embed.obs_shift in (0, 1), f"embed.obs_shift is {p.embed.obs_shift}; it can be 0 or 1")
+    require(p.embed.batch_size > 0, f"embed.batch_size is {p.embed.batch_size}; it must be positive")
+    require(
+        p.embed.chunk_rows > 0 and p.embed.shard_rows % p.embed.chunk_rows == 0,
+        f"embed.shard_rows {p.embed.shard_rows} is not a multiple of embed.chunk_rows {p.embed.chunk_rows}",
+    )
+    require(
+        1 <= p.policy.execute <= p.policy.horizon,
+        f"policy.execute {p.policy.execute} is not between 1 and policy.horizon {p.policy.horizon}",
+    )
+    require(p.policy.sampling_steps >= 1, f"policy.sampling_steps is {p.policy.sampling_steps}; it must be 1 or more")
+    for name in ("epochs", "batch_size", "metrics_every_epochs", "checkpoint_every_epochs"):
+        value = getattr(p.train_flow, name)
+        require(value > 0, f"train_flow.{name} is {value}; it must be positive")
+    require(0 <= p.train_flow.val_fraction < 1, f"train_flow.val_fraction is {p.train_flow.val_fraction}; use [0, 1)")
+    require(0 <= p.train_flow.ema_decay < 1, f"train_flow.ema_decay is {p.train_flow.ema_decay}; use [0, 1)")
+    require(p.demos.source != "path" or bool(p.demos.path), "demos.source is 'path' but demos.path is null; set it")
+    require(
+        p.train_flow.action == "action" or p.demos.source != "official",
+        "train_flow.action is 'expert_action', which only scripted demonstrations have; use 'action'",
+    )
+    scheduler = p.compute.scheduler
+    require(
+        scheduler in ("serial", "local") or scheduler.startswith(("tcp://", "tls://")),
+        f"compute.scheduler is {scheduler!r}; use serial, local, tcp://host:port or tls://host:port",
+    )

@@ -1,0 +1,141 @@
+"""Every setting of the pipeline, typed. One class per section of params.yaml; values live in configs/ only.
+
+Sections named after a stage belong to it; `data`, `sim` and `compute` are shared. Machine facts (number of GPUs,
+processes) are not here: they are arguments of `accelerate launch` and `configs/accelerate/*.yaml`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Camera = Literal["agentview", "eye_in_hand"]
+Proprio = Literal["joint_pos", "ee_pose", "gripper"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which part of LIBERO."""
+
+    suites: tuple[str, ...]
+    tasks: dict[str, tuple[int, ...] | None]  # per suite, LIBERO's task ids; null is all of them
+
+
+@dataclass(frozen=True)
+class Sim:
+    """The simulator that records demonstrations and evaluates policies. Both must draw alike."""
+
+    assets: Literal["embedded", "official"]
+    assets_path: str | None  # a directory with LIBERO's own assets; null downloads them (official only)
+    render: Literal["fast", "full"]
+    gl: Literal["auto", "egl", "osmesa"]
+    image_size: int  # pixels, square
+    settle_steps: int  # control steps of the no-op action before anything counts
+    seed: int
+
+
+@dataclass(frozen=True)
+class Demos:
+    """Where demonstrations come from."""
+
+    source: Literal["scripted", "path", "official"]
+    path: str | None  # source=path: directory that holds <suite>/<task>_demo.hdf5
+    episodes: int  # scripted: demonstrations per task
+    first_init_state: int  # scripted: row of the task's .pruned_init that the first one starts from
+    noise_sigma: float  # scripted: std of the noise on the executed action while nothing is grasped or placed
+    noise_ar: float  # scripted: AR(1) coefficient of that noise
+    attempts: int  # scripted: tries per init state before giving up
+
+
+@dataclass(frozen=True)
+class EncoderParams:
+    """A frozen CLIP from open_clip."""
+
+    model: str  # open_clip model name
+    pretrained: str  # open_clip tag, path of a local checkpoint, or "seeded": random weights drawn from `seed`
+    seed: int
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Stage one: frozen CLIP over all frames, once."""
+
+    encoder: EncoderParams
+    cameras: tuple[Camera, ...]
+    obs_shift: int  # 1 pairs obs[t-1] with action[t], because LIBERO records obs[t] after action[t]; 0 does not
+    batch_size: int  # frames per forward pass
+    shard_rows: int  # rows per shard, the unit of write
+    chunk_rows: int  # rows per chunk, the unit of read; divides shard_rows
+    on_invalid: Literal["quarantine", "stop"]  # what a damaged demonstration does to the build
+
+
+@dataclass(frozen=True)
+class PolicyParams:
+    """The trainable networks: fusion and velocity."""
+
+    cameras: tuple[Camera, ...]
+    proprio: tuple[Proprio, ...]
+    width: int  # of every modality's embedding and of the condition
+    velocity_width: int
+    velocity_layers: int  # hidden layers
+    time_dim: int
+    horizon: int  # actions predicted per look (H)
+    execute: int  # actions executed per look
+    sampling_steps: int  # Euler steps from noise to action
+    feature_noise: float  # std of Gaussian noise on standardised features during training
+
+
+@dataclass(frozen=True)
+class TrainFlow:
+    """Stage two: fusion and flow on cached features."""
+
+    action: Literal["action", "expert_action"]  # the label: the action executed, or the scripted expert's noise-free one
+    epochs: int
+    batch_size: int  # global, over all processes
+    microbatch_size: int | None  # per process and forward pass; null: batch_size / processes. Accumulation is derived.
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    schedule: Literal["cosine", "constant"]
+    clip_norm: float
+    ema_decay: float  # 0 turns the average off
+    val_fraction: float  # of episodes
+    metrics_every_epochs: int
+    checkpoint_every_epochs: int
+    precision: Literal["no", "bf16", "fp16"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class EvalLibero:
+    """Rollouts in the simulator, by the protocol of OpenVLA and openpi."""
+
+    episodes: int  # per task
+    first_init_state: int  # row of .pruned_init for episode 0
+    max_steps: int | None  # control steps after settling; null is the suite's usual limit
+    timeout_s: float  # wall-clock limit of one episode
+    videos_per_task: int
+    seed: int  # of the flow's noise, one generator per episode
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where demos, embed and eval_libero run. Results do not depend on it."""
+
+    scheduler: str  # "serial", "local" (Dask workers on this machine) or tcp://host:port
+    workers: int | None  # local: processes; null is the number of cores
+    threads_per_worker: int | None  # torch threads; null shares the cores among the workers
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml."""
+
+    experiment: str
+    data: Data
+    sim: Sim
+    demos: Demos
+    embed: Embed
+    policy: PolicyParams
+    train_flow: TrainFlow
+    eval_libero: EvalLibero
+    compute: Compute
