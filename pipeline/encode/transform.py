@@ -1,0 +1,97 @@
+"""The one image transform: which way up a frame is, and what CLIP is fed.
+
+Demonstrations, embedding, training and rollout all go through here, so that a frame is never seen in two ways.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from pipeline.errors import DataError
+
+TRANSFORM_ID = "vertical-flip/bicubic-antialias-uint8/v1"
+"""Name of what `upright` and `Preprocess` do; written into stores and policies, to be changed with them.
+
+Size, mean and standard deviation belong to the encoder, whose identity is recorded beside it.
+"""
+
+
+def upright(frames: UInt8[np.ndarray, "*batch H W 3"]) -> UInt8[np.ndarray, "*batch H W 3"]:
+    """Flip frames vertically: LIBERO's (OpenGL's) upside-down rows to upright ones, and back.
+
+    LIBERO's HDF5 files and its environment both give the picture upside-down. A flip is the true view; the half turn
+    that OpenVLA, openpi and LeRobot apply is the mirror image of it.
+
+    Returns:
+        A contiguous copy, so that torch can share its memory.
+    """
+    return np.ascontiguousarray(frames[..., ::-1, :, :])
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """uint8 frames to a CLIP model's input, on tensors, as open_clip's own PIL transform does it.
+
+    Args:
+        size: pixels of the square image that the model takes.
+        mean: per channel, of images in [0, 1].
+        std: likewise.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_open_clip(cls, cfg: dict[str, Any]) -> "Preprocess":
+        """Read `model.visual.preprocess_cfg`.
+
+        Raises:
+            DataError: the model wants something other than a square, bicubic image.
+        """
+        size = cfg["size"]
+        if isinstance(size, (tuple, list)):
+            if len(set(size)) != 1:
+                raise DataError(f"the encoder takes {size[0]}x{size[1]} images; only square ones are supported")
+            size = size[0]
+        if cfg.get("interpolation", "bicubic") != "bicubic":
+            raise DataError(f"the encoder wants {cfg['interpolation']!r} interpolation; only 'bicubic' is supported")
+        return cls(int(size), tuple(cfg["mean"]), tuple(cfg["std"]))
+
+    def __call__(self, frames: UInt8[torch.Tensor, "B H W 3"]) -> Float[torch.Tensor, "B 3 S S"]:
+        """Resize and normalise upright frames, on the device where they lie.
+
+        Returns:
+            float32, channels-last in memory.
+
+        Raises:
+            DataError: frames that are not square. open_clip would crop them, silently.
+        """
+        height, width = frames.shape[1:3]
+        if height != width:
+            raise DataError(f"frames are {height}x{width}; the transform takes square ones, as LIBERO renders them")
+        images = _resize(frames.permute(0, 3, 1, 2), self.size)
+        mean = torch.tensor(self.mean, device=frames.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=frames.device).view(1, 3, 1, 1)
+        return images.float().div_(255).sub_(mean).div_(std)
+
+
+def _resize(images: UInt8[torch.Tensor, "B 3 H W"], size: int) -> torch.Tensor:
+    """Bicubic as Pillow has it: antialias=True takes the kernel a=-0.5, also when enlarging; without it, a=-0.75.
+
+    Pillow rounds to bytes, so both branches do: the CPU's integer kernel by itself, the GPU's float one by hand.
+    """
+    if images.shape[-1] == size:
+        return images
+    if images.device.type == "cpu":
+        return _interpolate(images, size)
+    return _interpolate(images.float(), size).round_().clamp_(0, 255)
+
+
+def _interpolate(images: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.nn.functional.interpolate(
+        images, size=(size, size), mode="bicubic", align_corners=False, antialias=True
+    )
