@@ -1,0 +1,132 @@
+"""The policy bundle: one directory with weights.safetensors and policy.json. Nothing in it is a pickle."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
+
+FORMAT = "vla-flow-policy"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """policy.json: what the policy is, and what it was trained on."""
+
+    architecture: Architecture
+    encoder: dict[str, Any]  # ClipEncoder.identity of the features
+    transform: str  # id of the image and proprioception transform
+    data: dict[str, Any]  # fingerprints of the stores, render quality, which label
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "architecture": self.architecture.to_json(),
+            "encoder": self.encoder,
+            "transform": self.transform,
+            "data": self.data,
+            "provenance": self.provenance,
+        }
+
+
+@dataclass(frozen=True)
+class PolicyBundle:
+    """A loaded policy, ready to act."""
+
+    spec: PolicySpec
+    network: FlowPolicy
+    device: torch.device
+
+    def act(
+        self,
+        features: Mapping[str, Tensor | np.ndarray],
+        text: Tensor | np.ndarray,
+        proprio: Mapping[str, Tensor | np.ndarray],
+        generator: torch.Generator,
+        steps: int | None = None,
+    ) -> Float[np.ndarray, "B H 7"]:
+        """Return the next H actions in the environment's units, [-1, 1].
+
+        Args:
+            features: camera -> (B, D), as the encoder gives them.
+            text: (B, D) instruction features.
+            proprio: name -> (B, k).
+            generator: a CPU generator, the source of the flow's noise: the same noise on any device.
+            steps: Euler steps; the policy's own number if None.
+        """
+        images = {name: self._tensor(features[name]) for name in self.spec.architecture.cameras}
+        states = {name: self._tensor(proprio[name]) for name in self.spec.architecture.proprio}
+        words = self._tensor(text)
+        noise = torch.randn(len(words), self.spec.architecture.horizon, ACTION_DIM, generator=generator)
+        actions = self.network.act(images, words, states, noise.to(self.device), steps)
+        return actions.float().cpu().numpy()
+
+    def _tensor(self, x: Tensor | np.ndarray) -> Tensor:
+        return torch.as_tensor(x, dtype=torch.float32, device=self.device)
+
+
+def save(path: Path, network: FlowPolicy, spec: PolicySpec) -> None:
+    """Write the bundle to the directory `path`: complete or not at all. An older bundle there is replaced."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(weights, partial / "weights.safetensors")
+    (partial / "policy.json").write_text(json.dumps(spec.to_json(), indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
+    """Read a bundle.
+
+    Raises:
+        DataError: a file is missing or damaged, or the bundle is of another format or version.
+    """
+    path = Path(path)
+    spec = load_spec(path)
+    network = FlowPolicy(spec.architecture)
+    weights = path / "weights.safetensors"
+    try:
+        network.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DataError(f"{weights}: cannot be read as this policy's weights: {error}. Train again.") from None
+    return PolicyBundle(spec, network.to(device).eval(), torch.device(device))
+
+
+def load_spec(path: str | Path) -> PolicySpec:
+    """Read a bundle's policy.json alone. Raises DataError as `load` does."""
+    file = Path(path) / "policy.json"
+    try:
+        tree = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{file}: not found. Train a policy first: dvc repro train_flow") from None
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON ({error}). Train again: dvc repro -f train_flow") from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("version") != VERSION:
+        raise DataError(f"{file}: not a {FORMAT} of version {VERSION}. Train again with this code.")
+    try:
+        return PolicySpec(
+            architecture=Architecture.from_json(tree["architecture"]),
+            encoder=tree["encoder"],
+            transform=tree["transform"],
+            data=tree["data"],
+            provenance=tree["provenance"],
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file}: incomplete or unknown entry ({error}). Train again with this code.") from None

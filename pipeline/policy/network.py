@@ -1,0 +1,112 @@
+"""The trainable policy: normaliser, fusion and flow in one module, and the description it is built from."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipeline.config import PolicyParams
+from pipeline.policy.flow import RectifiedFlow
+from pipeline.policy.fusion import PROPRIO_DIMS, Fusion
+from pipeline.policy.normaliser import Normaliser
+from pipeline.policy.velocity import MlpVelocity
+
+ACTION_DIM = 7  # [dx, dy, dz, dax, day, daz, gripper]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that it takes to build the network again: the policy section of params.yaml and the encoder's sizes."""
+
+    cameras: tuple[str, ...]
+    proprio: tuple[str, ...]
+    image_dim: int
+    text_dim: int
+    width: int
+    velocity_width: int
+    velocity_layers: int
+    time_dim: int
+    horizon: int
+    execute: int
+    sampling_steps: int
+
+    @classmethod
+    def of(cls, policy: PolicyParams, image_dim: int, text_dim: int) -> "Architecture":
+        """Return the architecture that `policy` asks for on features of the given sizes."""
+        sizes = {k: getattr(policy, k) for k in cls.__dataclass_fields__ if k not in ("image_dim", "text_dim")}
+        return cls(image_dim=image_dim, text_dim=text_dim, **sizes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; from_json is the way back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Architecture":
+        """Build from to_json's mapping. Raises TypeError for missing or unknown keys."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()})
+
+
+class FlowPolicy(nn.Module):
+    """Cached features in, actions out.
+
+    images: camera -> (B, D) raw pooled CLIP features; text: (B, D); proprio: name -> (B, k) in metres, radians and
+    quaternions; actions: (B, H, 7) in the environment's units, [-1, 1].
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.arch = arch
+        self.normaliser = Normaliser(
+            dict.fromkeys(arch.cameras, arch.image_dim), {p: PROPRIO_DIMS[p] for p in arch.proprio}, ACTION_DIM
+        )
+        self.fusion = Fusion(arch.cameras, arch.proprio, arch.image_dim, arch.text_dim, arch.width)
+        velocity = MlpVelocity(
+            arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers, arch.time_dim
+        )
+        self.head = RectifiedFlow(velocity, arch.horizon, ACTION_DIM)
+
+    def forward(
+        self,
+        images: Mapping[str, Tensor],
+        text: Float[Tensor, "B D"],
+        proprio: Mapping[str, Tensor],
+        actions: Float[Tensor, "B H A"],
+        noise: Float[Tensor, "B H A"],
+        t: Float[Tensor, " B"],
+        feature_noise: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, " B"]:
+        """Return each row's flow loss. `feature_noise` is added to the standardised image features."""
+        images, text, proprio = self.normaliser.inputs(images, text, proprio)
+        if feature_noise is not None:
+            images = {name: x + feature_noise[name] for name, x in images.items()}
+        condition = self.fusion(images, text, proprio)
+        return self.head.loss(self.normaliser.action(actions), condition, noise, t)
+
+    @torch.no_grad()
+    def act(
+        self,
+        images: Mapping[str, Tensor],
+        text: Float[Tensor, "B D"],
+        proprio: Mapping[str, Tensor],
+        noise: Float[Tensor, "B H A"],
+        steps: int | None = None,
+    ) -> Float[Tensor, "B H A"]:
+        """Return actions for the environment, clipped to [-1, 1]; `steps` defaults to the policy's sampling_steps."""
+        condition = self.fusion(*self.normaliser.inputs(images, text, proprio))
+        actions = self.head.sample(condition, noise, steps or self.arch.sampling_steps)
+        return self.normaliser.action.inverse(actions).clamp(-1, 1)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Return trainable parameters by component, named as in the reference's table."""
+
+        def count(module: nn.Module) -> int:
+            return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+        counts = {name: count(module) for name, module in self.fusion.encoders.items()}
+        counts["fusion"] = count(self.fusion.mlp)
+        counts["velocity"] = count(self.head)
+        counts["total"] = count(self)
+        return counts

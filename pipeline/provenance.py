@@ -1,0 +1,48 @@
+"""What made an artifact: command, code version, library versions. Written beside every result."""
+
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "open_clip_torch", "zarr", "numpy", "accelerate", "hf-libero", "robosuite", "mujoco")
+
+
+def provenance() -> dict:
+    """Return argv (program name without its directory), git commit and library versions, as plain JSON values."""
+    return {"argv": [Path(sys.argv[0]).name, *sys.argv[1:]], "git": git_commit(), "versions": versions()}
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Return the versions of the libraries that can move a number; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Return the commit of the code that runs, with '+changes' if it was edited since; None outside a checkout."""
+    root = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", "*.py"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changed else "")
