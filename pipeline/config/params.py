@@ -88,7 +88,9 @@ class PolicyParams:
 class TrainFlow:
     """Stage two: fusion and flow on cached features."""
 
-    action: Literal["action", "expert_action"]  # the label: the action executed, or the scripted expert's noise-free one
+    action: Literal[
+        "action", "expert_action"
+    ]  # the label: the action executed, or the scripted expert's noise-free one
     epochs: int
     batch_size: int  # global, over all processes
     microbatch_size: int | None  # per process and forward pass; null: batch_size / processes. Accumulation is derived.
@@ -99,7 +101,8 @@ class TrainFlow:
     clip_norm: float
     ema_decay: float  # 0 turns the average off
     val_fraction: float  # of episodes
-    metrics_every_epochs: int
+    metrics_every_epochs: int  # action MSE and MAE, by sampling; the losses are tracked every epoch
+    metrics_rows: int  # rows of each split that action MSE and MAE are sampled on
     checkpoint_every_epochs: int
     precision: Literal["no", "bf16", "fp16"]
     seed: int
