@@ -1,0 +1,263 @@
+"""One LIBERO task in the simulator, by the protocol that published numbers use, drawing only when somebody looks."""
+
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from pipeline.config.params import Sim
+from pipeline.encode.proprio import ee_pose_from_quat
+from pipeline.encode.transform import upright
+from pipeline.errors import ConfigError, DataError, SimulatorError, did_you_mean
+from pipeline.libero import gl
+from pipeline.libero.asset_source import asset_directory
+from pipeline.libero.headless import import_libero, use_assets
+from pipeline.libero.suites import Task
+
+log = logging.getLogger(__name__)
+
+CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
+"""Our names, as in LIBERO's HDF5 files, to the environment's."""
+
+NO_OP = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)
+"""The action of the settling steps: stay, open the gripper (OpenVLA, openpi)."""
+
+PLACEMENT_TRIES = 100  # LIBERO's own loop has no limit
+START_TIMEOUT_S = 300.0
+RESET_TIMEOUT_S = 120.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the policy gets.
+
+    Attributes:
+        images: per camera, upright.
+        joint_pos: radians.
+        ee_pose: metres and quaternion (xyzw, q_x >= 0).
+        gripper: positions of the two fingers, metres.
+    """
+
+    joint_pos: Float32[np.ndarray, "7"]
+    ee_pose: Float32[np.ndarray, "7"]
+    gripper: Float32[np.ndarray, "2"]
+    images: dict[str, UInt8[np.ndarray, "H W 3"]] = field(default_factory=dict)
+
+
+class Simulator:
+    """A LIBERO environment for one task. Create it in the process that uses it.
+
+    Not for several threads: robosuite draws placements from NumPy's global generator, which `reset` seeds.
+
+    Args:
+        task: from `pipeline.libero.suites.tasks`.
+        sim: assets, backend, image size, render quality, settling steps.
+        cameras: what `observe` draws, of "agentview" and "eye_in_hand".
+
+    Raises:
+        ConfigError: unknown camera.
+        AssetError: the assets are not there.
+        SimulatorError: no OpenGL, or the environment can't be built.
+    """
+
+    def __init__(self, task: Task, sim: Sim, cameras: tuple[str, ...] = ("agentview", "eye_in_hand")) -> None:
+        for camera in cameras:
+            if camera not in CAMERAS:
+                raise ConfigError(f"no camera {camera!r}.{did_you_mean(camera, CAMERAS)}")
+        self.task = task
+        self.cameras = cameras
+        self._sim = sim
+        self._renderer: Any = None
+        self._control: Any = None
+        assets = asset_directory(sim, task.suite)
+        backend = gl.activate(sim.gl)
+        self._control = within(START_TIMEOUT_S, f"building {task.name}", lambda: _build(task, assets))
+        self.info: dict[str, Any] = {
+            "gl_asked": backend.asked,
+            "gl_used": backend.used,
+            "renderer": backend.renderer,
+            "assets": sim.assets,
+            "render": sim.render,
+            "image_size": sim.image_size,
+            "settle_steps": sim.settle_steps,
+            "versions": {name: version(name) for name in ("mujoco", "robosuite", "hf-libero")},
+        }
+
+    def reset(self, init_state: Float[np.ndarray, "D"] | None, seed: int) -> None:
+        """Start an episode: seed, reset, set the initial state, settle. Draws nothing.
+
+        Seeding comes before every reset, because poses of fixtures are drawn by it and are no part of the state; the
+        other way round, or without, results depend on the episodes before.
+
+        Args:
+            init_state: row of `suites.init_states`; None keeps the placement that the environment draws.
+            seed: of the environment.
+
+        Raises:
+            DataError: a row of another task.
+            SimulatorError: no valid placement, or the reset hangs.
+        """
+        within(RESET_TIMEOUT_S, f"resetting {self.task.name}", lambda: self._reset(init_state, seed))
+
+    def _reset(self, init_state: Float[np.ndarray, "D"] | None, seed: int) -> None:
+        self.env.seed(seed)
+        _retry_placement(self.env.reset)
+        if init_state is not None:
+            self.set_state(init_state)
+        for _ in range(self._sim.settle_steps):
+            self.env.step(NO_OP)
+
+    def step(self, action: Float[np.ndarray, "7"]) -> bool:
+        """Apply one action for one control step of 50 ms; return whether the task is solved. Draws nothing.
+
+        Args:
+            action: [dx, dy, dz, dax, day, daz, gripper] in [-1, 1]; 1 is 0.05 m or 0.5 rad, gripper +1 closes.
+        """
+        _, _, done, _ = self.env.step(np.asarray(action, np.float64))
+        return bool(done)
+
+    def observe(self) -> Observation:
+        """Draw the cameras now and return them, upright, with the proprioception."""
+        if self._renderer is None:
+            from pipeline.libero.rendering import Renderer
+
+            self._renderer = Renderer(self._sim.image_size, self._sim.render)
+        images = {c: upright(self._renderer.draw(self.model, self.data, CAMERAS[c])) for c in self.cameras}
+        return self._observation(images)
+
+    def proprio(self) -> Observation:
+        """Return the proprioception alone, with no images."""
+        return self._observation({})
+
+    def _observation(self, images: dict[str, np.ndarray]) -> Observation:
+        # Read as robosuite's sensors do: positions of bodies lag the joints by one 2 ms substep after a step.
+        robot = self.env.robots[0]
+        data = self.env.sim.data
+        quat_wxyz = data.get_body_xquat(robot.robot_model.eef_name)
+        return Observation(
+            images=images,
+            joint_pos=np.asarray(data.qpos[robot._ref_joint_pos_indexes], np.float32),
+            ee_pose=ee_pose_from_quat(np.array(data.site_xpos[robot.eef_site_id]), np.roll(quat_wxyz, -1)),
+            gripper=np.asarray(data.qpos[robot._ref_gripper_joint_pos_indexes], np.float32),
+        )
+
+    def success(self) -> bool:
+        """Return whether the task is solved in the present state."""
+        return bool(self._control.check_success())
+
+    def state(self) -> Float[np.ndarray, "D"]:
+        """Return the flattened MjSimState: time, qpos, qvel."""
+        return np.asarray(self._control.get_sim_state(), np.float64)
+
+    def set_state(self, flat: Float[np.ndarray, "D"]) -> None:
+        """Set time, qpos and qvel, and what follows from them.
+
+        Raises:
+            DataError: `flat` has another length than this task's state.
+        """
+        size = 1 + self.model.nq + self.model.nv
+        if len(flat) != size:
+            raise DataError(f"a simulator state of {self.task.name} has {size} numbers, this one {len(flat)}")
+        self._control.set_init_state(np.asarray(flat, np.float64))
+
+    def model_xml(self) -> str:
+        """Return the scene's XML, which HDF5 demonstrations keep as `model_file`."""
+        return str(self.env.sim.model.get_xml())
+
+    @property
+    def env(self) -> Any:
+        """LIBERO's domain environment."""
+        return self._control.env
+
+    @property
+    def model(self) -> Any:
+        """The mujoco.MjModel. Another one after each reset."""
+        return self.env.sim.model._model
+
+    @property
+    def data(self) -> Any:
+        """The mujoco.MjData. Another one after each reset."""
+        return self.env.sim.data._data
+
+    def close(self) -> None:
+        """Free OpenGL and the environment. Harmless when repeated."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def __enter__(self) -> "Simulator":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def within(seconds: float, doing: str, function: Callable[[], T]) -> T:
+    """Return `function()`, run in a thread; give up on it after `seconds`.
+
+    Raises:
+        SimulatorError: it took longer; the message says where it was. The thread can't be ended: the process should.
+    """
+    result: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(function())
+        except BaseException as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if result:
+        return result[0]
+    frame = sys._current_frames().get(thread.ident or 0)
+    where = "".join(traceback.format_stack(frame)[-3:]) if frame else "?"
+    raise SimulatorError(f"{doing} took more than {seconds:g} s; it was at\n{where}")
+
+
+def _build(task: Task, assets: Any) -> Any:
+    """Return LIBERO's ControlEnv without any OpenGL context, ending no episode by itself."""
+    use_assets(assets)
+    wrapper = import_libero()
+    return _retry_placement(
+        lambda: wrapper.ControlEnv(
+            str(task.bddl_file),
+            use_camera_obs=False,
+            has_offscreen_renderer=False,
+            has_renderer=False,
+            ignore_done=True,
+        )
+    )
+
+
+def _retry_placement(function: Callable[[], T]) -> T:
+    """Call until the random placement of objects is a valid one, as LIBERO does, but not forever.
+
+    Building an environment and resetting it both draw a placement. ControlEnv.reset is not used: it retries on every
+    exception, so that a missing mesh hangs.
+    """
+    from robosuite.utils.errors import RandomizationError
+
+    for _ in range(PLACEMENT_TRIES):
+        try:
+            return function()
+        except RandomizationError as e:
+            last = e
+    raise SimulatorError(f"no valid placement of the objects in {PLACEMENT_TRIES} tries: {last}")
