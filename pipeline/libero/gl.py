@@ -47,8 +47,8 @@ def activate(asked: str) -> Backend:
     loaded = _loaded_backend()
     if loaded not in (None, backend.used):
         raise SimulatorError(
-            f"mujoco was imported with the OpenGL backend {loaded!r} before sim.gl={asked} chose {backend.used!r}, and it "
-            f"cannot change. Start the process with MUJOCO_GL={backend.used}, or import mujoco after creating a Simulator."
+            f"mujoco was imported with the OpenGL backend {loaded!r} before sim.gl={asked} chose {backend.used!r}, and "
+            f"it cannot change. Set MUJOCO_GL={backend.used}, or import mujoco after creating a Simulator."
         )
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend.used
     os.environ[PROBE_MEMORY] = json.dumps({**asdict(backend), "device": _device()})
