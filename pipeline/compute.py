@@ -1,0 +1,227 @@
+"""Run a function over many items, on this process, on local Dask workers or on a Dask cluster, with the same results.
+
+A worker is one process with one thread. What is costly to make (a CLIP model, a simulator) is made once per worker by
+`setup`, in the thread that will use it (GL contexts belong to a thread), and handed to every call:
+
+    for item, result in map_unordered(record, tasks, params.compute, setup=partial(Recorder, params.sim)):
+        ...
+
+`fn`, `setup` and the items travel by pickle. Which worker gets which item, and when, is not determined: a result must
+depend on its item alone.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+from pipeline.config import Compute
+from pipeline.errors import PipelineError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 20.0
+# A worker may die of something that is not the item's doing; one that dies at the same item three times is.
+ALLOWED_DEATHS = 2
+
+
+def map_unordered(
+    fn: Callable[[Any, Item], Result],
+    items: Iterable[Item],
+    compute: Compute,
+    setup: Callable[[], Any] | None = None,
+    lost: Callable[[Item], Result] | None = None,
+) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, fn(state, item)) as they end.
+
+    Args:
+        fn: called as fn(state, item) with `state = setup()` of the worker it runs on.
+        items: all are taken at once; no more are submitted than there are workers.
+        compute: where to run.
+        setup: makes the worker's state; None stands for a state of None. A `close()` of the state is called at the end.
+        lost: gives the result of an item that killed its worker process three times. Without it that is an error.
+            (A serial run has no other process: there the item kills the run.)
+
+    Raises:
+        PipelineError: no scheduler at the address, unsuitable workers, or a lost item.
+        Exception: whatever fn or setup raised, with its own type. Work under way elsewhere is given up.
+    """
+    todo = list(items)
+    if not todo:
+        return
+    if compute.scheduler == "serial":
+        yield from _serial(fn, todo, compute, setup)
+    else:
+        yield from _distributed(fn, todo, compute, setup, lost)
+
+
+def worker_index() -> int:
+    """Return the number of the local worker this runs in, from 0: to spread workers over GPUs. 0 when serial."""
+    from distributed import get_worker
+
+    try:
+        name = str(get_worker().name)
+    except ValueError:
+        return 0
+    return int(name) if name.isdigit() else 0
+
+
+def cores() -> int:
+    """Return how many cores this process may use: affinity and container limits count."""
+    from dask.system import CPU_COUNT
+
+    return max(1, min(CPU_COUNT, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else CPU_COUNT))
+
+
+def worker_count(compute: Compute, items: int) -> int:
+    """Return how many local workers `items` items get."""
+    return 1 if compute.scheduler == "serial" else max(1, min(compute.workers or cores(), items))
+
+
+def threads(compute: Compute, items: int) -> int:
+    """Return the number of torch threads of each worker."""
+    if compute.threads_per_worker is not None:
+        return compute.threads_per_worker
+    if compute.scheduler in ("serial", "local"):
+        return max(1, cores() // worker_count(compute, items))
+    return 1  # a cluster's workers are started one per core, or with a GPU
+
+
+def _serial(fn: Callable, items: list, compute: Compute, setup: Callable[[], Any] | None) -> Iterator:
+    _set_threads(threads(compute, len(items)))
+    state = setup() if setup else None
+    try:
+        for item in items:
+            yield item, fn(state, item)
+    finally:
+        _close(state)
+
+
+def _distributed(
+    fn: Callable, items: list, compute: Compute, setup: Callable[[], Any] | None, lost: Callable | None
+) -> Iterator:
+    import dask
+    from distributed import KilledWorker, as_completed
+
+    token = uuid.uuid4().hex  # of this call: a cluster's workers outlive it, and so would the state of an earlier one
+    torch_threads = threads(compute, len(items))
+    waiting = iter(items)
+    with dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_DEATHS}), _client(compute, items) as client:
+        running: dict[str, tuple[Any, Any]] = {}
+        done = as_completed(loop=client.loop)
+
+        def submit() -> None:
+            free = max(1, len(client.nthreads())) - len(running)  # asked anew: a cluster's workers come and go
+            for item in islice(waiting, free):
+                future = client.submit(_call, fn, setup, token, torch_threads, item, pure=False)
+                running[future.key] = (future, item)
+                done.add(future)
+
+        submit()
+        for future in done:
+            _, item = running.pop(future.key)
+            try:
+                result = future.result()
+            except KilledWorker as error:
+                if lost is None:
+                    raise PipelineError(
+                        f"item {item!r:.200} killed its worker process {ALLOWED_DEATHS + 1} times (out of memory, or a "
+                        "crash in native code). Try compute.workers: 1, or compute.scheduler: serial to see the crash."
+                    ) from error
+                result = lost(item)
+            del future
+            submit()
+            yield item, result
+        _close_all(client, token)
+
+
+@contextlib.contextmanager
+def _client(compute: Compute, items: list) -> Iterator[Any]:
+    """Yield a client of a fresh local cluster, or of the one at the address."""
+    from distributed import Client, LocalCluster
+
+    if compute.scheduler == "local":
+        with (
+            LocalCluster(
+                n_workers=worker_count(compute, len(items)),
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,  # off, also since two runs would want one port
+                memory_limit=0,  # work is bounded by design; pausing and killing at a guessed limit only harms
+                silence_logs=logging.ERROR,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(compute.scheduler, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise PipelineError(
+            f"compute.scheduler: no Dask scheduler answers at {compute.scheduler} ({error}). "
+            "Start one with: dask scheduler; or use compute.scheduler: local"
+        ) from error
+    with client:
+        _check_workers(client, compute.scheduler)
+        yield client
+
+
+def _check_workers(client: Any, address: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
+    except TimeoutError:
+        raise PipelineError(
+            f"compute.scheduler: {address} has no workers. Start some: dask worker {address} --nthreads 1"
+        ) from None
+    if wrong := [worker for worker, n in client.nthreads().items() if n != 1]:
+        raise PipelineError(
+            f"compute.scheduler: the worker {wrong[0]} has several threads; models and simulators need one thread per "
+            f"process. Start it with: dask worker {address} --nthreads 1 --nworkers N"
+        )
+
+
+_states: dict[str, Any] = {}  # in a worker process: token of the call -> state; at most one
+
+
+def _call(fn: Callable, setup: Callable[[], Any] | None, token: str, torch_threads: int, item: Any) -> Any:
+    if token not in _states:
+        for old in list(_states):
+            _close(_states.pop(old))
+        _set_threads(torch_threads)
+        _states[token] = setup() if setup else None
+    return fn(_states[token], item)
+
+
+def _close_all(client: Any, token: str) -> None:
+    """Close the workers' states by a task on each: in the thread that made them, unlike `client.run`."""
+    workers = list(client.nthreads())
+    futures = [client.submit(_forget, token, workers=[w], pure=False, allow_other_workers=False) for w in workers]
+    for worker, future in zip(workers, futures, strict=True):
+        try:
+            future.result(timeout=CLOSE_TIMEOUT_S)
+        except Exception as error:  # every result is in already: a failure to tidy up must not spoil them
+            log.warning("worker %s did not close: %r", worker, error)
+
+
+def _forget(token: str) -> None:
+    _close(_states.pop(token, None))
+
+
+def _close(state: Any) -> None:
+    if hasattr(state, "close"):
+        state.close()
+
+
+def _set_threads(n: int) -> None:
+    """Set torch's threads by hand, since Dask starts workers with OMP_NUM_THREADS=1; without importing it needlessly."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(n)  # torch reads these when it is imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(n)

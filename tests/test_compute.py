@@ -1,0 +1,211 @@
+"""pipeline.compute: one contract on every executor."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.compute import map_unordered, threads, worker_count
+from pipeline.config import Compute
+from pipeline.errors import DataError, PipelineError
+
+SERIAL = Compute("serial", None, None)
+ONE = Compute("local", 1, 1)
+TWO = Compute("local", 2, 1)
+
+
+@dataclass
+class Counter:
+    """A state that says where it was made and how often it was used."""
+
+    folder: Path
+    calls: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        with (self.folder / "made").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    def close(self) -> None:
+        with (self.folder / "closed").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+@dataclass(frozen=True)
+class Make:
+    folder: Path
+
+    def __call__(self) -> Counter:
+        return Counter(self.folder)
+
+
+def square(state: Counter, item: int) -> tuple[int, int]:
+    state.calls.append(item)
+    time.sleep(0.05)
+    return item * item, os.getpid()
+
+
+def torch_threads(state: None, item: int) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def fail(state: None, item: int) -> int:
+    if item == 2:
+        raise DataError(f"item {item} is bad; mend it")
+    return item
+
+
+def die(state: None, item: int) -> int:
+    if item == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def refuse() -> None:
+    raise PipelineError("no model; fetch it")
+
+
+@pytest.mark.parametrize("compute", [SERIAL, ONE, TWO], ids=["serial", "one", "two"])
+def test_results_and_one_state_per_worker(compute: Compute, tmp_path: Path) -> None:
+    found = dict(map_unordered(square, range(8), compute, Make(tmp_path)))
+    assert {item: value for item, (value, _) in found.items()} == {i: i * i for i in range(8)}
+    workers = {pid for _, pid in found.values()}
+    assert len(workers) == (2 if compute is TWO else 1)
+    assert (os.getpid() in workers) == (compute is SERIAL)
+    made = [int(line) for line in (tmp_path / "made").read_text().split()]
+    closed = [int(line) for line in (tmp_path / "closed").read_text().split()]
+    assert sorted(made) == sorted(closed) == sorted(workers)
+
+
+@pytest.mark.parametrize("compute", [SERIAL, ONE], ids=["serial", "one"])
+def test_errors_keep_their_type_and_text(compute: Compute) -> None:
+    with pytest.raises(DataError, match="item 2 is bad; mend it"):
+        list(map_unordered(fail, range(4), compute))
+    with pytest.raises(PipelineError, match="no model; fetch it"):
+        list(map_unordered(fail, range(4), compute, refuse))
+
+
+def test_an_item_that_kills_its_worker_is_told_apart() -> None:
+    assert dict(map_unordered(die, range(4), ONE, lost=lambda item: -item)) == {0: 0, 1: -1, 2: 2, 3: 3}
+
+
+def test_an_item_that_kills_its_worker_is_an_error_by_default() -> None:
+    with pytest.raises(PipelineError, match="item 1 killed its worker"):
+        list(map_unordered(die, [1], ONE))
+
+
+@pytest.mark.parametrize("scheduler", ["serial", "local"])
+def test_torch_threads_are_set(scheduler: str) -> None:
+    assert list(map_unordered(torch_threads, [0], Compute(scheduler, 1, 3))) == [(0, 3)]
+
+
+def test_no_items_start_nothing() -> None:
+    assert list(map_unordered(square, [], Compute("tcp://127.0.0.1:1", None, None), refuse)) == []
+
+
+def test_no_scheduler_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.compute.CONNECT_TIMEOUT_S", 1.0)
+    with pytest.raises(PipelineError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 "):
+        list(map_unordered(fail, [0], Compute("tcp://127.0.0.1:1", None, None)))
+
+
+@pytest.fixture
+def cluster():
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=50
+    ) as made:
+        yield made
+
+
+def test_remote_scheduler_serves_two_calls(cluster, tmp_path: Path) -> None:
+    compute = Compute(cluster.scheduler_address, None, 1)
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        found = dict(map_unordered(square, range(6), compute, Make(tmp_path / run)))
+        assert {item: value for item, (value, _) in found.items()} == {i: i * i for i in range(6)}
+        assert len((tmp_path / run / "made").read_text().split()) == 2  # a state is made anew for each call
+
+
+def test_workers_with_several_threads_are_refused() -> None:
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address=None, silence_logs=50
+        ) as made,
+        pytest.raises(PipelineError, match="--nthreads 1"),
+    ):
+        list(map_unordered(fail, [0], Compute(made.scheduler_address, None, None)))
+
+
+def test_sharing_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.compute.cores", lambda: 8)
+    assert worker_count(Compute("local", None, None), 100) == 8
+    assert worker_count(Compute("local", None, None), 3) == 3
+    assert threads(Compute("local", 2, None), 100) == 4
+    assert threads(Compute("local", 2, 3), 100) == 3
+    assert threads(Compute("serial", 2, None), 100) == 8
+    assert threads(Compute("tcp://somewhere:1", None, None), 100) == 1
+
+
+SLEEPER = """
+import sys, time
+from pipeline.compute import map_unordered
+from pipeline.config import Compute
+
+def nap(state, item):
+    print("napping", flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        list(map_unordered(nap, range(2), Compute("local", 2, 1)))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_an_interrupt(kill: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / "sleeper.py"
+    script.write_text(SLEEPER)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,
+        env=env,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.readline()
+    os.killpg(process.pid, kill) if kill == signal.SIGINT else process.kill()
+    _, stderr = process.communicate(timeout=40)
+    if kill == signal.SIGINT:
+        assert process.returncode == 1
+        assert stderr.strip().splitlines()[-1] == "interrupted"
+        assert "Traceback" not in stderr
+    deadline = time.monotonic() + 20
+    while _group_lives(process.pid):
+        assert time.monotonic() < deadline, "workers outlived the run"
+        time.sleep(0.2)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
