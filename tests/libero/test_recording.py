@@ -1,5 +1,6 @@
 """Files written here are read by readers that nobody here wrote, and are the same bytes each time."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
