@@ -36,8 +36,9 @@ class Architecture:
     @classmethod
     def of(cls, policy: PolicyParams, image_dim: int, text_dim: int) -> "Architecture":
         """Return the architecture that `policy` asks for on features of the given sizes."""
-        sizes = {k: getattr(policy, k) for k in cls.__dataclass_fields__ if k not in ("image_dim", "text_dim")}
-        return cls(image_dim=image_dim, text_dim=text_dim, **sizes)
+        values: dict[str, Any] = {"image_dim": image_dim, "text_dim": text_dim}
+        values |= {k: getattr(policy, k) for k in cls.__dataclass_fields__ if k not in values}
+        return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; from_json is the way back."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 # Below this spread a dimension is taken as constant. Actions are in [-1, 1]; positions in metres and radians:
 # 0.01 is half a millimetre of commanded motion, or under one degree of a joint.
 MIN_STD = 1e-2
+FEATURE_MIN_STD = 1e-4  # features have no unit; this only guards against a division by zero
 
 
 class Standardiser(nn.Module):
@@ -45,6 +46,14 @@ class Normaliser(nn.Module):
         self.proprio = nn.ModuleDict({name: Standardiser(dim) for name, dim in proprio_dims.items()})
         self.action = Standardiser(action_dim)
 
+    def fit(self, images: Mapping[str, Tensor], proprio: Mapping[str, Tensor], action: Float[Tensor, "N A"]) -> None:
+        """Take the statistics of the training rows: images name -> (N, D), proprio name -> (N, k)."""
+        for name, rows in images.items():
+            _standardiser(self.images, name).fit(rows.float(), FEATURE_MIN_STD)
+        for name, rows in proprio.items():
+            _standardiser(self.proprio, name).fit(rows.float())
+        self.action.fit(action)
+
     def inputs(
         self, images: Mapping[str, Tensor], text: Float[Tensor, "B D"], proprio: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
@@ -55,3 +64,9 @@ class Normaliser(nn.Module):
             text.float() / scale,
             {name: module(proprio[name].float()) for name, module in self.proprio.items()},
         )
+
+
+def _standardiser(modules: nn.ModuleDict, name: str) -> Standardiser:
+    module = modules[name]
+    assert isinstance(module, Standardiser)
+    return module

@@ -1,5 +1,6 @@
 """Velocity networks v(x_t, t, c)."""
 
+import itertools
 import math
 
 import torch
@@ -24,7 +25,7 @@ class MlpVelocity(nn.Module):
         self.time_dim = time_dim
         self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU())
         sizes = [horizon * action_dim + time_dim + condition_dim, *[width] * layers]
-        hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.SiLU())]
+        hidden = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
         self.net = nn.Sequential(*hidden, nn.Linear(width, horizon * action_dim))
 
     def forward(

@@ -1,0 +1,18 @@
+"""Action windows: the chunk of H actions that starts at a row."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def action_windows(
+    actions: Float[Tensor, "N A"], last: Int[Tensor, " N"], rows: Int[Tensor, " B"], horizon: int
+) -> Float[Tensor, "B H A"]:
+    """Return actions[r], ..., actions[r + H - 1] for each row r.
+
+    Past the episode's end (`last[r]` is its last row) the final action repeats, as Diffusion Policy pads: a policy that
+    is asked for more after the last recorded step goes on doing what it did.
+    """
+    offsets = torch.arange(horizon, device=rows.device)
+    index = torch.minimum(rows[:, None] + offsets[None], last[rows][:, None])
+    return actions[index]

@@ -1,0 +1,47 @@
+"""Which rows, seeds and learning rate a step has: pure functions of the settings and the step."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pipeline.config import TrainFlow
+from pipeline.errors import ConfigError
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return a 63-bit seed of its own for each (seed, step), by splitmix64's mixing constants."""
+    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    return (x ^ (x >> 31)) >> 1
+
+
+def epoch_batches(rows: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int) -> Iterator[Int[Tensor, " B"]]:
+    """Yield the global batches of an epoch: every row exactly once, in an order of its own, the last batch smaller."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(step_seed(seed + 1, epoch)))
+    yield from rows[order].split(batch_size)
+
+
+def accumulation_steps(cfg: TrainFlow, processes: int) -> int:
+    """Return how many forward passes make up one process's share of the global batch.
+
+    Raises ConfigError if batch_size is not a multiple of processes * microbatch_size.
+    """
+    micro = cfg.microbatch_size or max(1, cfg.batch_size // processes)
+    if cfg.batch_size % (micro * processes):
+        raise ConfigError(
+            f"train_flow.batch_size {cfg.batch_size} is not a multiple of {processes} processes x microbatch "
+            f"size {micro}. Change one of them; processes: accelerate launch --num_processes N"
+        )
+    return cfg.batch_size // (micro * processes)
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> float:
+    """Return the factor on the learning rate at `step` of `total`: linear warm-up, then cosine to zero or constant."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

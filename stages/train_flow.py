@@ -1,0 +1,123 @@
+"""Stage two: train fusion and flow on the cached features.
+
+    accelerate launch --cpu -m stages.train_flow                # the smallest: one CPU process
+    accelerate launch stages/train_flow.py                      # as accelerate is configured: one GPU, several, nodes
+    accelerate launch --config_file configs/accelerate/gpu2.yaml -m stages.train_flow
+
+Reads data/embeddings/<suite>.zarr; writes the policy bundle runs/flow/policy and runs/flow/train.json. Stopped at any
+time and started again it goes on from its last checkpoint, in .scratch/train/, and ends in the same policy.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from cache.reader import Store, open_store
+
+from pipeline.config import Params, load
+from pipeline.policy import bundle
+from pipeline.policy.network import Architecture
+from pipeline.provenance import provenance
+from pipeline.train.data import load_stores
+from pipeline.train.loop import Progress, train
+from stages import cli
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train by params.yaml and publish the policy."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--embeddings", default="data/embeddings", help="where the stores are (default: %(default)s)")
+    parser.add_argument("--out", default="runs/flow", help="directory to write (default: %(default)s)")
+    parser.add_argument("--scratch", default=".scratch/train", help="directory of checkpoints (default: %(default)s)")
+    args = parser.parse_args(argv)
+    params = load(args.params)
+    accelerator = Accelerator(mixed_precision=params.train_flow.precision)
+    if accelerator.device.type == "cpu":  # accelerate launch allows one thread, whatever the machine has
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
+    data = load_stores(
+        [(suite, store, params.data.tasks[suite]) for suite, store in stores.items()],
+        params.policy.cameras,
+        params.policy.proprio,
+        params.train_flow.action,
+    )
+    arch = Architecture.of(params.policy, next(iter(data.images.values())).shape[1], data.text.shape[1])
+    identity = training_identity(params, arch, stores)
+    scratch = Path(args.scratch) / _digest(identity)[:16]
+    network, progress = train(accelerator, data, arch, params.train_flow, params.policy.feature_noise, scratch)
+    if accelerator.is_main_process:
+        out = Path(args.out)
+        store = next(iter(stores.values()))
+        spec = bundle.PolicySpec(arch, store.attrs["encoder"], store.attrs["transform"], identity["data"], provenance())
+        bundle.save(out / "policy", network, spec)
+        write_history(out, progress, network.parameter_counts(), accelerator)
+        shutil.rmtree(scratch)
+        final = progress.history[-1]
+        print(
+            f"trained {progress.step} steps in {progress.wall_s:.0f} s; loss {final['train_loss']:.4f}, "
+            f"action MSE {final['train_action_mse']:.5f}, MAE {final['train_action_mae']:.4f} on training episodes: {out / 'policy'}"
+        )
+    accelerator.end_training()
+
+
+def training_identity(params: Params, arch: Architecture, stores: dict[str, Store]) -> dict[str, Any]:
+    """Return everything that the trained weights depend on, as plain JSON values. Checkpoints are filed under it."""
+    return {
+        "architecture": arch.to_json(),
+        "train_flow": asdict(params.train_flow),
+        "feature_noise": params.policy.feature_noise,
+        "data": {
+            "stores": {suite: store.fingerprint for suite, store in stores.items()},
+            "tasks": {suite: params.data.tasks[suite] for suite in stores},
+            "action": params.train_flow.action,
+            "sim": {"assets": params.sim.assets, "render": params.sim.render, "image_size": params.sim.image_size},
+        },
+    }
+
+
+def _digest(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def write_history(out: Path, progress: Progress, parameters: dict[str, int], accelerator: Accelerator) -> None:
+    """Write train.json (final figures, every epoch) and curves.csv (for `dvc plots`), each whole or not at all."""
+    final = {k: v for k, v in progress.history[-1].items() if k not in ("epoch", "step")}
+    report = {
+        **final,
+        "steps": progress.step,
+        "wall_s": round(progress.wall_s, 1),
+        "steps_per_s": round(progress.step / progress.wall_s, 2),
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "trainable_parameters": parameters,
+        "epochs": progress.history,
+        "provenance": provenance(),
+    }
+    _replace(out / "train.json", json.dumps(report, indent=2) + "\n")
+    columns = list(progress.history[-1])
+    partial = out / "curves.csv.partial"
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(progress.history)
+    partial.replace(out / "curves.csv")
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    cli.run(main)
