@@ -1,0 +1,9 @@
+"""One episode, many episodes, and what they add up to.
+
+agent     what acts: a policy bundle behind its encoder, or a baseline
+episode   one rollout by the protocol: a pure function of its arguments
+record    what is kept of an episode, and the append-only file it is kept in
+engine    many episodes, on any number of workers, resumable
+metrics   success rates with Wilson intervals, latencies
+video     H.264 recordings and film strips
+"""

@@ -1,0 +1,159 @@
+"""What acts in an episode: a policy behind its frozen encoder, or a baseline that shows the harness to be sound."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from pipeline.config import EncoderParams, Sim
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.transform import TRANSFORM_ID
+from pipeline.errors import DataError
+from pipeline.libero.simulator import Observation
+from pipeline.libero.suites import Task
+from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Looks, and says what to do until the next look.
+
+    Attributes:
+        cameras: what it looks at; () for an agent that is blind, for which nothing is drawn.
+        execute: how many of the actions it gives are carried out before it looks again.
+    """
+
+    cameras: tuple[str, ...]
+    execute: int
+
+    def reset(self, task: Task, seed: int) -> None:
+        """Begin an episode. What the agent does from here on depends on task, seed and observations only."""
+
+    def act(self, obs: Observation) -> np.ndarray:
+        """Return the next actions, (h, 7) with h >= execute, in the environment's units."""
+
+
+class PolicyAgent:
+    """A policy bundle, and the encoder that its features came from.
+
+    Args:
+        sim: how the simulator draws now.
+
+    Raises:
+        DataError: encoder, transform or pictures are not those that the policy was trained with.
+    """
+
+    def __init__(self, bundle: PolicyBundle, encoder: ClipEncoder, sim: Sim) -> None:
+        check_spec(bundle.spec, sim)
+        check_encoder(bundle.spec, encoder.identity)
+        self.cameras = bundle.spec.architecture.cameras
+        self.execute = bundle.spec.architecture.execute
+        self._bundle = bundle
+        self._encoder = encoder
+        self._words: dict[str, Float[np.ndarray, "1 D"]] = {}
+        self._task: Task | None = None
+        self._generator = torch.Generator()
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: EncoderParams, sim: Sim, device: str = "cpu") -> "PolicyAgent":
+        """Read the bundle at `path` and make the encoder."""
+        return cls(load(path, device), ClipEncoder(encoder, device), sim)
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._task = task
+        self._generator = torch.Generator().manual_seed(seed)
+        if task.language not in self._words:
+            self._words[task.language] = self._encoder.text([task.language])
+
+    def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
+        if self._task is None:
+            raise RuntimeError("reset() comes before act()")
+        frames = np.stack([obs.images[camera] for camera in self.cameras])
+        features = self._encoder.images(frames).astype(np.float32)
+        state = {name: getattr(obs, name)[None] for name in self._bundle.spec.architecture.proprio}
+        images = {camera: features[i : i + 1] for i, camera in enumerate(self.cameras)}
+        return self._bundle.act(images, self._words[self._task.language], state, self._generator)[0]
+
+
+class NoopAgent:
+    """Holds still with an open gripper: succeeds where the harness is wrong, or the task is solved at the start."""
+
+    cameras: tuple[str, ...] = ()
+
+    def __init__(self, execute: int = 8) -> None:
+        self.execute = execute
+
+    def reset(self, task: Task, seed: int) -> None:
+        pass
+
+    def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
+        return np.tile(np.array([0, 0, 0, 0, 0, 0, -1], np.float32), (self.execute, 1))
+
+
+class RandomAgent:
+    """Uniform actions in [-1, 1]: the floor that a policy has to rise from.
+
+    Args:
+        cameras: drawn at each look, to no purpose but a test's or a benchmark's.
+    """
+
+    def __init__(self, execute: int = 8, cameras: tuple[str, ...] = ()) -> None:
+        self.execute = execute
+        self.cameras = cameras
+        self._rng = np.random.default_rng(0)
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
+        return self._rng.uniform(-1, 1, (self.execute, 7)).astype(np.float32)
+
+
+def policy_identity(path: str | Path) -> dict[str, Any]:
+    """Return what the results of the bundle at `path` depend on, and its weights' hash, as plain JSON values.
+
+    Raises:
+        DataError: there is no bundle.
+    """
+    tree = load_spec(path).to_json()
+    del tree["provenance"]  # when and where it was trained moves no result
+    try:
+        weights = hashlib.sha256((Path(path) / "weights.safetensors").read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise DataError(f"{path}/weights.safetensors: not found. Train again: dvc repro -f train_flow") from None
+    return {"weights_sha256": weights, **tree}
+
+
+def check_spec(spec: PolicySpec, sim: Sim) -> None:
+    """Refuse a policy that would see other pictures than it learnt from. Needs no encoder, so it is checked first.
+
+    Raises:
+        DataError: names both sides and the remedy.
+    """
+    if spec.transform != TRANSFORM_ID:
+        raise DataError(
+            f"the policy was trained on images of transform {spec.transform!r}; this code makes {TRANSFORM_ID!r}. "
+            "Embed and train again: dvc repro train_flow"
+        )
+    for name, trained in spec.data["sim"].items():
+        if trained != (now := getattr(sim, name)):
+            raise DataError(
+                f"the policy was trained on pictures of sim.{name} {trained!r}; the simulator is to draw {now!r}. "
+                f"Set sim.{name}: {trained}, or make the demonstrations again and train on them: dvc repro train_flow"
+            )
+
+
+def check_encoder(spec: PolicySpec, identity: dict[str, Any]) -> None:
+    """Refuse another encoder than the one whose features the policy was trained on. Raises DataError."""
+    mine, theirs = json.loads(json.dumps(identity)), spec.encoder
+    differing = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+    if differing:
+        sides = "; ".join(f"{k}: {theirs.get(k)!r} in the policy, {mine.get(k)!r} in the settings" for k in differing)
+        raise DataError(
+            f"the policy was trained on another encoder's features ({sides}). "
+            "Set embed.encoder as it was, or embed and train again: dvc repro train_flow"
+        )

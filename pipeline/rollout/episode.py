@@ -1,0 +1,251 @@
+"""One rollout, by the protocol of OpenVLA and openpi. The outcome is a function of the arguments and nothing else."""
+
+import hashlib
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from pipeline.errors import PipelineError, SimulatorError
+from pipeline.libero.simulator import Observation, Simulator
+from pipeline.libero.suites import SUITES, Task, init_states
+from pipeline.rollout.agent import Agent
+from pipeline.rollout.record import EpisodeRecord, ErrorKind
+
+log = logging.getLogger(__name__)
+ACTION_DIM = 7
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """What decides an episode besides simulator, agent, task and episode id.
+
+    Attributes:
+        first_init_state: row of the task's .pruned_init that episode 0 starts from; episode i has row first + i.
+        max_steps: control steps after settling; None is the suite's usual limit.
+        timeout_s: wall-clock limit of one episode.
+        seed: of the agent; each episode derives its own from it.
+        sim_seed: of the simulator, set before every reset: fixtures stand where the benchmark has them.
+    """
+
+    first_init_state: int
+    max_steps: int | None
+    timeout_s: float
+    seed: int
+    sim_seed: int
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Is given an observation before each control step, and one after the last."""
+
+    def add(self, obs: Observation) -> None:
+        """Keep one frame."""
+
+
+class AgentError(Exception):
+    """The agent raised, or gave something that is no action."""
+
+
+class EpisodeTimeout(Exception):
+    """The episode took longer than it may."""
+
+
+def run_episode(
+    simulator: Simulator,
+    agent: Agent,
+    task: Task,
+    episode: int,
+    settings: EpisodeSettings,
+    recorder: Recorder | None = None,
+) -> EpisodeRecord:
+    """Run one episode; return what came of it, whatever that was.
+
+    The cameras are drawn when the agent looks, which is every agent.execute steps. With a recorder they are drawn at
+    each step, without any effect on the result.
+
+    Raises:
+        PipelineError: settings that no episode can run with (a row that the task lacks...). All else that goes wrong is
+            an outcome.
+    """
+    roll = _Rollout(simulator, agent, task, episode, settings, recorder)
+    kind: ErrorKind | None = None
+    error: Exception | None = None
+    started = perf_counter()
+    try:
+        roll.run()
+    except AgentError as e:
+        kind, error = "agent", e
+    except EpisodeTimeout as e:
+        kind, error = "timeout", e
+    except SimulatorError as e:
+        kind, error = "simulator", e
+    except PipelineError:
+        raise
+    except Exception as e:  # whatever MuJoCo, robosuite or LIBERO raise in mid-episode
+        kind, error = "simulator", e
+    if error is not None:
+        log.warning("%s, task %d, episode %d: %s", task.suite, task.id, episode, describe(error))
+    return EpisodeRecord(
+        suite=task.suite,
+        task=task.id,
+        name=task.name,
+        language=task.language,
+        episode=episode,
+        init_row=settings.first_init_state + episode,
+        outcome="error" if error else "success" if roll.success else "failure",
+        error_kind=kind,
+        error=describe(error) if error else None,
+        attempts=1,
+        steps=roll.steps,
+        looks=len(roll.policy_s),
+        renders=roll.renders,
+        final_state=None if error else _digest(simulator.state()),
+        seconds=round(perf_counter() - started, 4),
+        reset_s=round(roll.clock["reset"], 4),
+        physics_s=round(roll.clock["physics"], 4),
+        render_s=round(roll.clock["render"], 4),
+        policy_ms=tuple(round(1e3 * s, 3) for s in roll.policy_s),
+    )
+
+
+def episode_seed(seed: int, task: Task, episode: int) -> int:
+    """Return the seed of one episode's agent, in [0, 2^63): the same in any order and on any number of workers."""
+    digest = hashlib.sha256(f"{seed}/{task.suite}/{task.id}/{episode}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def step_limit(task: Task, settings: EpisodeSettings) -> int:
+    """Return the control steps that an episode of `task` may take."""
+    return SUITES[task.suite].max_steps if settings.max_steps is None else settings.max_steps
+
+
+def describe(error: BaseException) -> str:
+    """Return type, message and place of an error, in one line of text."""
+    cause = error.__cause__ if isinstance(error, AgentError) and error.__cause__ else error
+    frames = traceback.extract_tb(cause.__traceback__)
+    place = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+    text = str(error) if isinstance(error, AgentError | EpisodeTimeout | PipelineError) else repr(error)
+    return " ".join(text.split())[:2000] + place
+
+
+def _digest(state: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(state, np.float64).tobytes()).hexdigest()[:16]
+
+
+@dataclass
+class _Rollout:
+    """The episode under way."""
+
+    simulator: Simulator
+    agent: Agent
+    task: Task
+    episode: int
+    settings: EpisodeSettings
+    recorder: Recorder | None
+    success: bool = False
+    steps: int = 0
+    renders: int = 0
+    policy_s: list[float] = field(default_factory=list)
+    clock: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("reset", "physics", "render"), 0.0))
+    started: float = field(default_factory=perf_counter)
+
+    def run(self) -> None:
+        """Act until the task is solved or the steps are spent."""
+        with self._timed("reset"):
+            states = init_states(self.task)
+            row = self.settings.first_init_state + self.episode
+            check_row(self.task, row, len(states))
+            self.simulator.reset(states[row], self.settings.sim_seed)
+        with _as_agent_error("reset"):
+            self.agent.reset(self.task, episode_seed(self.settings.seed, self.task, self.episode))
+        limit = step_limit(self.task, self.settings)
+        while self.steps < limit and not self.success:
+            obs = self._look()
+            for i, action in enumerate(self._act(obs)[: limit - self.steps]):
+                if self.recorder:
+                    self._record(obs if i == 0 and obs.images else self._draw())
+                with self._timed("physics"):
+                    self.success = self.simulator.step(action)
+                self.steps += 1
+                self._check_time()
+                if self.success:
+                    break
+        if self.recorder:
+            self._record(self._draw())
+
+    def _look(self) -> Observation:
+        return self._draw() if self.agent.cameras else self.simulator.proprio()
+
+    def _draw(self) -> Observation:
+        with self._timed("render"):
+            self.renders += 1
+            return self.simulator.observe()
+
+    def _act(self, obs: Observation) -> np.ndarray:
+        """Ask the agent; return the (execute, 7) actions to carry out, float64."""
+        started = perf_counter()
+        with _as_agent_error("act"):
+            actions = self.agent.act(obs)
+        self.policy_s.append(perf_counter() - started)
+        self._check_time()
+        return _checked(actions, self.agent.execute)
+
+    def _record(self, obs: Observation) -> None:
+        assert self.recorder is not None
+        try:
+            self.recorder.add(obs)
+        except Exception as error:
+            raise PipelineError(f"cannot encode the video: {error!r}. Set eval_libero.videos_per_task: 0") from error
+
+    def _check_time(self) -> None:
+        if (took := perf_counter() - self.started) > self.settings.timeout_s:
+            raise EpisodeTimeout(
+                f"{took:.1f} s for {self.steps} steps, more than eval_libero.timeout_s {self.settings.timeout_s:g}"
+            )
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            self.clock[part] += perf_counter() - started
+
+
+def check_row(task: Task, row: int, rows: int) -> None:
+    """Raise PipelineError for an init state that the task lacks."""
+    if not 0 <= row < rows:
+        raise PipelineError(
+            f"{task.suite} task {task.id} has initial states 0 to {rows - 1}, and row {row} is asked for. "
+            "Lower eval_libero.episodes or eval_libero.first_init_state."
+        )
+
+
+def _checked(actions: np.ndarray, execute: int) -> np.ndarray:
+    """Return the first `execute` actions; refuse what is none."""
+    try:
+        array = np.asarray(actions, np.float64)
+    except (TypeError, ValueError) as error:
+        raise AgentError(f"the agent gave {type(actions).__name__}, not numbers: {error}") from None
+    if array.ndim != 2 or array.shape[1] != ACTION_DIM or len(array) < execute:
+        raise AgentError(f"the agent gave actions of shape {array.shape}, not (h, {ACTION_DIM}) with h >= {execute}")
+    if not np.isfinite(array).all():
+        rows, columns = np.nonzero(~np.isfinite(array))
+        raise AgentError(f"the agent gave {array[rows[0], columns[0]]} in action {rows[0]}, component {columns[0]}")
+    return array[:execute]
+
+
+@contextmanager
+def _as_agent_error(where: str) -> Iterator[None]:
+    try:
+        yield
+    except PipelineError:
+        raise  # a setting that a person can mend: not an episode's bad luck
+    except Exception as error:
+        raise AgentError(f"the agent's {where}() raised {error!r}") from error

@@ -1,0 +1,90 @@
+"""Episode records to success rates. A rate never stands alone: n and a 95 % interval are beside it."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from pipeline.rollout.record import EpisodeRecord
+
+Z_95 = 1.959964
+CONTROL_HZ = 20
+"""Control steps per simulated second (LIBERO's OSC_POSE controller)."""
+
+
+def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float] | None:
+    """Return Wilson's score interval of a success probability (E. B. Wilson, 1927), or None without an observation.
+
+    Args:
+        successes: in [0, n].
+        z: quantile of the normal distribution; 1.959964 is 95 %, two-sided.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}")
+    if n == 0:
+        return None
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rates(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """Return counts and the success rate over the episodes that ended in success or failure.
+
+    Returns:
+        episodes (all), errors, timeouts (those of the errors that were one), n = successes + failures, success_rate and
+        its interval (None if n is 0), and the mean number of steps to success (None without one).
+    """
+    successes = [r for r in records if r.outcome == "success"]
+    failures = sum(r.outcome == "failure" for r in records)
+    n = len(successes) + failures
+    low, high = wilson(len(successes), n) or (None, None)
+    return {
+        "episodes": len(records),
+        "n": n,
+        "successes": len(successes),
+        "failures": failures,
+        "errors": len(records) - n,
+        "timeouts": sum(r.error_kind == "timeout" for r in records),
+        "success_rate": len(successes) / n if n else None,
+        "wilson_low": low,
+        "wilson_high": high,
+        "mean_steps_to_success": float(np.mean([r.steps for r in successes])) if successes else None,
+    }
+
+
+def summary(records: Iterable[EpisodeRecord]) -> dict[str, Any]:
+    """Return eval.json's results: `rates` of all, `per_suite` and `per_task`, in the benchmark's order."""
+    ordered = sorted(records, key=lambda r: r.key)
+    suites = {name: list(group) for name, group in groupby(ordered, key=lambda r: r.suite)}
+    tasks = [list(group) for _, group in groupby(ordered, key=lambda r: (r.suite, r.task))]
+    return {
+        "suite": "+".join(suites),
+        **rates(ordered),
+        "per_suite": [{"suite": name, **rates(group)} for name, group in suites.items()],
+        "per_task": [
+            {"suite": g[0].suite, "task": g[0].task, "name": g[0].name, "language": g[0].language, **rates(g)}
+            for g in tasks
+        ],
+    }
+
+
+def timings(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """Return where the episodes' wall time went, and percentiles of the policy's latency (encoder included)."""
+    looks_ms = np.array([ms for r in records for ms in r.policy_ms])
+    steps = sum(r.steps for r in records)
+    seconds = sum(r.seconds for r in records)
+    percentiles = np.percentile(looks_ms, [50, 90, 99]).round(2).tolist() if len(looks_ms) else [None] * 3
+    return {
+        "episode_s_total": round(seconds, 3),
+        "reset_s": round(sum(r.reset_s for r in records), 3),
+        "physics_s": round(sum(r.physics_s for r in records), 3),
+        "render_s": round(sum(r.render_s for r in records), 3),
+        "policy_s": round(float(looks_ms.sum()) / 1e3, 3),
+        "control_steps": steps,
+        "control_steps_per_s": round(steps / seconds, 2) if seconds else None,
+        "policy_ms": dict(zip(("p50", "p90", "p99"), percentiles, strict=True)),
+    }
