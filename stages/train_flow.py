@@ -65,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         final = progress.history[-1]
         print(
             f"trained {progress.step} steps in {progress.wall_s:.0f} s; loss {final['train_loss']:.4f}, "
-            f"action MSE {final['train_action_mse']:.5f}, MAE {final['train_action_mae']:.4f} on training episodes: {out / 'policy'}"
+            f"action MSE {final['train_action_mse']:.5f}, MAE {final['train_action_mae']:.4f} on training "
+            f"episodes: {out / 'policy'}"
         )
     accelerator.end_training()
 

@@ -47,7 +47,8 @@ class Architecture:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Architecture":
         """Build from to_json's mapping. Raises TypeError for missing or unknown keys."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+        return cls(**values)
 
 
 class FlowPolicy(nn.Module):

@@ -1,0 +1,147 @@
+"""The reference's parameter table, standardisation, windows, and the bundle's round trip and refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import load
+from pipeline.config.compose import compose
+from pipeline.config.load import from_dict
+from pipeline.errors import DataError
+from pipeline.policy import bundle
+from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.policy.normaliser import Normaliser, Standardiser
+from pipeline.policy.velocity import sinusoid
+from pipeline.policy.windows import action_windows
+
+REFERENCE_TABLE = {"joint_pos": 3.6e3, "ee_pose": 3.6e3, "fusion": 1.3e6, "velocity": 3.0e6, "total": 4.3e6}
+
+
+def reference_architecture() -> Architecture:
+    import yaml
+
+    tree = yaml.safe_load(compose(["experiment=single_task_overfit"]))
+    return Architecture.of(from_dict(tree).policy, image_dim=512, text_dim=512)
+
+
+def small_architecture(**changes: object) -> Architecture:
+    values: dict[str, object] = {"cameras": ("agentview", "eye_in_hand"), "proprio": ("joint_pos", "gripper")}
+    values |= {"image_dim": 6, "text_dim": 5, "width": 8, "velocity_width": 16, "velocity_layers": 2, "time_dim": 4}
+    values |= {"horizon": 3, "execute": 2, "sampling_steps": 4}
+    return Architecture(**{**values, **changes})
+
+
+def inputs(arch: Architecture, rows: int) -> tuple[dict, torch.Tensor, dict]:
+    dims = {"joint_pos": 7, "ee_pose": 7, "gripper": 2}
+    return (
+        {c: torch.randn(rows, arch.image_dim) for c in arch.cameras},
+        torch.randn(rows, arch.text_dim),
+        {p: torch.randn(rows, dims[p]) for p in arch.proprio},
+    )
+
+
+def test_trainable_parameters_are_within_5_percent_of_the_reference() -> None:
+    counts = FlowPolicy(reference_architecture()).parameter_counts()
+    for name, expected in REFERENCE_TABLE.items():
+        assert abs(counts[name] - expected) / expected < 0.05, (name, counts[name], expected)
+
+
+def test_quickstart_differs_from_the_reference_only_where_it_says() -> None:
+    quick = load("params.yaml").policy
+    assert quick.cameras == ("agentview", "eye_in_hand")
+    assert (quick.horizon, quick.execute) == (16, 8)
+    reference = reference_architecture()
+    assert (reference.cameras, reference.horizon, reference.sampling_steps) == (("agentview",), 1, 50)
+
+
+def test_standardiser_gives_zero_mean_unit_spread_and_inverts() -> None:
+    rows = torch.randn(1000, 3) * torch.tensor([1.0, 0.2, 0.0]) + torch.tensor([5.0, -1.0, 2.0])
+    module = Standardiser(3)
+    module.fit(rows)
+    scaled = module(rows)
+    torch.testing.assert_close(scaled[:, :2].mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled[:, :2].std(0, correction=0), torch.ones(2), atol=1e-4, rtol=0)
+    assert scaled[:, 2].abs().max() < 1e-3, "a constant dimension is zero, not noise"
+    torch.testing.assert_close(module.inverse(scaled), rows)
+
+
+def test_one_instruction_is_not_standardised_away() -> None:
+    normaliser = Normaliser({}, {}, 7)
+    text = torch.tensor([[3.0, 4.0]])
+    torch.testing.assert_close(normaliser.inputs({}, text, {})[1], text / (12.5**0.5))
+
+
+def test_sinusoid_tells_close_times_apart_and_is_bounded() -> None:
+    codes = sinusoid(torch.tensor([0.0, 0.01, 0.5, 1.0]), 16)
+    assert codes.abs().max() <= 1
+    assert (codes[0] - codes[1]).norm() > 0.5
+    torch.testing.assert_close(codes[0], torch.tensor([0.0] * 8 + [1.0] * 8))
+
+
+def test_windows_repeat_the_last_action_of_their_own_episode() -> None:
+    actions = torch.arange(6.0)[:, None].repeat(1, 7)  # episodes: rows 0-3 and 4-5
+    last = torch.tensor([3, 3, 3, 3, 5, 5])
+    windows = action_windows(actions, last, torch.tensor([0, 2, 5]), 3)
+    assert windows[:, :, 0].tolist() == [[0, 1, 2], [2, 3, 3], [5, 5, 5]]
+
+
+def test_every_input_reaches_the_action() -> None:
+    torch.manual_seed(0)
+    arch = small_architecture()
+    network = FlowPolicy(arch)
+    images, text, proprio = inputs(arch, 1)
+    noise = torch.randn(1, 3, 7)
+    before = network.act(images, text, proprio, noise)
+    for group in (images, proprio):
+        for name in group:
+            changed = {**group, name: group[name] + 1}
+            args = (changed, text, proprio) if group is images else (images, text, changed)
+            assert not torch.equal(before, network.act(*args, noise)), name
+    assert not torch.equal(before, network.act(images, text.flip(1), proprio, noise))
+    assert not torch.equal(before, network.act(images, text, proprio, noise + 1))
+    assert before.abs().max() <= 1
+
+
+def spec(arch: Architecture) -> bundle.PolicySpec:
+    return bundle.PolicySpec(
+        arch, {"model": "tiny"}, "transform-1", {"stores": {"libero_spatial": "abc"}}, {"git": None}
+    )
+
+
+def test_bundle_round_trip_acts_the_same(tmp_path: Path) -> None:
+    arch = small_architecture()
+    network = FlowPolicy(arch)
+    network.normaliser.action.fit(torch.randn(50, 7) * 0.3)
+    bundle.save(tmp_path / "policy", network, spec(arch))
+    assert sorted(p.name for p in (tmp_path / "policy").iterdir()) == ["policy.json", "weights.safetensors"]
+    loaded = bundle.load(tmp_path / "policy")
+    assert loaded.spec == spec(arch)
+    images, text, proprio = inputs(arch, 2)
+    actions = loaded.act(images, text, proprio, torch.Generator().manual_seed(5))
+    noise = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(5))
+    np.testing.assert_array_equal(actions, network.eval().act(images, text, proprio, noise).numpy())
+    again = loaded.act(images, text, proprio, torch.Generator().manual_seed(6))
+    assert not np.array_equal(actions, again), "another seed draws another action"
+
+
+def test_bundle_refuses_what_is_missing_damaged_or_foreign(tmp_path: Path) -> None:
+    path = tmp_path / "policy"
+    with pytest.raises(DataError, match=r"policy\.json: not found.*dvc repro train_flow"):
+        bundle.load(path)
+    arch = small_architecture()
+    bundle.save(path, FlowPolicy(arch), spec(arch))
+    weights = (path / "weights.safetensors").read_bytes()
+    (path / "weights.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(DataError, match=r"weights\.safetensors"):
+        bundle.load(path)
+    tree = json.loads((path / "policy.json").read_text())
+    (path / "policy.json").write_text(json.dumps({**tree, "version": 99}))
+    with pytest.raises(DataError, match="version 1"):
+        bundle.load(path)
+    del tree["encoder"]
+    (path / "policy.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="encoder"):
+        bundle.load(path)
