@@ -1,0 +1,60 @@
+# `make repro` and `make test` do everything on a fresh machine. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup system repro test test-fast lint format params requirements bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3.11
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+READY := $(VENV)/.ready
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: system $(READY)  ## Make .venv with everything in it, and the system's GL libraries (fast when done)
+
+system:
+	@tools/system_libraries.sh
+
+# uv installs in a fraction of pip's time. One dependency of LIBERO (egl-probe) is built from source with cmake below 4.
+$(READY): requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH. Install Python 3.11, or: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: $(PYTHON) is not Python 3.11, which LIBERO needs. Use: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q 'uv>=0.9,<1' 'cmake>=3.25,<4'
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.txt
+	@touch $@
+
+repro: setup  ## The main job: demonstrations, embeddings, training, evaluation, report (dvc repro)
+	@$(BIN)/dvc repro
+	@$(BIN)/python -m stages.report --summary
+
+test: setup  ## All tests that CI trusts
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## The tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## Format the code, sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+params: setup  ## Compose configs/ into params.yaml (make params EXPERIMENT=libero_spatial)
+	$(BIN)/python -m pipeline.config compose $(if $(EXPERIMENT),experiment=$(EXPERIMENT))
+
+requirements: setup  ## Compile requirements.in into requirements.txt
+	$(BIN)/uv pip compile -q requirements.in --python-version 3.11 --custom-compile-command "make requirements" -o requirements.txt
+
+bench: $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))  ## Every benchmark; bench-NAME runs benchmarks/NAME.py
+
+bench-%: setup
+	$(BIN)/python -m benchmarks.$*
+
+clean:  ## Delete data, results and scratch (not .venv, not DVC's cache)
+	rm -rf data runs results .scratch .libero

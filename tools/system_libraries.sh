@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Make sure that the system libraries for headless rendering are there (EGL or OSMesa with Mesa's software driver).
+# Installs them on Debian and Ubuntu as root or with sudo; otherwise names them and the command.
+set -eu
+packages="libosmesa6 libegl1 libgl1 libegl-mesa0 libglx-mesa0 libgl1-mesa-dri"
+libraries="libEGL.so.1 libOSMesa.so libGL.so.1"
+
+missing() {
+    for library in $libraries; do
+        /sbin/ldconfig -p 2>/dev/null | grep -q "$library" || { echo "$library"; return; }
+    done
+}
+
+[ -n "$(missing)" ] || exit 0
+install="apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages"
+if ! command -v apt-get >/dev/null; then
+    echo "warning: $(missing) is missing. Install your system's packages for OSMesa and EGL (Debian: $packages)." >&2
+    exit 0
+fi
+if [ "$(id -u)" = 0 ]; then
+    as_root=""
+elif sudo -n true 2>/dev/null; then
+    as_root="sudo"
+else
+    echo "warning: $(missing) is missing, and this needs root. Run:  sudo sh -c '$install'" >&2
+    exit 0
+fi
+echo "installing $packages"
+$as_root env DEBIAN_FRONTEND=noninteractive sh -c "$install" >/dev/null
+[ -z "$(missing)" ] || { echo "error: $(missing) is still missing after installing $packages" >&2; exit 1; }
