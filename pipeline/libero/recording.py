@@ -23,11 +23,11 @@ from pipeline.encode.proprio import axis_angle_from_quat
 from pipeline.encode.transform import upright
 from pipeline.errors import DataError
 from pipeline.libero.demonstrations import IMAGE_KEYS
+from pipeline.libero.simulator import CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task
 
 TAG = "libero-v1"
 ROBOSUITE_ENV_TYPE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
-ENV_CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
 _ARRAYS = ("joint_pos", "ee_pose", "gripper", "states", "actions", "expert_actions")
 
 
@@ -176,7 +176,7 @@ def _file_attributes(task: Task, sim: Sim, env_name: str) -> dict[str, Any]:
         "ignore_done": True,
         "use_camera_obs": True,
         "camera_depths": False,
-        "camera_names": list(ENV_CAMERAS.values()),
+        "camera_names": list(CAMERAS.values()),
         "camera_heights": sim.image_size,
         "camera_widths": sim.image_size,
         "camera_segmentations": None,
@@ -232,7 +232,50 @@ def portable_model(xml: str, assets: Path, robosuite_root: Path) -> str:
 
 def _osc_pose() -> dict[str, Any]:
     """robosuite's settings of the controller that LIBERO uses, read without importing robosuite."""
-    spec = importlib.util.find_spec("robosuite")
+    return json.loads((_package("robosuite") / "controllers" / "config" / "osc_pose.json").read_text())
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise DataError("robosuite is not installed. Run: make setup")
-    return json.loads((Path(spec.origin).parent / "controllers" / "config" / "osc_pose.json").read_text())
+        raise DataError(f"{name} is not installed. Run: make setup")
+    return Path(spec.origin).parent
+
+
+class Recorder:
+    """Collects an episode while a Simulator is stepped: `before(...)`, `sim.step(...)`, `after()`, each step."""
+
+    def __init__(self, sim: Simulator) -> None:
+        self._sim = sim
+        self._states: list[np.ndarray] = []
+        self._actions: list[np.ndarray] = []
+        self._expert_actions: list[np.ndarray] = []
+        self._observations: list[Observation] = []
+
+    def before(self, action: np.ndarray, expert_action: np.ndarray) -> None:
+        """Note the state now and the action (7,) about to be executed, with and without noise."""
+        self._states.append(self._sim.state())
+        self._actions.append(np.array(action, np.float64))
+        self._expert_actions.append(np.array(expert_action, np.float64))
+
+    def after(self) -> None:
+        """Look, after the step."""
+        self._observations.append(self._sim.observe())
+
+    def episode(self, origin: Origin) -> Episode:
+        """Return what was collected."""
+        observed = self._observations
+        return Episode(
+            images={c: np.stack([o.images[c] for o in observed]) for c in self._sim.cameras},
+            joint_pos=np.stack([o.joint_pos for o in observed]),
+            ee_pose=np.stack([o.ee_pose for o in observed]),
+            gripper=np.stack([o.gripper for o in observed]),
+            states=np.stack(self._states),
+            actions=np.stack(self._actions),
+            expert_actions=np.stack(self._expert_actions),
+            model_xml=portable_model(
+                self._sim.model_xml(), Path(self._sim.env.custom_asset_dir), _package("robosuite")
+            ),
+            env_name=type(self._sim.env).__name__,
+            origin=origin,
+        )

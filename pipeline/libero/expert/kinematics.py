@@ -1,0 +1,99 @@
+"""Can the arm get there, and what would it bump into? Inverse kinematics on a copy of the simulator's state."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.libero.expert.scene import Scene
+
+ITERATIONS = 25
+TOLERANCE = 1e-3  # norm of (metres, radians)
+DAMPING = 1e-4
+MAX_JOINT_STEP = 0.2  # radians per iteration
+LIMIT_MARGIN = 0.02  # radians kept from the joint limits
+PENETRATION_IGNORED = 5e-4  # metres; resting contacts penetrate by less
+
+
+def yaw(angle: float) -> np.ndarray:
+    """Return the rotation matrix (3, 3) about the vertical axis."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+
+
+def rotation_vector(rotation: np.ndarray) -> np.ndarray:
+    """Return axis * angle (3,) of a rotation matrix (3, 3), angle in [0, pi]."""
+    import mujoco  # late: importing it fixes the OpenGL backend, which the Simulator chooses
+
+    quat, vector = np.zeros(4), np.zeros(3)
+    mujoco.mju_mat2Quat(quat, rotation.flatten())
+    mujoco.mju_quat2Vel(vector, quat, 1.0)
+    return vector
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How well a sequence of hand poses can be reached.
+
+    Attributes:
+        penetration: metres by which the robot would be inside other things, summed over contacts and poses.
+        error: worst distance from a pose, norm of (metres, radians).
+        elbow: joint 4 at its straightest, radians.
+    """
+
+    penetration: float
+    error: float
+    elbow: float
+
+
+class Kinematics:
+    """Inverse kinematics by damped least squares from the arm's present pose, fingers open."""
+
+    def __init__(self, scene: Scene) -> None:
+        import mujoco
+
+        self._mujoco = mujoco
+        self._scene = scene
+        self._scratch = mujoco.MjData(scene.model)
+
+    def reach(self, positions: Sequence[np.ndarray], rotation: np.ndarray) -> Reach:
+        """Follow hand positions (3,) one after the other with this rotation (3, 3)."""
+        scene, scratch = self._scene, self._scratch
+        scratch.qpos[:] = scene.data.qpos
+        scratch.qpos[scene.finger_qpos] = [0.04, -0.04]
+        penetration, error, elbow = 0.0, 0.0, -np.inf
+        for position in positions:
+            error = max(error, self._solve(position, rotation))
+            elbow = max(elbow, float(scratch.qpos[scene.arm_qpos[3]]))
+            penetration += self._penetration()
+        return Reach(penetration, error, elbow)
+
+    def _solve(self, position: np.ndarray, rotation: np.ndarray) -> float:
+        """Move the copy's arm to the pose; return the error that is left."""
+        mj, scene, scratch = self._mujoco, self._scene, self._scratch
+        low, high = scene.arm_range[:, 0] + LIMIT_MARGIN, scene.arm_range[:, 1] - LIMIT_MARGIN
+        jacobian = np.zeros((6, scene.model.nv))
+        for _ in range(ITERATIONS):
+            mj.mj_kinematics(scene.model, scratch)
+            mj.mj_comPos(scene.model, scratch)
+            turn = rotation_vector(rotation @ scratch.site_xmat[scene.grip_site].reshape(3, 3).T)
+            error = np.concatenate([position - scratch.site_xpos[scene.grip_site], turn])
+            if np.linalg.norm(error) < TOLERANCE:
+                break
+            mj.mj_jacSite(scene.model, scratch, jacobian[:3], jacobian[3:], scene.grip_site)
+            arm = jacobian[:, scene.arm_dof]
+            step = arm.T @ np.linalg.solve(arm @ arm.T + DAMPING * np.eye(6), error)
+            joints = scratch.qpos[scene.arm_qpos] + np.clip(step, -MAX_JOINT_STEP, MAX_JOINT_STEP)
+            scratch.qpos[scene.arm_qpos] = np.clip(joints, low, high)
+        return float(np.linalg.norm(error))
+
+    def _penetration(self) -> float:
+        scene, scratch = self._scene, self._scratch
+        self._mujoco.mj_fwdPosition(scene.model, scratch)
+        robot = scene.robot_geoms
+        depths = [
+            -contact.dist
+            for contact in scratch.contact[: scratch.ncon]
+            if robot[contact.geom1] != robot[contact.geom2] and contact.dist < -PENETRATION_IGNORED
+        ]
+        return float(sum(depths))
