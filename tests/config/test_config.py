@@ -1,0 +1,119 @@
+"""params.yaml is what configs/ compose to, loads strictly, and tells what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import __main__ as cli
+from pipeline.config import from_dict, load
+from pipeline.config.compose import compose
+from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
+
+
+def committed() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_committed_params_are_the_composed_default() -> None:
+    assert (ROOT / "params.yaml").read_text() == compose([], ROOT / "configs"), "run: make params"
+
+
+def test_dvc_composes_the_same_text(tmp_path: Path) -> None:
+    from dvc.utils.hydra import compose_and_dump
+
+    target = tmp_path / "params.yaml"
+    overrides = ["experiment=libero_spatial", "train_flow.epochs=7"]
+    compose_and_dump(str(target), str(ROOT / "configs"), None, "config", str(tmp_path), overrides)
+    assert target.read_text() == compose(overrides, ROOT / "configs")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_names_itself(experiment: str) -> None:
+    params = from_dict(yaml.safe_load(compose([f"experiment={experiment}"], ROOT / "configs")))
+    assert params.experiment == experiment
+
+
+def test_reference_experiment_has_the_reference_settings() -> None:
+    params = from_dict(yaml.safe_load(compose(["experiment=single_task_overfit"], ROOT / "configs")))
+    assert params.demos.source == params.sim.assets == "official"
+    assert (params.embed.encoder.model, params.embed.encoder.pretrained) == ("ViT-B-16-quickgelu", "openai")
+    assert len(params.data.tasks["libero_spatial"] or ()) == 1
+    train = params.train_flow
+    assert (train.batch_size, train.learning_rate, train.schedule) == (2 * 64, 3e-4, "cosine")
+    assert (train.clip_norm, train.epochs) == (1.0, 500)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_flow": {"epohcs": 3}}, r"unknown key 'train_flow.epohcs'. Did you mean 'epochs'\?"),
+        ({"embed": {"encoder": {"modle": "x"}}}, r"'embed.encoder.modle'. Did you mean 'model'\?"),
+        ({"trian_flow": {}}, r"unknown key 'trian_flow'. Did you mean 'train_flow'\?"),
+        ({"train_flow": {"epochs": "many"}}, "epochs"),
+        ({"sim": {"render": "pretty"}}, "render"),
+        ({"policy": {"cameras": ["front"]}}, "cameras"),
+        ({"embed": {"cameras": ["agentview"]}}, "policy.cameras has 'eye_in_hand'.*add it there"),
+        ({"policy": {"execute": 17}}, "policy.execute 17 is not between 1 and policy.horizon 16"),
+        ({"embed": {"shard_rows": 1000, "chunk_rows": 300}}, "1000 is not a multiple"),
+        ({"demos": {"source": "path"}}, "demos.path is null"),
+        ({"demos": {"source": "official"}}, "use 'action'"),
+        ({"data": {"tasks": {"libero_goal": None}}}, "libero_goal"),
+        ({"compute": {"scheduler": "cluster"}}, r"tcp://host:port"),
+        ({"train_flow": {"val_fraction": 1.0}}, "val_fraction"),
+    ],
+)
+def test_wrong_values_are_refused_with_the_remedy(change: dict, message: str) -> None:
+    def merge(base: dict, other: dict) -> dict:
+        for key, value in other.items():
+            base[key] = merge(base[key], value) if isinstance(value, dict) and key in base else value
+        return base
+
+    with pytest.raises(ConfigError, match=message):
+        from_dict(merge(committed(), change))
+
+
+def test_missing_key_names_itself() -> None:
+    tree = committed()
+    del tree["train_flow"]["seed"]
+    with pytest.raises(ConfigError, match=r"missing key 'train_flow\.seed'"):
+        from_dict(tree)
+
+
+def test_floats_may_be_written_as_yaml_1_1_reads_them() -> None:
+    tree = committed()
+    tree["train_flow"]["learning_rate"] = "3e-4"
+    tree["train_flow"]["clip_norm"] = 1
+    assert from_dict(tree).train_flow.learning_rate == 3e-4
+    assert from_dict(tree).train_flow.clip_norm == 1.0
+
+
+def test_file_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: not found"):
+        load(tmp_path / "nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
+        load(broken)
+    broken.write_text("just text")
+    with pytest.raises(ConfigError, match="holds str"):
+        load(broken)
+
+
+def test_compose_refuses_unknown_names() -> None:
+    with pytest.raises(ConfigError, match="libero_spatail"):
+        compose(["experiment=libero_spatail"], ROOT / "configs")
+    with pytest.raises(ConfigError, match="epochz"):
+        compose(["train_flow.epochz=3"], ROOT / "configs")
+
+
+def test_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    target = tmp_path / "params.yaml"
+    cli.main(["compose", "experiment=libero_spatial", "train_flow.epochs=7", "--output", str(target)])
+    params = load(target)
+    assert (params.experiment, params.train_flow.epochs) == ("libero_spatial", 7)
+    assert not list(tmp_path.glob("*.partial"))
