@@ -20,6 +20,9 @@ from pipeline.errors import ConfigError, DataError, SimulatorError, did_you_mean
 from pipeline.libero import gl
 from pipeline.libero.asset_source import asset_directory
 from pipeline.libero.headless import import_libero, use_assets
+from pipeline.libero.meshes import simplify_robot
+from pipeline.libero.rendering import Renderer
+from pipeline.libero.shortcuts import SceneCache, one_collision_check_per_substep
 from pipeline.libero.suites import Task
 
 log = logging.getLogger(__name__)
@@ -77,11 +80,12 @@ class Simulator:
         self.task = task
         self.cameras = cameras
         self._sim = sim
-        self._renderer: Any = None
+        self._renderer: Renderer | None = None
         self._control: Any = None
         assets = asset_directory(sim, task.suite)
         backend = gl.activate(sim.gl)
         self._control = within(START_TIMEOUT_S, f"building {task.name}", lambda: _build(task, assets))
+        self._scene = SceneCache(self.env, self._prepare)
         self.info: dict[str, Any] = {
             "gl_asked": backend.asked,
             "gl_used": backend.used,
@@ -115,7 +119,11 @@ class Simulator:
         if init_state is not None:
             self.set_state(init_state)
         for _ in range(self._sim.settle_steps):
-            self.env.step(NO_OP)
+            self.step(NO_OP)
+
+    def _prepare(self, model: Any) -> None:
+        if self._sim.render == "fast":
+            simplify_robot(model)
 
     def step(self, action: Float[np.ndarray, "7"]) -> bool:
         """Apply one action for one control step of 50 ms; return whether the task is solved. Draws nothing.
@@ -123,14 +131,13 @@ class Simulator:
         Args:
             action: [dx, dy, dz, dax, day, daz, gripper] in [-1, 1]; 1 is 0.05 m or 0.5 rad, gripper +1 closes.
         """
-        _, _, done, _ = self.env.step(np.asarray(action, np.float64))
+        with one_collision_check_per_substep(self.env.sim):
+            _, _, done, _ = self.env.step(np.asarray(action, np.float64))
         return bool(done)
 
     def observe(self) -> Observation:
         """Draw the cameras now and return them, upright, with the proprioception."""
         if self._renderer is None:
-            from pipeline.libero.rendering import Renderer
-
             self._renderer = Renderer(self._sim.image_size, self._sim.render)
         images = {c: upright(self._renderer.draw(self.model, self.data, CAMERAS[c])) for c in self.cameras}
         return self._observation(images)
@@ -172,7 +179,7 @@ class Simulator:
 
     def model_xml(self) -> str:
         """Return the scene's XML, which HDF5 demonstrations keep as `model_file`."""
-        return str(self.env.sim.model.get_xml())
+        return self._scene.saved_xml()
 
     @property
     def env(self) -> Any:
@@ -181,7 +188,7 @@ class Simulator:
 
     @property
     def model(self) -> Any:
-        """The mujoco.MjModel. Another one after each reset."""
+        """The mujoco.MjModel. A reset restores it."""
         return self.env.sim.model._model
 
     @property
