@@ -9,6 +9,7 @@ No handle outlives a call: h5py handles must not cross processes.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -170,6 +171,20 @@ def digest(demo: Demo) -> str:
     except (OSError, KeyError) as error:
         raise DataError(f"{demo.file} {demo.name}: cannot be read: {error}. Make or download it again.") from error
     return total.hexdigest()
+
+
+def recorded_with(file: Path) -> dict[str, Any] | None:
+    """Return the simulator settings (section `sim`) a scripted file was recorded with; None for any other file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with h5py.File(file, "r") as opened:
+            text = opened["data"].attrs.get("sim")
+    except (OSError, KeyError) as error:
+        raise DataError(f"{file}: cannot be read: {error}. Make or download it again.") from error
+    return json.loads(text) if text is not None else None
 
 
 def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ The same episodes always give the same bytes.
 
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -72,7 +73,7 @@ def save_part(path: Path, episode: Episode) -> None:
     arrays |= {f"image/{camera}": frames for camera, frames in episode.images.items()}
     meta = {"model_xml": episode.model_xml, "env_name": episode.env_name, "origin": asdict(episode.origin)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
     partial.replace(path)
@@ -265,6 +266,7 @@ class Recorder:
     def episode(self, origin: Origin) -> Episode:
         """Return what was collected."""
         observed = self._observations
+        assets = Path(self._sim.env.custom_asset_dir)
         return Episode(
             images={c: np.stack([o.images[c] for o in observed]) for c in self._sim.cameras},
             joint_pos=np.stack([o.joint_pos for o in observed]),
@@ -273,9 +275,7 @@ class Recorder:
             states=np.stack(self._states),
             actions=np.stack(self._actions),
             expert_actions=np.stack(self._expert_actions),
-            model_xml=portable_model(
-                self._sim.model_xml(), Path(self._sim.env.custom_asset_dir), _package("robosuite")
-            ),
+            model_xml=portable_model(self._sim.model_xml(), assets, _package("robosuite")),
             env_name=type(self._sim.env).__name__,
             origin=origin,
         )

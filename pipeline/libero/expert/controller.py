@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.libero.expert import grasp as grasps
-from pipeline.libero.expert.kinematics import rotation_vector, yaw
+from pipeline.libero.expert.kinematics import above, rotation_vector, yaw
 from pipeline.libero.expert.scene import Scene
 
 # LIBERO's OSC_POSE controller: an action of 1 asks for this much in one step.
@@ -80,7 +80,7 @@ class Expert:
         self._grasp = grasps.choose(self._scene, self._rest, self._rng, self._tried)
         self._tried.append(self._grasp.angle)
         self._rotation = yaw(self._grasp.yaw) @ self._rest
-        self._hover = self._grasp.position + [0, 0, HOVER + 0.03 * self._rng.random()]
+        self._hover = self._grasp.position + above(HOVER + 0.03 * self._rng.random())
         self._lift_height = 0.10 + 0.04 * self._rng.random()
         self._go("approach")
 
@@ -129,7 +129,7 @@ class Expert:
         hand, goal = self._scene.hand, self._take_position()
         off = float(np.linalg.norm(goal[:2] - hand[:2]))
         funnel = min(0.08, 5 * max(0.0, off - 0.006))  # stay high until above the rim
-        action = self._servo(goal + [0, 0, funnel], OPEN, speed=0.6)
+        action = self._servo(goal + above(funnel), OPEN, speed=0.6)
         if np.linalg.norm(goal - hand) < 0.006 or self._t > 60:
             self._gaps: list[float] = []
             self._go("close")
@@ -188,7 +188,7 @@ class Expert:
     def _release(self) -> Move:
         action = self._servo(self._anchor, OPEN, speed=0.3)
         if self._t >= 8:
-            self._anchor = self._scene.hand + [0, 0, 0.10]
+            self._anchor = self._scene.hand + above(0.10)
             self._go("retreat")
         return Move(action, free=False)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.libero.expert.kinematics import Kinematics, Reach, yaw
+from pipeline.libero.expert.kinematics import Kinematics, Reach, above, yaw
 from pipeline.libero.expert.scene import Scene
 
 # The akita_black_bowl's collision boxes: their top is 52.4 mm above its origin; 19 mm below it the wall is at 47.5 mm.
@@ -47,7 +47,7 @@ class Grasp:
 
 def place_position(scene: Scene) -> np.ndarray:
     """Return where the bowl's origin (3,) shall come to rest."""
-    return scene.position(scene.target) + [0, 0, PLATE_HEIGHT]
+    return scene.position(scene.target) + above(PLATE_HEIGHT)
 
 
 def candidates(scene: Scene) -> list[tuple[Grasp, float]]:
@@ -80,9 +80,9 @@ def choose(scene: Scene, rest: np.ndarray, rng: np.random.Generator, tried: Sequ
     costs = []
     for grasp, depth in candidates(scene):
         rotation = yaw(grasp.yaw) @ rest
-        take = kinematics.reach([grasp.position + [0, 0, h] for h in (0.10, 0.015, 0.0, -0.004)], rotation)
+        take = kinematics.reach([grasp.position + above(h) for h in (0.10, 0.015, 0.0, -0.004)], rotation)
         put_position = goal + (grasp.position - grasp.object_position)
-        put = kinematics.reach([put_position + [0, 0, h] for h in (0.10, 0.03)], rotation)
+        put = kinematics.reach([put_position + above(h) for h in (0.10, 0.03)], rotation)
         cost = _reach_cost(take) + PER_METRE_PENETRATION * take.penetration + _reach_cost(put)
         cost += PER_RADIAN_YAW * abs(grasp.yaw) + PER_METRE_SHALLOW * (DEPTHS[0] - depth)
         cost += PER_METRE_PATH * float(np.linalg.norm(grasp.position[:2] - scene.hand[:2]))

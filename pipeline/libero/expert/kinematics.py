@@ -15,6 +15,11 @@ LIMIT_MARGIN = 0.02  # radians kept from the joint limits
 PENETRATION_IGNORED = 5e-4  # metres; resting contacts penetrate by less
 
 
+def above(height: float) -> np.ndarray:
+    """Return the offset (3,) of a point `height` metres above another."""
+    return np.array([0.0, 0.0, height])
+
+
 def yaw(angle: float) -> np.ndarray:
     """Return the rotation matrix (3, 3) about the vertical axis."""
     c, s = np.cos(angle), np.sin(angle)

@@ -1,0 +1,166 @@
+"""Stage zero: demonstrations in LIBERO's HDF5 layout, from where `demos.source` in params.yaml says.
+
+    python -m stages.demos                            # every suite of params.yaml
+    python -m stages.demos --suite libero_spatial     # one of them
+    python -m stages.demos --list                     # the tasks, and what is there already
+
+scripted  an expert that sees the simulator's state records them here (libero_spatial).
+path      the files below demos.path are checked and linked; nothing is copied or changed.
+official  LIBERO's own are downloaded into the Hugging Face cache, checked and linked.
+
+Writes data/demos/<suite>/<task>_demo.hdf5 and index.json (what is there, what is left out and why), and beside the
+directory <suite>.provenance.json. Stopped at any time and started again it goes on with the episodes that are left,
+which it keeps in .scratch/demos/, and ends in the same files.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Params, load
+from pipeline.errors import DataError
+from pipeline.libero import collection, official_demos
+from pipeline.libero.demonstrations import Demo, Quarantined, demo_file, recorded_with, scan
+from pipeline.libero.suites import Task, tasks
+from pipeline.provenance import provenance
+from stages import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make the demonstrations that params.yaml asks for."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--suite", help="only this one (default: all of data.suites)")
+    parser.add_argument("--list", action="store_true", help="show the tasks and what is there, and stop")
+    parser.add_argument("--out", default="data/demos", help="directory to write (default: %(default)s)")
+    parser.add_argument("--scratch", default=".scratch/demos", help="unfinished work (default: %(default)s)")
+    args = parser.parse_args(argv)
+    params = load(args.params)
+    suites = (args.suite,) if args.suite else params.data.suites
+    for suite in suites:
+        chosen = tasks(suite, params.data.tasks.get(suite))
+        if args.list:
+            show(Path(args.out), suite, chosen)
+        else:
+            make(params, suite, chosen, Path(args.out), Path(args.scratch))
+
+
+def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch: Path) -> None:
+    """Bring the demonstrations of one suite into `<out>/<suite>`, whole or not at all."""
+    work = scratch.resolve() / suite / collection.fingerprint(suite, chosen, params.sim, params.demos)
+    took: dict[str, Any] = {}
+    if params.demos.source == "scripted":
+        took = collection.collect(chosen, params.sim, params.demos, params.compute, work)
+    else:
+        link(params, suite, chosen, work)
+    demos, quarantine = scan(work, suite, chosen)
+    refuse_empty(chosen, demos, quarantine)
+    index = describe(params, suite, chosen, demos, quarantine)
+    (work / suite / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    publish(work / suite, out / suite)
+    record = {"demos": asdict(params.demos), "sim": asdict(params.sim), "took": took, "provenance": provenance()}
+    (out / f"{suite}.provenance.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(work.parent)
+    print(headline(index, took))
+    print(f"files, and what was left out: {out / suite}")
+
+
+def link(params: Params, suite: str, chosen: Sequence[Task], work: Path) -> None:
+    """Put symbolic links to the files of the other two sources where scripted ones would lie.
+
+    Symbolic and not hard links: DVC makes what it caches read-only, and a hard link would do that to your own file.
+    """
+    for task in chosen:
+        if params.demos.source == "official":
+            source = official_demos.download(task)
+        else:
+            source = demo_file(Path(params.demos.path or "").expanduser().resolve(), task)
+            if not source.is_file():
+                raise DataError(
+                    f"{source}: not there. demos.path must name a directory that holds {suite}/<task>_demo.hdf5 for "
+                    f"each task ({len(chosen)} of {suite} are asked for; data.tasks chooses them)"
+                )
+        target = demo_file(work, task)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        target.symlink_to(source)
+
+
+def refuse_empty(chosen: Sequence[Task], demos: Sequence[Demo], quarantine: Sequence[Quarantined]) -> None:
+    """Raise DataError if a task is left with no demonstration."""
+    for task in chosen:
+        if not any(demo.task == task for demo in demos):
+            reasons = [str(q) for q in quarantine if task.name in q.file.name][:3]
+            raise DataError(
+                f"{task.suite} task {task.id} has no usable demonstration: {'; '.join(reasons)}. "
+                "Download or record it again, or leave the task out of data.tasks"
+            )
+
+
+def describe(
+    params: Params, suite: str, chosen: Sequence[Task], demos: Sequence[Demo], quarantine: Sequence[Quarantined]
+) -> dict[str, Any]:
+    """Return the content of index.json: the same for the same files."""
+    own = {task: [demo for demo in demos if demo.task == task] for task in chosen}
+    return {
+        "suite": suite,
+        "source": params.demos.source,
+        "recorded_with": recorded_with(demos[0].file),
+        "demos": len(demos),
+        "frames": sum(demo.length for demo in demos),
+        "tasks": [
+            {
+                "id": task.id,
+                "name": task.name,
+                "language": task.language,
+                "demos": len(own[task]),
+                "asked": params.demos.episodes if params.demos.source == "scripted" else None,
+                "frames": sum(demo.length for demo in own[task]),
+            }
+            for task in chosen
+        ],
+        "quarantine": [{"file": q.file.name, "demo": q.demo, "reason": q.reason} for q in quarantine],
+    }
+
+
+def publish(ready: Path, target: Path) -> None:
+    """Move a finished directory into place. What was there before goes only then."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = ready.with_name("replaced")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.move(target, old)
+    shutil.move(ready, target)
+
+
+def headline(index: dict[str, Any], took: dict[str, Any]) -> str:
+    """Return the summary a person wants to see."""
+    lines = [f"{index['suite']} ({index['source']}): {index['demos']} demonstrations, {index['frames']} frames"]
+    if took.get("episodes"):
+        lines.append(
+            f"recorded {took['solved']} of {took['episodes']} episodes in {took['seconds']:.0f} s; "
+            f"{took['solved_first_attempt']} at the first attempt"
+        )
+    for task in index["tasks"]:
+        if task["asked"] and task["demos"] < task["asked"]:
+            lines.append(f"task {task['id']}: {task['demos']} demonstrations, {task['asked']} were asked for")
+    lines += [f"left out {q['file']} {q['demo'] or ''}: {q['reason']}" for q in index["quarantine"]]
+    return "\n".join(lines)
+
+
+def show(out: Path, suite: str, chosen: Sequence[Task]) -> None:
+    """Print the tasks and the demonstrations that are there."""
+    print(suite)
+    for task in chosen:
+        there = "none yet"
+        if demo_file(out, task).exists():
+            demos, quarantine = scan(out, suite, [task])
+            there = f"{len(demos)} demonstrations, {sum(d.length for d in demos)} frames"
+            there += f", {len(quarantine)} left out" if quarantine else ""
+        print(f"{task.id:3d}  {task.language}\n     {there}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
