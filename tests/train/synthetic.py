@@ -1,0 +1,39 @@
+"""A small table of features from which the action can be told exactly."""
+
+import torch
+
+from pipeline.policy.network import Architecture
+from pipeline.train.data import Episode, ResidentData
+
+ARCH = Architecture(
+    cameras=("agentview",),
+    proprio=("joint_pos",),
+    image_dim=8,
+    text_dim=4,
+    width=32,
+    velocity_width=64,
+    velocity_layers=2,
+    time_dim=16,
+    horizon=2,
+    execute=2,
+    sampling_steps=10,
+)
+
+
+def table(episodes: int = 6, length: int = 11, seed: int = 0) -> ResidentData:
+    """Return random features and joint positions, and actions that are a fixed linear function of them."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = episodes * length
+    images = torch.randn(rows, 8, generator=generator).half()
+    joints = torch.randn(rows, 7, generator=generator)
+    mix = torch.randn(8, 7, generator=generator) * 0.15
+    first = torch.arange(episodes).repeat_interleave(length) * length
+    return ResidentData(
+        episodes=tuple(Episode("libero_spatial", 0, f"demo_{i}", i * length, length) for i in range(episodes)),
+        images={"agentview": images},
+        text=torch.ones(1, 4),
+        text_of_row=torch.zeros(rows, dtype=torch.int64),
+        proprio={"joint_pos": joints},
+        action=(images.float() @ mix + 0.1 * joints).clamp(-1, 1),
+        last=first + length - 1,
+    )

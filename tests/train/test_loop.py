@@ -1,0 +1,123 @@
+"""The loop: it learns, it is exact after an interruption, and it shares a batch without changing the update."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from pipeline.config import TrainFlow, load
+from pipeline.errors import PipelineError
+from pipeline.policy.network import FlowPolicy
+from pipeline.train import checkpoint
+from pipeline.train.loop import Progress, train
+from tests.train.synthetic import ARCH, table
+
+CFG = replace(
+    load("params.yaml").train_flow,
+    action="action",
+    epochs=4,
+    batch_size=16,
+    warmup_steps=2,
+    ema_decay=0.9,
+    val_fraction=0.2,
+    metrics_every_epochs=2,
+    metrics_rows=40,
+    checkpoint_every_epochs=1,
+)
+
+
+def run(scratch: Path, cfg: TrainFlow = CFG, feature_noise: float = 0.1) -> tuple[FlowPolicy, Progress]:
+    return train(Accelerator(cpu=True), table(), ARCH, cfg, feature_noise, scratch)
+
+
+def same(a: FlowPolicy, b: FlowPolicy) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None:
+    first, progress = run(tmp_path / "a")
+    again, _ = run(tmp_path / "b")
+    other, _ = run(tmp_path / "c", replace(CFG, seed=1))
+    assert same(first, again)
+    assert not same(first, other)
+    assert [entry["epoch"] for entry in progress.history] == [0, 1, 2, 3]
+    assert progress.step == 4 * 4  # 55 training rows in batches of 16
+    sampled = ["train_action_mse" in entry for entry in progress.history]
+    assert sampled == [True, False, True, True], "every second epoch and the last"
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epochs_before", [1, 3])
+def test_interrupted_and_started_again_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs_before: int
+) -> None:
+    whole, progress = run(tmp_path / "whole")
+    saved = []
+
+    def stop_after(accelerator: Accelerator, directory: Path, step: int) -> None:
+        original(accelerator, directory, step)
+        saved.append(step)
+        if len(saved) == epochs_before:
+            raise Stop
+
+    original = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", stop_after)
+    with pytest.raises(Stop):
+        run(tmp_path / "cut")
+    monkeypatch.undo()
+    resumed, resumed_progress = run(tmp_path / "cut")
+    assert same(whole, resumed)
+    losses = [[e["train_loss"] for e in p.history] for p in (progress, resumed_progress)]
+    assert losses[0] == losses[1]
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, _ = run(tmp_path / "a")
+    newest, older = reversed(checkpoint.checkpoints(tmp_path / "a"))
+    victim = newest / "optimizer.bin"
+    victim.write_bytes(victim.read_bytes()[:200])
+    again, _ = run(tmp_path / "a")
+    assert same(whole, again)
+    assert newest.name in caplog.text and "trying the one before" in caplog.text
+    for path in (newest, older):
+        shutil.copytree(path, tmp_path / "b" / path.name)
+        (tmp_path / "b" / path.name / "optimizer.bin").write_bytes(b"")
+    with pytest.raises(PipelineError, match="none of its 2 checkpoints"):
+        run(tmp_path / "b")
+
+
+def test_a_kill_while_writing_a_checkpoint_leaves_the_older_ones(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "a")
+    newest = checkpoint.checkpoints(tmp_path / "a")[-1]
+    newest.rename(newest.with_name(newest.name + ".partial"))
+    again, _ = run(tmp_path / "a")
+    assert same(whole, again)
+    assert len(checkpoint.checkpoints(tmp_path / "a")) == 2
+
+
+def test_accumulation_does_not_change_the_update(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "a")
+    parts, _ = run(tmp_path / "b", replace(CFG, microbatch_size=4))
+    for x, y in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
+        torch.testing.assert_close(x, y, atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_learns_an_action_that_its_inputs_determine(tmp_path: Path) -> None:
+    cfg = replace(CFG, epochs=300, learning_rate=2e-3, ema_decay=0.0, checkpoint_every_epochs=300, batch_size=55)
+    _, progress = run(tmp_path, cfg, feature_noise=0.0)
+    first, last = progress.history[0], progress.history[-1]
+    assert last["train_loss"] < 0.2 * first["train_loss"]
+    assert last["train_action_mse"] < 0.01 < first["train_action_mse"]
+    assert last["train_action_mae"] < last["train_action_mse"] ** 0.5
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="Lower train_flow"):
+        run(tmp_path, replace(CFG, learning_rate=float("inf")))
