@@ -154,7 +154,8 @@ def _client(compute: Compute, items: list) -> Iterator[Any]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,  # off, also since two runs would want one port
+                # No dashboard, and no fixed port that two runs would fight over.
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 memory_limit=0,  # work is bounded by design; pausing and killing at a guessed limit only harms
                 silence_logs=logging.ERROR,
             ) as cluster,
@@ -221,7 +222,7 @@ def _close(state: Any) -> None:
 
 
 def _set_threads(n: int) -> None:
-    """Set torch's threads by hand, since Dask starts workers with OMP_NUM_THREADS=1; without importing it needlessly."""
+    """Set torch's threads by hand, since Dask starts workers with OMP_NUM_THREADS=1. Torch is not imported for it."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(n)  # torch reads these when it is imported
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(n)
