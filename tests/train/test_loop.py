@@ -110,12 +110,15 @@ def test_accumulation_does_not_change_the_update(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_learns_an_action_that_its_inputs_determine(tmp_path: Path) -> None:
-    cfg = replace(CFG, epochs=300, learning_rate=2e-3, ema_decay=0.0, checkpoint_every_epochs=300, batch_size=55)
-    _, progress = run(tmp_path, cfg, feature_noise=0.0)
+    cfg = replace(
+        CFG, epochs=100, metrics_every_epochs=99, learning_rate=3e-3, ema_decay=0.0, checkpoint_every_epochs=100
+    )
+    arch = replace(ARCH, horizon=1, execute=1)
+    _, progress = train(Accelerator(cpu=True), table(episodes=20), arch, cfg, 0.0, tmp_path)
     first, last = progress.history[0], progress.history[-1]
-    assert last["train_loss"] < 0.2 * first["train_loss"]
-    assert last["train_action_mse"] < 0.01 < first["train_action_mse"]
-    assert last["train_action_mae"] < last["train_action_mse"] ** 0.5
+    assert last["train_action_mse"] < 0.1 * first["train_action_mse"]
+    assert last["val_action_mse"] < 0.3 * first["val_action_mse"], "a linear rule carries over to held-out episodes"
+    assert last["train_loss"] < 0.3 * first["train_loss"]
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
