@@ -1,0 +1,8 @@
+"""Result files to one self-contained HTML page.
+
+inputs    what the page is made of: read, checked, nothing guessed
+charts    small SVG charts: lines, and rates with their intervals
+html      elements with escaped text
+sections  each part of the page
+page      the page
+"""

@@ -1,0 +1,65 @@
+"""HTML elements. Text is escaped, always; what is markup already says so by its type."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+
+
+class Markup(str):
+    """A string that is HTML already."""
+
+    __slots__ = ()
+
+
+Number = int | float
+Content = str | Markup | Iterable["Content"]
+VOID = {"img", "meta", "br", "source", "line", "path", "rect", "circle", "polyline"}
+
+
+def el(tag: str, *content: Content, **attributes: str | Number | bool | None) -> Markup:
+    """Return an element. `class_` is class and underscores become hyphens; None and False leave an attribute out."""
+    parts = [tag]
+    for name, value in attributes.items():
+        if value is None or value is False:
+            continue
+        key = name.rstrip("_").replace("_", "-")
+        parts.append(key if value is True else f'{key}="{escape(str(value))}"')
+    start = f"<{' '.join(parts)}>"
+    return Markup(start if tag in VOID else f"{start}{join(content)}</{tag}>")
+
+
+def join(content: Content) -> Markup:
+    """Return content as one piece of markup."""
+    if isinstance(content, Markup):
+        return content
+    if isinstance(content, str):
+        return Markup(escape(content))
+    return Markup("".join(join(part) for part in content))
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Content]], numbers: Sequence[int] = ()) -> Markup:
+    """Return a table whose first column heads its rows, in a box that scrolls sideways where it must.
+
+    Args:
+        numbers: columns to align to the right.
+    """
+
+    def cell(tag: str, i: int, content: Content, scope: str | None) -> Markup:
+        return el(tag, content, scope=scope, class_="number" if i in numbers else None)
+
+    body = [
+        el("tr", [cell("th" if i == 0 else "td", i, c, "row" if i == 0 else None) for i, c in enumerate(row)])
+        for row in rows
+    ]
+    made = el(
+        "table",
+        el("caption", caption),
+        el("thead", el("tr", [cell("th", i, name, "col") for i, name in enumerate(head)])),
+        el("tbody", body),
+    )
+    return el("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return a data: URI of the MIME type `kind`."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,265 @@
+"""The report's real main() on small result files: what it says, whether it is sound, what a browser makes of it."""
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.libero.simulator import Observation
+from pipeline.report.charts import ticks
+from pipeline.report.html import Markup, el
+from pipeline.rollout.metrics import summary, timings
+from pipeline.rollout.record import write_records
+from pipeline.rollout.video import VideoRecorder
+from stages import report
+from tests.rollout.make import record
+
+VOID = {"meta", "img", "line", "path", "rect", "circle", "polyline"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, text, and whether elements nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def says(self) -> str:
+        return " ".join("".join(self.text).split())
+
+
+def clip(hue: int) -> bytes:
+    """A recording in which a square moves."""
+    recorder = VideoRecorder(("agentview", "eye_in_hand"))
+    for t in range(30):
+        image = np.full((64, 64, 3), (hue, 90, 120), np.uint8)
+        image[20:36, t : t + 16] = 255
+        state = {"joint_pos": np.zeros(7, np.float32), "ee_pose": np.zeros(7, np.float32)}
+        images = {"agentview": image, "eye_in_hand": image[::-1].copy()}
+        recorder.add(Observation(**state, gripper=np.zeros(2, np.float32), images=images))
+    content = recorder.close()
+    assert content is not None
+    return content
+
+
+def curve(epochs: int) -> list[dict]:
+    rows = []
+    for e in range(epochs):
+        row = {"epoch": e, "step": 10 * e, "train_loss": 2 * 0.985**e, "val_loss": 2 * 0.985**e + 0.02}
+        if e % 5 == 0 or e == epochs - 1:
+            row |= {f"{s}_action_mse": 0.5 * 0.98**e for s in ("train", "val")}
+            row |= {"train_action_mae": 0.4 * 0.99**e, "val_action_mae": None}
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A directory with the files that the stages before would have left."""
+    root = tmp_path_factory.mktemp("project")
+    videos = root / "results/flow/videos"
+    videos.mkdir(parents=True)
+    records = []
+    for task in range(3):
+        for episode in range(10):
+            outcome = "failure" if episode < 2 * task else "success"
+            outcome = "error" if (task, episode) == (2, 9) else outcome
+            video = f"videos/{task}-{episode}.mp4" if episode in (0, 5) else None
+            if video:
+                (root / "results/flow" / video).write_bytes(clip(80 * task))
+            records.append(record(outcome, task, episode, video=video))
+    write_records(root / "results/flow/episodes.jsonl", records)
+    results = {
+        **summary(records),
+        "protocol": {
+            "agent": {"name": "policy", "spec": {"note": "<script>alert(1)</script>"}},
+            "sim": {"assets": "embedded", "render": "fast", "assets_path": None},
+            "order": "seed, reset, set init state, settle",
+            "max_steps": None,
+            "simulators": [{"gl_used": "egl", "renderer": "llvmpipe"}],
+        },
+        "versions": {"mujoco": "3.3.2"},
+        "timings": {"wall_s": 95.4, **timings(records)},
+        "provenance": {"git": "0123abc", "argv": ["eval_libero.py"]},
+    }
+    (root / "results/flow/eval.json").write_text(json.dumps(results))
+    training = {
+        "epochs": curve(150),
+        "wall_s": 312.0,
+        "device": "cpu",
+        "steps_per_s": 12.5,
+        "trainable_parameters": {"total": 4_300_000},
+    }
+    (root / "runs/flow").mkdir(parents=True)
+    (root / "runs/flow/train.json").write_text(json.dumps(training))
+    (root / "docs/results").mkdir(parents=True)
+    (root / "docs/results/single_task_overfit.json").write_text(json.dumps({**training, "epochs": curve(500)}))
+    (root / "docs/results/expert.json").write_text(json.dumps({"per_task": results["per_task"]}))
+    (root / "data/demos").mkdir(parents=True)
+    (root / "data/demos/libero_spatial.provenance.json").write_text(json.dumps({"took": {"seconds": 61.2}}))
+    return root
+
+
+def make(project: Path, monkeypatch: pytest.MonkeyPatch, *argv: str) -> str:
+    params = Path(__file__).parents[2] / "params.yaml"
+    monkeypatch.chdir(project)
+    report.main(["--params", str(params), *argv])
+    return Path("results/report.html").read_text()
+
+
+@pytest.fixture
+def html(project: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return make(project, monkeypatch)
+
+
+def test_page_states_the_result_with_interval_and_n(html: str) -> None:
+    says = Page(html).says()
+    # 10 + 8 + 5 successes of 29 that did not error: Wilson, computed by hand (23/29 = .793).
+    assert "79.3 %" in says and "success in 23 of 29 episodes" in says
+    assert "61.6 – 90.2 %" in says and "n = 29" in says
+    assert "1 episode ended in an error, which no rate counts" in says
+    assert "the <GL> context is lost" in says, "an error's own words, shown as text"
+    assert "95 % interval" in says and "mean time to success" in says
+    assert "demos 1 min 01 s" in " ".join(says.split()) or "demos1 min 01 s" in says
+
+
+def test_page_is_sound_and_stands_alone(html: str) -> None:
+    page = Page(html)
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == 1 and page.all("title")
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
+    assert all(b - a <= 1 for a, b in pairwise(levels)), "no heading level is skipped"
+    assert all(image.get("alt") for image in page.all("img"))
+    assert all(image.get("aria-label") for image in page.all("video"))
+    assert all(head.get("scope") in ("row", "col") for head in page.all("th"))
+    for _, attributes in page.tags:
+        for name in ("src", "href", "poster"):
+            assert attributes.get(name, "data:").startswith("data:"), "nothing is fetched"
+    assert "url(" not in html and "@import" not in html and "<script" not in html
+
+
+def test_failures_come_first_and_all_videos_are_embedded(html: str) -> None:
+    page = Page(html)
+    labels = [video["aria-label"] for video in page.all("video")]
+    assert len(labels) == 6
+    assert ["failure" in label for label in labels] == sorted(("failure" in label for label in labels), reverse=True)
+    assert "Failed episodes first: 2 of the 6 are shown." in page.says()
+    assert len(page.all("img")) == 6, "a strip each in the contact sheet"
+
+
+def test_overfit_table_has_ours_beside_the_reference(html: str) -> None:
+    says = Page(html).says()
+    # at epoch 100 the reference expects 0.1, 0.05, 0.1; the synthetic curve has 2 * .985^100 = .441 and so on
+    assert "1000.10.440.050.0660.10.15" in says.replace(" ", "")
+    assert "Ours: 5 min 12 s on cpu. The reference: 1 to 3 h on two RTX 6000 Ada." in says
+
+
+def test_a_baseline_needs_no_training(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = Page(make(project, monkeypatch, "--training", "", "--figures", "nowhere")).says()
+    assert "Learning curves" not in says and "Overfitting" not in says and "The expert" not in says
+
+
+@pytest.mark.parametrize(
+    ("flag", "command"), [("--results", "dvc repro eval_libero"), ("--training", "dvc repro train_flow")]
+)
+def test_missing_input_names_the_stage(project: Path, monkeypatch: pytest.MonkeyPatch, flag: str, command: str) -> None:
+    with pytest.raises(DataError, match=rf"nowhere.*not found.*{command}"):
+        make(project, monkeypatch, flag, "nowhere")
+
+
+def test_damaged_input_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = project / "bad.json"
+    bad.write_text('{"epochs": []')
+    with pytest.raises(DataError, match=r"bad\.json: not valid JSON"):
+        make(project, monkeypatch, "--training", "bad.json")
+    bad.write_text('{"epochs": []}')
+    with pytest.raises(DataError, match=r"bad\.json: has no 'wall_s'"):
+        make(project, monkeypatch, "--training", "bad.json")
+
+
+def test_no_result_at_all_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = project / "results/none"
+    shutil.copytree(project / "results/flow", other, dirs_exist_ok=True)
+    records = [record("error", 0, i) for i in range(3)]
+    write_records(other / "episodes.jsonl", records)
+    tree = json.loads((other / "eval.json").read_text()) | summary(records)
+    (other / "eval.json").write_text(json.dumps(tree))
+    says = Page(make(project, monkeypatch, "--results", "results/none")).says()
+    assert "no result" in says and "success in 0 of 0 episodes" in says
+
+
+def test_text_is_escaped() -> None:
+    assert el("p", 'a < b & "c"', title='"x"') == '<p title="&quot;x&quot;">a &lt; b &amp; &quot;c&quot;</p>'
+    assert el("p", Markup("<b>x</b>"), [el("i", "y")]) == "<p><b>x</b><i>y</i></p>"
+
+
+@pytest.mark.parametrize(("top", "expected"), [(149, [0, 50, 100]), (3, [0, 1, 2, 3]), (0.9, [0, 0.2, 0.4, 0.6, 0.8])])
+def test_ticks_are_round(top: float, expected: list[float]) -> None:
+    assert ticks(top) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_browser_draws_it(html: str, project: Path, tmp_path: Path, width: int) -> None:
+    """Nothing is wider than the screen, every picture decodes, every video is one that the browser can play."""
+    probe = """<script>addEventListener('load', async () => {
+        const wait = video => new Promise(done => {
+            video.onloadeddata = () => done(true); video.onerror = () => done(false);
+            video.preload = 'auto'; video.load(); });
+        const videos = await Promise.all([...document.querySelectorAll('video')].map(wait));
+        document.title = JSON.stringify({over: document.documentElement.scrollWidth - innerWidth, inner: innerWidth,
+            images: [...document.images].every(i => i.naturalWidth > 0), videos}); });</script>"""
+    probed = tmp_path / "probed.html"
+    # An iframe has the width asked for, which a headless window, some 500 pixels at least, has not.
+    framed = html.replace("</body>", f"{probe}</body>")
+    probed.write_text(framed)
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        f'<iframe src="probed.html" width="{width}" height="900" style="border:0"></iframe>'
+        "<script>setInterval(() => { document.title = frames[0].document.title; }, 50)</script>"
+    )
+    dom = subprocess.run(
+        [
+            *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+            *(
+                "--allow-file-access-from-files",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--virtual-time-budget=8000",
+            ),
+            *("--window-size=1300,900", "--dump-dom", outer.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    found = json.loads(dom.split("<title>")[1].split("</title>")[0])
+    assert found["inner"] == width and found["over"] <= 0
+    assert found["images"] and found["videos"] == [True] * 6
