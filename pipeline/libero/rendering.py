@@ -1,7 +1,8 @@
-"""Draw cameras of a MuJoCo model off screen, only when asked, exactly as robosuite would.
+"""Draw cameras of a MuJoCo model off screen, only when asked, with the pixels that LIBERO's environment gives.
 
-robosuite's own context draws every camera at every control step and calls `forward()` when it is made, which would
-touch the simulation. This one reads the data as they are.
+robosuite draws every camera at every control step. It samples its sensors, cameras among them, one or two substeps
+(2-4 ms) before the control step ends, so drawing the final state gives other pixels. Here a sensor of its own, sampled
+with the others, notes the poses of everything that can be drawn; the drawing is done from them when somebody looks.
 """
 
 from typing import Any
@@ -10,6 +11,32 @@ import numpy as np
 from jaxtyping import UInt8
 
 MAX_GEOMS = 1000  # as robosuite's MjRenderContext
+
+POSES = (
+    *("xpos", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+    *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
+)
+"""Fields of MjData from which MuJoCo draws a scene without tendons, skins and flexible bodies."""
+
+
+class Sampler:
+    """The poses of everything drawable, as of the last time that `env` sampled its sensors."""
+
+    def __init__(self, env: Any) -> None:
+        from robosuite.utils.observables import Observable, sensor
+
+        @sensor(modality="poses")
+        def poses(obs_cache: dict) -> float:
+            self._values = [getattr(env.sim.data, name).copy() for name in POSES]
+            return 0.0
+
+        # active=False: sampled, but not handed out among the environment's observations.
+        env.add_observable(Observable("poses", poses, sampling_rate=env.control_freq, active=False))
+
+    def write_into(self, data: Any) -> None:
+        """Set these poses in another mujoco.MjData of the same model."""
+        for name, values in zip(POSES, self._values, strict=True):
+            getattr(data, name)[:] = values
 
 
 class Renderer:
@@ -27,6 +54,7 @@ class Renderer:
         self._quality = quality
         self._gl = mujoco.GLContext(640, 480)
         self._model: Any = None
+        self._data: Any = None
         self._scene: Any = None
         self._context: Any = None
         self._camera = mujoco.MjvCamera()
@@ -36,16 +64,17 @@ class Renderer:
         self._option.geomgroup[1] = 1
         self._perturb = mujoco.MjvPerturb()
 
-    def draw(self, model: Any, data: Any, camera: str) -> UInt8[np.ndarray, "H W 3"]:
-        """Return what `camera` sees, bottom row first, as OpenGL and LIBERO give it."""
+    def draw(self, model: Any, poses: Sampler, camera: str) -> UInt8[np.ndarray, "H W 3"]:
+        """Return what `camera` saw when `poses` were sampled, bottom row first, as OpenGL and LIBERO give it."""
         import mujoco
 
         self._gl.make_current()
         if model is not self._model:
             self._load(model)
+        poses.write_into(self._data)
         self._camera.fixedcamid = model.camera(camera).id
         mujoco.mjv_updateScene(
-            model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            model, self._data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
         viewport = mujoco.MjrRect(0, 0, self._size, self._size)
         mujoco.mjr_render(viewport, self._scene, self._context)
@@ -61,7 +90,7 @@ class Renderer:
         if self._context is not None:
             self._context.free()
         self._gl.free()
-        self._gl = self._context = self._scene = self._model = None
+        self._gl = self._context = self._scene = self._data = self._model = None
 
     def _load(self, model: Any) -> None:
         """Upload the model's meshes and textures."""
@@ -78,4 +107,5 @@ class Renderer:
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
         if self._quality == "fast":
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._data = mujoco.MjData(model)
         self._model = model

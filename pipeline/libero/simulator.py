@@ -21,7 +21,7 @@ from pipeline.libero import gl
 from pipeline.libero.asset_source import asset_directory
 from pipeline.libero.headless import import_libero, use_assets
 from pipeline.libero.meshes import simplify_robot
-from pipeline.libero.rendering import Renderer
+from pipeline.libero.rendering import Renderer, Sampler
 from pipeline.libero.shortcuts import SceneCache, one_collision_check_per_substep
 from pipeline.libero.suites import Task
 
@@ -86,6 +86,7 @@ class Simulator:
         backend = gl.activate(sim.gl)
         self._control = within(START_TIMEOUT_S, f"building {task.name}", lambda: _build(task, assets))
         self._scene = SceneCache(self.env, self._prepare)
+        self._poses = Sampler(self.env)
         self.info: dict[str, Any] = {
             "gl_asked": backend.asked,
             "gl_used": backend.used,
@@ -136,26 +137,28 @@ class Simulator:
         return bool(done)
 
     def observe(self) -> Observation:
-        """Draw the cameras now and return them, upright, with the proprioception."""
+        """Return what LIBERO's environment would, after the last `step`, `set_state` or `reset`, images upright.
+
+        The cameras are drawn now, from what the environment's sensors sampled then: see `pipeline.libero.rendering`.
+        """
         if self._renderer is None:
             self._renderer = Renderer(self._sim.image_size, self._sim.render)
-        images = {c: upright(self._renderer.draw(self.model, self.data, CAMERAS[c])) for c in self.cameras}
+        images = {c: upright(self._renderer.draw(self.model, self._poses, CAMERAS[c])) for c in self.cameras}
         return self._observation(images)
 
     def proprio(self) -> Observation:
-        """Return the proprioception alone, with no images."""
+        """Return the proprioception of `observe` alone, with no images."""
         return self._observation({})
 
     def _observation(self, images: dict[str, np.ndarray]) -> Observation:
-        # Read as robosuite's sensors do: positions of bodies lag the joints by one 2 ms substep after a step.
-        robot = self.env.robots[0]
-        data = self.env.sim.data
-        quat_wxyz = data.get_body_xquat(robot.robot_model.eef_name)
+        def sensor(name: str) -> np.ndarray:
+            return self.env._observables[f"robot0_{name}"].obs
+
         return Observation(
             images=images,
-            joint_pos=np.asarray(data.qpos[robot._ref_joint_pos_indexes], np.float32),
-            ee_pose=ee_pose_from_quat(np.array(data.site_xpos[robot.eef_site_id]), np.roll(quat_wxyz, -1)),
-            gripper=np.asarray(data.qpos[robot._ref_gripper_joint_pos_indexes], np.float32),
+            joint_pos=sensor("joint_pos").astype(np.float32),
+            ee_pose=ee_pose_from_quat(sensor("eef_pos"), sensor("eef_quat")),
+            gripper=sensor("gripper_qpos").astype(np.float32),
         )
 
     def success(self) -> bool:
