@@ -13,7 +13,8 @@ class Markup(str):
 
 Number = int | float
 Content = str | Markup | Iterable["Content"]
-VOID = {"img", "meta", "br", "source", "line", "path", "rect", "circle", "polyline"}
+VOID = {"img", "meta"}
+EMPTY_SVG = {"line", "path", "rect", "circle", "polyline"}
 
 
 def el(tag: str, *content: Content, **attributes: str | Number | bool | None) -> Markup:
@@ -24,6 +25,8 @@ def el(tag: str, *content: Content, **attributes: str | Number | bool | None) ->
             continue
         key = name.rstrip("_").replace("_", "-")
         parts.append(key if value is True else f'{key}="{escape(str(value))}"')
+    if tag in EMPTY_SVG:  # SVG elements must be closed, or what follows them is their child and is not drawn
+        return Markup(f"<{' '.join(parts)}/>")
     start = f"<{' '.join(parts)}>"
     return Markup(start if tag in VOID else f"{start}{join(content)}</{tag}>")
 

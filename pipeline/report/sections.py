@@ -86,7 +86,7 @@ def per_task(inputs: Inputs) -> Markup:
                 "–" if steps is None else f"{steps:.0f}",
             )
         )
-    head = ("Task", "Success", "0 to 100 %", "95 % interval", "n", "Successes", "Failures", "Errors", "Mean steps")
+    head = ("Task", "Success", "0 to 100 %", "95 % interval", "n", "Successes", "Failures", "Errors", "Steps to success")
     caption = "Success per task; n is the number of episodes that ended in success or failure"
     return el("section", el("h2", "Per task"), table(caption, head, rows, numbers=(1, 4, 5, 6, 7, 8)))
 

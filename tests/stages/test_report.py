@@ -20,7 +20,7 @@ from pipeline.rollout.video import VideoRecorder
 from stages import report
 from tests.rollout.make import record
 
-VOID = {"meta", "img", "line", "path", "rect", "circle", "polyline"}
+VOID = {"meta", "img"}  # an SVG element is to be closed
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -40,6 +40,9 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -235,6 +238,8 @@ def test_browser_draws_it(html: str, project: Path, tmp_path: Path, width: int) 
             video.preload = 'auto'; video.load(); });
         const videos = await Promise.all([...document.querySelectorAll('video')].map(wait));
         document.title = JSON.stringify({over: document.documentElement.scrollWidth - innerWidth, inner: innerWidth,
+            drawn: [...document.querySelectorAll('svg :not(title)')].every(e => {
+                const b = e.getBoundingClientRect(); return b.width + b.height > 0; }),
             images: [...document.images].every(i => i.naturalWidth > 0), videos}); });</script>"""
     probed = tmp_path / "probed.html"
     # An iframe has the width asked for, which a headless window, some 500 pixels at least, has not.
@@ -262,4 +267,5 @@ def test_browser_draws_it(html: str, project: Path, tmp_path: Path, width: int) 
     ).stdout
     found = json.loads(dom.split("<title>")[1].split("</title>")[0])
     assert found["inner"] == width and found["over"] <= 0
+    assert found["drawn"], "each element of each chart has a size: it is where the browser draws"
     assert found["images"] and found["videos"] == [True] * 6
