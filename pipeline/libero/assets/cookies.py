@@ -9,8 +9,8 @@ from pipeline.libero.assets.textures import grid, noise, png
 HALF = (0.0307, 0.0418, 0.0100)  # of the drawing; metres
 COLLISION_HALF = (0.03104, 0.04131, 0.00940)
 
-RED, WHITE, BROWN = np.array([196.0, 52, 26]), np.array([178.0, 176, 184]), np.array([112.0, 62, 38])
-DOUGH, CRUMB, RAISIN = np.array([176.0, 134, 50]), np.array([134.0, 92, 22]), np.array([74.0, 52, 70])
+RED, WHITE, BROWN = np.array([158.0, 38, 22]), np.array([140.0, 138, 144]), np.array([92.0, 50, 32])
+DOUGH, CRUMB, RAISIN = np.array([128.0, 102, 46]), np.array([92.0, 66, 20]), np.array([52.0, 38, 48])
 GLYPHS = {
     "C": ("01110", "10001", "10000", "10000", "10000", "10001", "01110"),
     "O": ("01110", "10001", "10001", "10001", "10001", "10001", "01110"),

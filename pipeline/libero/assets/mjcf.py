@@ -21,7 +21,7 @@ def numbers(values: float | Sequence[float] | np.ndarray) -> str:
     return " ".join(f"{float(v):.7g}" for v in np.atleast_1d(np.asarray(values, float)))
 
 
-def element(tag: str, children: Iterable[Element] = (), **attributes: str) -> Element:
+def element(tag: str, children: Iterable[Element] = (), /, **attributes: str) -> Element:
     """Return an XML element."""
     made = Element(tag, attributes)
     made.extend(children)
@@ -55,7 +55,7 @@ class Visual:
         return element("geom", type="mesh", mesh=mesh, material=self.name, contype="0", conaffinity="0", group="1")
 
 
-def collision_box(pos: Point, half: Point, quat: np.ndarray | None = None, density: float = DENSITY) -> Element:
+def collision_box(pos: Point, half: Point, quat: np.ndarray | None = None) -> Element:
     """Return an invisible box that collides; `half` are half lengths in metres, `quat` is (w, x, y, z)."""
     extra = {} if quat is None else {"quat": numbers(quat)}
     return element(
@@ -65,40 +65,29 @@ def collision_box(pos: Point, half: Point, quat: np.ndarray | None = None, densi
         size=numbers(half),
         group="0",
         rgba=HIDDEN,
-        density=numbers(density),
+        density=numbers(DENSITY),
         **CONTACT,
         **extra,
     )
 
 
 def collision_ring(
-    count: int,
-    radius: float,
-    height: float,
-    lean_deg: float,
-    half: Point,
-    *,
-    start_deg: float = 0.0,
-    twist_rad: float = 0.0,
-    weigh_as: int | None = None,
+    azimuths_deg: Iterable[float], radius: float, height: float, lean_deg: float, half: Point, twist_rad: float = 0.0
 ) -> list[Element]:
-    """Return a wall of `count` boxes around the z axis.
+    """Return a wall of boxes around the z axis.
 
     Args:
+        azimuths_deg: where the boxes stand.
         radius, height: of the boxes' centres, metres.
         lean_deg: outward lean of the wall from the vertical.
         half: half lengths (thickness, width around, length along the slope), metres.
-        start_deg: azimuth of the first box.
-        twist_rad: turn of each box about the line of its slope (LIBERO's boxes are fitted, and a little skewed).
-        weigh_as: the ring weighs as much as so many boxes (LIBERO's rings have a few boxes twice).
+        twist_rad: turn of each box about the line of its slope.
     """
-    density = DENSITY * (weigh_as or count) / count
     boxes = []
-    for k in range(count):
-        azimuth = np.radians(start_deg) + 2 * np.pi * k / count
+    for azimuth in np.radians(list(azimuths_deg)):
         pos = (radius * np.cos(azimuth), radius * np.sin(azimuth), height)
         quat = _times(_about(2, azimuth), _times(_about(1, np.radians(lean_deg)), _about(2, twist_rad)))
-        boxes.append(collision_box(pos, half, quat, density))
+        boxes.append(collision_box(pos, half, quat))
     return boxes
 
 

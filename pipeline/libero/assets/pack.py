@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -76,9 +75,9 @@ def _publish(partial: Path, target: Path) -> None:
     """Rename `partial` to `target`; of several builders the first wins, the others drop their equal copy."""
     if target.exists() and not _complete(target):
         log.warning("rebuilding the damaged asset pack %s", target)
-        os.rename(target, tempfile.mkdtemp(prefix=".partial-assets-", dir=target.parent))
+        target.rename(tempfile.mkdtemp(prefix=".partial-assets-", dir=target.parent))
     try:
-        os.rename(partial, target)
+        partial.rename(target)
     except OSError:
         if not _complete(target):
             raise

@@ -1,6 +1,6 @@
 """The room of libero_spatial: table, floor, walls, two lights and the fixed cameras, with LIBERO's numbers.
 
-hf-libero's table arena finds these names, sets the table's size and height, and replaces the file names of `texplane` and
+hf-libero's table arena finds these names, sets the table's size and height, and replaces the files of `texplane` and
 `tex-wall` by those of its styles: "light-gray" and "light-gray-plaster" in libero_spatial.
 """
 

@@ -28,6 +28,7 @@ def files() -> Files:
         element("texture", file=f"{NAME}/metal.png", name="tex-stove_metal", type="2d"),
         # the box's top mirrors the room, as LIBERO's does
         element("material", name=STEEL, texture="tex-stove_metal", reflectance="0.5", shininess="1.0"),
+        element("material", name="burner", texture="tex-stove_metal", rgba="0.93 0.93 0.93 1"),
         element("mesh", file=burner_file, name="burnerplate"),
         element("mesh", file=knob_file, name="stove_knob_button_vis"),
     ]
@@ -47,7 +48,7 @@ def _burner_body() -> Element:
     solid = element("geom", name="base", type="box", size=numbers(BASE_HALF), group="0", material=STEEL)
     cover = element("geom", name="collision_burner", type="box", pos="0 0 0.025", size="0.095 0.095 0.0005")
     cover.attrib.update(group="0", rgba="0 0 0 0")
-    plate = element("geom", name="burner", type="mesh", mesh="burnerplate", material=STEEL, pos="0 0 0.025")
+    plate = element("geom", name="burner", type="mesh", mesh="burnerplate", material="burner", pos="0 0 0.025")
     plate.attrib.update(group="1", contype="0", conaffinity="0")
     return element(
         "body",

@@ -54,7 +54,7 @@ def light_wood(size: int = 512) -> np.ndarray:
     fine = streaks(bent, 160, 4, 12)
     broad = streaks(bent, 16, 3, 13)
     veins = np.clip(streaks(bent, 48, 2, 14) - 0.55, 0, None)
-    return coloured((199, 181, 163), 2.2 * fine + 4.5 * broad, (0.9, 1, 1.2)) - veins[..., None] * (14, 18, 26)
+    return coloured((197, 181, 162), 2.4 * fine + 5.5 * broad, (0.9, 1, 1.2)) - veins[..., None] * (16, 20, 30)
 
 
 def dark_wood(size: int = 128) -> np.ndarray:
@@ -64,16 +64,16 @@ def dark_wood(size: int = 128) -> np.ndarray:
 
 
 def brushed_metal(size: int = 256) -> np.ndarray:
-    """Brushed steel: strokes along the rows, darker towards the left edge and the bottom."""
+    """Brushed steel: strokes along the rows, brighter towards the right and there towards the top."""
     vu = grid(size, size)
-    sheen = 26 * np.sin(np.pi * np.clip(0.15 + 0.85 * vu[..., 1], 0, 1)) - 22 * np.abs(vu[..., 0] - 0.45) * 2 + 4
-    return coloured((101, 101, 101), sheen + 9 * streaks(vu, 128, 6, 31) + 5 * streaks(vu, 256, 24, 32))
+    sheen = 82 * vu[..., 1] - 42 * vu[..., 1] * vu[..., 0]
+    return coloured((75, 75, 75), sheen + 6 * streaks(vu, 128, 6, 31) + 5 * streaks(vu, 256, 24, 32))
 
 
 def plaster(size: int = 256) -> np.ndarray:
     """Smooth pale plaster."""
     vu = grid(size, size)
-    return coloured((223, 219, 212), 2.0 * noise(vu, 8, 41) + 1.5 * noise(vu, 32, 42) + noise(vu, 96, 43))
+    return coloured((220, 217, 209), 2.0 * noise(vu, 8, 41) + 1.5 * noise(vu, 32, 42) + noise(vu, 96, 43))
 
 
 def floor_planks(size: int = 256) -> np.ndarray:
