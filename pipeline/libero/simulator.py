@@ -7,8 +7,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from xml.etree.ElementTree import ParseError
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -16,7 +18,7 @@ from jaxtyping import Float, Float32, UInt8
 from pipeline.config.params import Sim
 from pipeline.encode.proprio import ee_pose_from_quat
 from pipeline.encode.transform import upright
-from pipeline.errors import ConfigError, DataError, SimulatorError, did_you_mean
+from pipeline.errors import AssetError, ConfigError, DataError, SimulatorError, did_you_mean
 from pipeline.libero import gl
 from pipeline.libero.asset_source import asset_directory
 from pipeline.libero.headless import import_libero, use_assets
@@ -92,6 +94,7 @@ class Simulator:
             "gl_used": backend.used,
             "renderer": backend.renderer,
             "assets": sim.assets,
+            "assets_version": assets.name if sim.assets_path is None else None,
             "render": sim.render,
             "image_size": sim.image_size,
             "settle_steps": sim.settle_steps,
@@ -242,19 +245,28 @@ def within(seconds: float, doing: str, function: Callable[[], T]) -> T:
     raise SimulatorError(f"{doing} took more than {seconds:g} s; it was at\n{where}")
 
 
-def _build(task: Task, assets: Any) -> Any:
+def _build(task: Task, assets: Path) -> Any:
     """Return LIBERO's ControlEnv without any OpenGL context, ending no episode by itself."""
     use_assets(assets)
     wrapper = import_libero()
-    return _retry_placement(
-        lambda: wrapper.ControlEnv(
-            str(task.bddl_file),
-            use_camera_obs=False,
-            has_offscreen_renderer=False,
-            has_renderer=False,
-            ignore_done=True,
+    try:
+        return _retry_placement(
+            lambda: wrapper.ControlEnv(
+                str(task.bddl_file),
+                use_camera_obs=False,
+                has_offscreen_renderer=False,
+                has_renderer=False,
+                ignore_done=True,
+            )
         )
-    )
+    except (
+        OSError,
+        ValueError,
+        ParseError,
+    ) as error:  # a file missing or damaged: Python's own, MuJoCo's, ElementTree's
+        raise AssetError(
+            f"cannot build {task.suite} task {task.id} from {task.bddl_file} with the assets in {assets}: {error}"
+        ) from error
 
 
 def _retry_placement(function: Callable[[], T]) -> T:
