@@ -54,8 +54,7 @@ def cluster(
         their indices in `faces`.
     """
     cells = np.floor((vertices - vertices.min(0)) / cell).astype(np.int64)
-    _, member = np.unique(cells, axis=0, return_inverse=True)
-    member = member.reshape(-1)
+    _, member = np.unique(_as_one_number(cells), return_inverse=True)
     counts = np.bincount(member)
     centres = np.stack([np.bincount(member, vertices[:, k]) / counts for k in range(3)], 1)
     distance = np.linalg.norm(vertices - centres[member], axis=1)
@@ -64,6 +63,12 @@ def cluster(
     merged = nearest[member][faces]
     a, b, c = merged.T
     kept = np.flatnonzero((a != b) & (b != c) & (c != a))
-    _, first = np.unique(np.sort(merged[kept], axis=1), axis=0, return_index=True)
+    _, first = np.unique(_as_one_number(np.sort(merged[kept], axis=1).astype(np.int64)), return_index=True)
     kept = kept[np.sort(first)]
     return merged[kept].astype(faces.dtype), kept
+
+
+def _as_one_number(triples: Int[np.ndarray, "N 3"]) -> Int[np.ndarray, "N"]:
+    """Number triples of small non-negative integers; np.unique is ten times faster on numbers than on rows."""
+    base = int(triples.max(initial=0)) + 1
+    return (triples[:, 0] * base + triples[:, 1]) * base + triples[:, 2]

@@ -118,6 +118,9 @@ class Simulator:
         within(RESET_TIMEOUT_S, f"resetting {self.task.name}", lambda: self._reset(init_state, seed))
 
     def _reset(self, init_state: Float[np.ndarray, "D"] | None, seed: int) -> None:
+        # LIBERO appends to this list at every reset and draws once for each entry, before it places the fixtures: in the
+        # task with an open drawer the cabinet would stand elsewhere at each reset, by up to 2 cm, whatever the seed.
+        self.env.object_property_initializers.clear()
         self.env.seed(seed)
         _retry_placement(self.env.reset)
         if init_state is not None:
