@@ -87,6 +87,7 @@ class Simulator:
         assets = asset_directory(sim, task.suite)
         backend = gl.activate(sim.gl)
         self._control = within(START_TIMEOUT_S, f"building {task.name}", lambda: _build(task, assets))
+        self._initializers = len(self.env.object_property_initializers)
         self._scene = SceneCache(self.env, self._prepare)
         self._poses = Sampler(self.env)
         self.info: dict[str, Any] = {
@@ -120,7 +121,8 @@ class Simulator:
     def _reset(self, init_state: Float[np.ndarray, "D"] | None, seed: int) -> None:
         # LIBERO appends to this list at every reset and draws once for each entry, before it places the fixtures: in the
         # task with an open drawer the cabinet would stand elsewhere at each reset, by up to 2 cm, whatever the seed.
-        self.env.object_property_initializers.clear()
+        # Cut to its length in a new environment, every reset is like the first.
+        del self.env.object_property_initializers[self._initializers :]
         self.env.seed(seed)
         _retry_placement(self.env.reset)
         if init_state is not None:
