@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 120  # of local workers: a busy machine takes long to import torch
 # A worker may die of something that is not the item's doing; one that dies at the same item three times is.
 ALLOWED_DEATHS = 2
 
@@ -113,7 +114,11 @@ def _distributed(
     token = uuid.uuid4().hex  # of this call: a cluster's workers outlive it, and so would the state of an earlier one
     torch_threads = threads(compute, len(items))
     waiting = iter(items)
-    with dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_DEATHS}), _client(compute, items) as client:
+    settings = {
+        "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
+        "distributed.comm.timeouts.connect": f"{START_TIMEOUT_S}s",
+    }
+    with dask.config.set(settings), _client(compute, items) as client:
         running: dict[str, tuple[Any, Any]] = {}
         done = as_completed(loop=client.loop)
 
@@ -147,6 +152,7 @@ def _client(compute: Compute, items: list) -> Iterator[Any]:
     """Yield a client of a fresh local cluster, or of the one at the address."""
     from distributed import Client, LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # importing it set its own
     if compute.scheduler == "local":
         with (
             LocalCluster(

@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from jaxtyping import Float, Float16, Float32, UInt8
 
 from pipeline.config import EncoderParams
 from pipeline.encode.transform import Preprocess
-from pipeline.encode.weights import SEEDED, activation, load_model, weights_sha256
+from pipeline.encode.weights import SEEDED, activation, load_model, load_tokenizer, weights_sha256
 from pipeline.errors import DataError
 
 
@@ -52,7 +51,7 @@ class ClipEncoder:
         model: Any = load_model(params)
         digest = weights_sha256(model)
         self._preprocess = Preprocess.from_open_clip(model.visual.preprocess_cfg)
-        self._tokenizer = open_clip.get_tokenizer(params.model)
+        self._tokenizer = load_tokenizer(params.model)
         self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self._model = model
         # The tower moves and changes type in place; text never uses it.

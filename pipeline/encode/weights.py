@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -28,9 +29,8 @@ def load_model(params: EncoderParams) -> torch.nn.Module:
         AssetError: weights that cannot be fetched or read.
     """
     if params.model not in open_clip.list_models():
-        raise ConfigError(
-            f"embed.encoder.model: {params.model!r}.{did_you_mean(params.model, open_clip.list_models())}"
-        )
+        hint = did_you_mean(params.model, open_clip.list_models())
+        raise ConfigError(f"embed.encoder.model: open_clip has no {params.model!r}.{hint}")
     if params.pretrained == SEEDED:
         model = _seeded(params)
     elif get_pretrained_cfg(params.model, params.pretrained):
@@ -40,6 +40,12 @@ def load_model(params: EncoderParams) -> torch.nn.Module:
     else:
         raise _unknown(params)
     return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(model: str) -> Any:
+    """Return the tokenizer of an open_clip model."""
+    with _quiet():
+        return open_clip.get_tokenizer(model)
 
 
 def activation(model: str) -> str:
@@ -115,8 +121,8 @@ def _local(params: EncoderParams, path: Path) -> torch.nn.Module:
     if not declared and activation(params.model) == "gelu" and ("openai" in path.name or _looks_like_openai(model)):
         raise ConfigError(
             _mismatch(params, "quick_gelu")
-            + " (The values are all exact in half precision and the logit scale is 100, as in OpenAI's weights. If these "
-            "are others, say so in the .safetensors file's metadata: activation=gelu.)"
+            + " (All values are exact in half precision and the logit scale is 100, as in OpenAI's weights. If these "
+            "are others, say so in the metadata of a .safetensors file: activation=gelu.)"
         )
     return model
 
@@ -147,8 +153,8 @@ def _mismatch(params: EncoderParams, wanted: str) -> str:
     base = params.model.removesuffix("-quickgelu")
     name = f"{base}-quickgelu" if wanted == "quick_gelu" else base
     return (
-        f"{KEY}: {params.pretrained!r} was trained with {wanted}, but {params.model} computes {activation(params.model)}: "
-        f"the features would be wrong. Set embed.encoder.model: {name}"
+        f"{KEY}: {params.pretrained!r} was trained with {wanted}, but {params.model} computes "
+        f"{activation(params.model)}: the features would be wrong. Set embed.encoder.model: {name}"
     )
 
 

@@ -1,0 +1,120 @@
+"""What an embedding store holds: arrays, attributes, version. Zarr v3, readable by zarr-python without this package.
+
+    attrs                 schema, fingerprint, rows, identity (encoder, transform, obs_shift, views, source ...)
+    image/<camera>        (N, V, D) float16   pooled, projected CLIP features, as the encoder gives them
+    lowdim/<name>         (N, k)    float32   joint_pos 7, ee_pose 7, gripper 2, action 7[, expert_action 7]
+    episode/start         (E,) int64          first row; episodes lie one after the other
+    episode/length        (E,) int64          rows
+    episode/task          (E,) int64          row of text/*
+    episode/source        (E,) string         file/demo
+    episode/digest        (E,) string         SHA-256 of that demo's data
+    text/embedding        (K, D) float32      one instruction each
+    text/instruction      (K,) string
+    text/task             (K,) int64          the benchmark's number of the task
+    integrity/sha256      (U, F, 32) uint8    of shard u of row array f, in the order of attrs["fields"]; written last
+
+N is a row count padded to whole shards: rows from attrs["rows"] on are NaN. Chunk = unit of read, shard = unit of
+write. Every chunk carries a crc32c. Fill values are ones that data never have (NaN, -1, ""): a missing chunk shows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from cache.errors import StoreError
+
+SCHEMA_VERSION = 1
+LOWDIM_WIDTHS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "action": 7}
+CODECS = frozenset({"bytes", "crc32c", "sharding_indexed", "vlen-utf8"})
+"""The only codecs a store may use: none that can run code, none that needs a plug-in."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array with a row per time step: its path below the root, shape of one row, dtype and names of all axes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def image(camera: str, views: int, dim: int) -> Field:
+    """Return the field of one camera's pooled features, (N, V, D)."""
+    return Field(f"image/{camera}", (views, dim), "float16", ("row", "view", "feature"))
+
+
+def lowdim(name: str, width: int) -> Field:
+    """Return the field of one low-dimensional signal, (N, k)."""
+    return Field(f"lowdim/{name}", (width,), "float32", ("row", name))
+
+
+def fields(cameras: Sequence[str], views: int, dim: int, expert_action: bool) -> tuple[Field, ...]:
+    """Return all row arrays of a store, in their canonical order."""
+    widths = {**LOWDIM_WIDTHS, **({"expert_action": 7} if expert_action else {})}
+    return (*(image(c, views, dim) for c in cameras), *(lowdim(name, width) for name, width in widths.items()))
+
+
+def create_field(root: zarr.Group, field: Field, rows: int, shard_rows: int, chunk_rows: int) -> None:
+    """Create the empty array of one field; `rows` is padded to whole shards already."""
+    root.create_array(
+        field.name,
+        shape=(rows, *field.shape),
+        dtype=field.dtype,
+        chunks=(chunk_rows, *field.shape),
+        shards=(shard_rows, *field.shape),
+        compressors=(Crc32cCodec(),),
+        fill_value=float("nan"),
+        dimension_names=field.axes,
+    )
+
+
+def create_table(root: zarr.Group, name: str, data: np.ndarray | Sequence[str], axes: tuple[str, ...]) -> None:
+    """Create a small array and write it: numbers, or a sequence of strings."""
+    values = np.asarray(data, dtype=object) if not isinstance(data, np.ndarray) else data
+    text = values.dtype == object
+    fill: Any = "" if text else float("nan") if values.dtype.kind == "f" else -1 if values.dtype.kind == "i" else 0
+    array = root.create_array(
+        name,
+        shape=values.shape,
+        dtype=str if text else values.dtype,
+        chunks=values.shape,
+        compressors=(Crc32cCodec(),),
+        fill_value=fill,
+        dimension_names=axes,
+    )
+    array[...] = values
+
+
+def check_codecs(array: zarr.Array, where: str) -> None:
+    """Refuse an array that is not Zarr v3 or that uses a codec outside of CODECS.
+
+    Raises:
+        StoreError: naming array and codec.
+    """
+    if array.metadata.zarr_format != 3:
+        raise StoreError(f"{where}: {array.name} is Zarr v{array.metadata.zarr_format}; only v3 is read. Embed again.")
+    if unknown := sorted(set(_codec_names(array.metadata.to_dict()["codecs"])) - CODECS):
+        raise StoreError(
+            f"{where}: {array.name} uses the codec {unknown[0]!r}; only {', '.join(sorted(CODECS))} are opened. "
+            "This is not a store that python -m stages.embed wrote."
+        )
+
+
+def _codec_names(codecs: Any) -> list[str]:
+    names: list[str] = []
+    for codec in codecs:
+        names.append(str(codec["name"]))
+        configuration = codec.get("configuration", {})
+        for inner in ("codecs", "index_codecs"):
+            names += _codec_names(configuration.get(inner, ()))
+    return names
