@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         out = Path(args.out)
         store = next(iter(stores.values()))
-        spec = bundle.PolicySpec(arch, store.attrs["encoder"], store.attrs["transform"], identity["data"], provenance())
+        spec = bundle.PolicySpec(
+            arch, store.identity["encoder"], store.identity["transform"], identity["data"], provenance()
+        )
         bundle.save(out / "policy", network, spec)
         write_history(out, progress, network.parameter_counts(), accelerator)
         shutil.rmtree(scratch)

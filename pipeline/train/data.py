@@ -95,7 +95,7 @@ def load_stores(
         DataError: a store lacks a camera, an array or a task, or the stores' features are of different encoders.
     """
     parts = [_load_store(suite, store, tasks, cameras, proprio, action) for suite, store, tasks in stores]
-    encoders = {suite: store.attrs["encoder"] for suite, store, _ in stores}
+    encoders = {suite: store.identity["encoder"] for suite, store, _ in stores}
     first_suite = next(iter(encoders))
     for suite, encoder in encoders.items():
         if encoder != encoders[first_suite]:
@@ -112,27 +112,26 @@ def _load_store(
     for camera in cameras:
         if camera not in store.cameras:
             raise DataError(
-                f"{store.path}: has no camera {camera!r}.{did_you_mean(camera, store.cameras)} "
+                f"{store.location}: has no camera {camera!r}.{did_you_mean(camera, store.cameras)} "
                 "Add it to embed.cameras and embed again."
             )
-    try:
-        actions = store.read(f"lowdim/{action}")
-    except KeyError:
+    if f"lowdim/{action}" not in store.fields:
         raise DataError(
-            f"{store.path}: has no lowdim/{action}, which train_flow.action asks for. Only scripted "
+            f"{store.location}: has no lowdim/{action}, which train_flow.action asks for. Only scripted "
             "demonstrations have expert_action: use train_flow.action=action"
-        ) from None
-    wanted = [i for i, task in enumerate(store.episodes.task) if tasks is None or int(task) in tasks]
-    missing = set(tasks or ()) - {int(t) for t in store.episodes.task}
+        )
+    task_ids = store.texts.task_ids[store.episodes.task]
+    wanted = [i for i, task in enumerate(task_ids) if tasks is None or int(task) in tasks]
+    missing = set(tasks or ()) - {int(task) for task in task_ids}
     if missing or not wanted:
         raise DataError(
-            f"{store.path}: has no episode of task {sorted(missing)} of {suite}. Run: dvc repro demos embed"
+            f"{store.location}: has no episode of task {sorted(missing)} of {suite}. Run: dvc repro demos embed"
         )
     rows = np.concatenate([_rows(store, i) for i in wanted])
     episodes, first = [], 0
     for i in wanted:
         length = int(store.episodes.length[i])
-        episodes.append(Episode(suite, int(store.episodes.task[i]), str(store.episodes.source[i]), first, length))
+        episodes.append(Episode(suite, int(task_ids[i]), store.episodes.source[i], first, length))
         first += length
 
     def take(name: str) -> Tensor:
@@ -140,14 +139,14 @@ def _load_store(
 
     lengths = torch.tensor([e.length for e in episodes])
     ends = torch.tensor([e.first + e.length - 1 for e in episodes])
-    text_index = {int(task): k for k, task in enumerate(store.texts.task)}
+    texts = torch.from_numpy(store.episodes.task[wanted])
     return ResidentData(
         episodes=tuple(episodes),
-        images={c: torch.from_numpy(np.ascontiguousarray(store.read(f"image/{c}")[rows, 0])) for c in cameras},
+        images={c: take(f"image/{c}")[:, 0].contiguous() for c in cameras},
         text=torch.from_numpy(np.asarray(store.texts.embedding, np.float32)),
-        text_of_row=torch.repeat_interleave(torch.tensor([text_index[e.task] for e in episodes]), lengths),
+        text_of_row=torch.repeat_interleave(texts, lengths),
         proprio={name: take(f"lowdim/{name}") for name in proprio if name in PROPRIO_DIMS},
-        action=torch.from_numpy(actions[rows]),
+        action=take(f"lowdim/{action}"),
         last=torch.repeat_interleave(ends, lengths),
     )
 
