@@ -1,8 +1,9 @@
 """Choose the OpenGL backend that MuJoCo draws with, by trying it.
 
-MuJoCo, PyOpenGL and robosuite each read the choice from the environment once, when imported; so `activate` comes first.
+PyOpenGL and robosuite read the choice from the environment once, when they are imported; so `activate` comes first.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import SimulatorError
 
@@ -41,14 +43,14 @@ def activate(asked: str) -> Backend:
     """Find a backend that draws, and set MUJOCO_GL and PYOPENGL_PLATFORM for this process and its children.
 
     Raises:
-        SimulatorError: none works, or MuJoCo was imported before with another one.
+        SimulatorError: none works, or PyOpenGL was imported before for another one.
     """
     backend = _remembered(asked) or _probe_all(asked)
     loaded = _loaded_backend()
     if loaded not in (None, backend.used):
         raise SimulatorError(
-            f"mujoco was imported with the OpenGL backend {loaded!r} before sim.gl={asked} chose {backend.used!r}, and "
-            f"it cannot change. Set MUJOCO_GL={backend.used}, or import mujoco after creating a Simulator."
+            f"PyOpenGL was imported for {loaded!r} before sim.gl={asked} chose {backend.used!r}, and it cannot change. "
+            f"Start the process with MUJOCO_GL={backend.used} PYOPENGL_PLATFORM={backend.used}."
         )
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend.used
     os.environ[PROBE_MEMORY] = json.dumps({**asdict(backend), "device": _device()})
@@ -68,10 +70,19 @@ def probe(name: str, timeout_s: float = PROBE_TIMEOUT_S) -> str:
     except subprocess.TimeoutExpired:
         raise SimulatorError(f"{name}: no picture within {timeout_s:g} s") from None
     try:
-        return str(json.loads(result.stdout)["renderer"])
-    except (ValueError, KeyError):
-        last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
-        raise SimulatorError(f"{name}: {last}") from None
+        answer = json.loads(result.stdout)
+    except ValueError:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SimulatorError(f"{name}: the probe died with status {result.returncode}: {last}") from None
+    if "error" in answer:
+        raise SimulatorError(f"{name}: {answer['error']}")
+    return str(answer["renderer"])
+
+
+def context(backend: str) -> Any:
+    """Return a new off-screen OpenGL context of an activated backend, with make_current() and free()."""
+    logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # "no OpenGL_accelerate", at level INFO
+    return importlib.import_module(f"mujoco.{backend}").GLContext(640, 480)
 
 
 def _probe_all(asked: str) -> Backend:
@@ -110,7 +121,8 @@ def _device() -> str | None:
 
 
 def _loaded_backend() -> str | None:
-    """The backend that MuJoCo was imported with, or None while it isn't imported."""
-    module = sys.modules.get("mujoco.gl_context")
-    context = getattr(module, "GLContext", None)
-    return context.__module__.rpartition(".")[2] if context else None
+    """The platform that PyOpenGL was imported for, or None while it isn't imported.
+
+    MuJoCo itself may have been imported with another MUJOCO_GL: that fixes mujoco.GLContext only, which is not used.
+    """
+    return next((name for name in ("egl", "osmesa", "glx") if f"OpenGL.platform.{name}" in sys.modules), None)

@@ -5,6 +5,7 @@ Usage: MUJOCO_GL=egl PYOPENGL_PLATFORM=egl python -P gl_probe.py
 """
 
 import json
+import os
 import sys
 
 MODEL = """
@@ -18,22 +19,32 @@ MODEL = """
 """
 
 
-def main() -> None:
+def draw() -> str:
+    """Draw a red square on black and check it; return OpenGL's name of the renderer."""
     import mujoco
     import numpy as np
     from OpenGL import GL
 
     with mujoco.Renderer(mujoco.MjModel.from_xml_string(MODEL), 64, 64) as renderer:
-        model = renderer.model
-        data = mujoco.MjData(model)
-        mujoco.mj_forward(model, data)
+        data = mujoco.MjData(renderer.model)
+        mujoco.mj_forward(renderer.model, data)
         renderer.update_scene(data, camera="eye")
         image = renderer.render()
         name = GL.glGetString(GL.GL_RENDERER)
     red = np.array([255, 0, 0])
     if np.abs(image[32, 32] - red).max() > 40 or image[1, 1].max() > 40:
-        sys.exit(f"the picture is wrong: centre {image[32, 32].tolist()}, corner {image[1, 1].tolist()}")
-    sys.stdout.write(json.dumps({"renderer": name.decode() if name else "unknown"}))
+        raise RuntimeError(f"the picture is wrong: centre {image[32, 32].tolist()}, corner {image[1, 1].tolist()}")
+    return name.decode() if name else "unknown"
+
+
+def main() -> None:
+    try:
+        answer = {"renderer": draw()}
+    except Exception as e:
+        answer = {"error": f"{type(e).__name__}: {e}"}
+    sys.stdout.write(json.dumps(answer))
+    sys.stdout.flush()
+    os._exit(0)  # half-made OpenGL contexts fail noisily in their destructors
 
 
 if __name__ == "__main__":

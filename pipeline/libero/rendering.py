@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from pipeline.libero import gl
+
 MAX_GEOMS = 1000  # as robosuite's MjRenderContext
 
 POSES = (
@@ -45,14 +47,15 @@ class Renderer:
     Args:
         size: pixels of the square images.
         quality: "full" draws as LIBERO does. "fast" leaves out the reflection pass and multisampling.
+        backend: what `gl.activate` found.
     """
 
-    def __init__(self, size: int, quality: str) -> None:
+    def __init__(self, size: int, quality: str, backend: str) -> None:
         import mujoco
 
         self._size = size
         self._quality = quality
-        self._gl = mujoco.GLContext(640, 480)
+        self._gl = gl.context(backend)
         self._model: Any = None
         self._data: Any = None
         self._scene: Any = None

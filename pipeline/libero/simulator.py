@@ -119,9 +119,9 @@ class Simulator:
         within(RESET_TIMEOUT_S, f"resetting {self.task.name}", lambda: self._reset(init_state, seed))
 
     def _reset(self, init_state: Float[np.ndarray, "D"] | None, seed: int) -> None:
-        # LIBERO appends to this list at every reset and draws once for each entry, before it places the fixtures: in the
-        # task with an open drawer the cabinet would stand elsewhere at each reset, by up to 2 cm, whatever the seed.
-        # Cut to its length in a new environment, every reset is like the first.
+        # LIBERO appends to this list at every reset and draws once for each entry, before it places the fixtures: in
+        # the task with an open drawer the cabinet would stand elsewhere at each reset, by up to 2 cm, whatever the
+        # seed. Cut to its length in a new environment, every reset is like the first.
         del self.env.object_property_initializers[self._initializers :]
         self.env.seed(seed)
         _retry_placement(self.env.reset)
@@ -150,7 +150,7 @@ class Simulator:
         The cameras are drawn now, from what the environment's sensors sampled then: see `pipeline.libero.rendering`.
         """
         if self._renderer is None:
-            self._renderer = Renderer(self._sim.image_size, self._sim.render)
+            self._renderer = Renderer(self._sim.image_size, self._sim.render, self.info["gl_used"])
         images = {c: upright(self._renderer.draw(self.model, self._poses, CAMERAS[c])) for c in self.cameras}
         return self._observation(images)
 
