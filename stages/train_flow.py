@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from cache.reader import Store, open_store
 
+from cache.reader import Store, open_store
 from pipeline.config import Params, load
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture
@@ -31,6 +31,8 @@ from pipeline.train.loop import Progress, train
 from stages import cli
 
 log = logging.getLogger(__name__)
+
+LIBERO_RENDERING = {"assets": "official", "render": "full"}  # of demonstrations that this project did not record
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,7 +85,7 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
             "tasks": {suite: params.data.tasks[suite] for suite in stores},
             "action": params.train_flow.action,
-            "sim": {"assets": params.sim.assets, "render": params.sim.render, "image_size": params.sim.image_size},
+            "sim": next(iter(stores.values())).identity["sim"] or LIBERO_RENDERING,
         },
     }
 

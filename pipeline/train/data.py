@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from cache.reader import Store
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cache.reader import Store
 from pipeline.errors import DataError, did_you_mean
 from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.windows import action_windows
@@ -95,14 +95,14 @@ def load_stores(
         DataError: a store lacks a camera, an array or a task, or the stores' features are of different encoders.
     """
     parts = [_load_store(suite, store, tasks, cameras, proprio, action) for suite, store, tasks in stores]
-    encoders = {suite: store.identity["encoder"] for suite, store, _ in stores}
-    first_suite = next(iter(encoders))
-    for suite, encoder in encoders.items():
-        if encoder != encoders[first_suite]:
-            raise DataError(
-                f"stores of {first_suite} and {suite} were made by different encoders: {encoders[first_suite]} and "
-                f"{encoder}. Embed both again: dvc repro embed"
-            )
+    first_suite, first, _ = stores[0]
+    for suite, store, _ in stores:
+        for what in ("encoder", "transform", "sim"):
+            if store.identity[what] != first.identity[what]:
+                raise DataError(
+                    f"the stores of {first_suite} and {suite} differ in {what}: {first.identity[what]} and "
+                    f"{store.identity[what]}. Make both in the same way: dvc repro embed"
+                )
     return _concatenate(parts)
 
 
