@@ -1,0 +1,77 @@
+"""Agents and simulators that misbehave, importable by worker processes."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.libero.simulator import Observation, Simulator
+from pipeline.libero.suites import Task
+from pipeline.rollout.agent import RandomAgent
+
+
+class Odd(RandomAgent):
+    """Random, but for its second look in an episode, which goes wrong.
+
+    Args:
+        what: nan, shape, raise, die or sleep.
+        episode_seeds: of the episodes in which it does; all if None.
+        once: a file that is made the first time, after which all goes well.
+    """
+
+    def __init__(self, what: str, episode_seeds: tuple[int, ...] | None = None, once: Path | None = None) -> None:
+        super().__init__(execute=4)
+        self.what = what
+        self.episode_seeds = episode_seeds
+        self.once = once
+        self.looks = 0
+        self.odd = True
+
+    def reset(self, task: Task, seed: int) -> None:
+        super().reset(task, seed)
+        self.looks = 0
+        self.odd = self.episode_seeds is None or seed in self.episode_seeds
+
+    def act(self, obs: Observation) -> np.ndarray:
+        actions = super().act(obs)
+        self.looks += 1
+        if self.looks != 2 or not self.odd:
+            return actions
+        if self.once is not None:
+            if self.once.exists():
+                return actions
+            self.once.touch()
+        return self._misbehave(actions)
+
+    def _misbehave(self, actions: np.ndarray) -> np.ndarray:
+        if self.what == "raise":
+            raise RuntimeError("no idea")
+        if self.what == "die":
+            os._exit(9)
+        if self.what == "sleep":
+            time.sleep(1.5)
+            return actions
+        if self.what == "nan":
+            actions[1, 3] = np.nan
+            return actions
+        assert self.what == "shape"
+        return actions[:, :6]
+
+
+class Scripted(Simulator):
+    """The simulator, but solved after control step `solved_at`, or without OpenGL in control step `crash_at`."""
+
+    solved_at = crash_at = 0
+    count = 0
+
+    def reset(self, init_state: np.ndarray | None, seed: int) -> None:
+        self.count = -1000  # settling takes steps, too
+        super().reset(init_state, seed)
+        self.count = 0
+
+    def step(self, action: np.ndarray) -> bool:
+        self.count += 1
+        if self.count == self.crash_at:
+            raise RuntimeError("the simulator is unstable")
+        return super().step(action) or self.count == self.solved_at

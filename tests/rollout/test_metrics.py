@@ -1,0 +1,77 @@
+"""Rates and intervals, against published figures and against the equation that Wilson's interval solves."""
+
+import math
+
+import pytest
+
+from pipeline.rollout.metrics import Z_95, rates, summary, timings, wilson
+from tests.rollout.make import record
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(450, 500, 0.871, 0.923), (485, 500, 0.951, 0.982), (9, 10, 0.596, 0.982)],
+)
+def test_wilson_gives_known_intervals(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=0.0005)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 20, 500])
+def test_wilson_ends_are_z_standard_errors_from_the_observed_rate(n: int) -> None:
+    for successes in range(0, n + 1, max(1, n // 7)):
+        low, high = wilson(successes, n) or (math.nan, math.nan)
+        assert 0 <= low <= successes / n <= high <= 1
+        for end in (low, high):
+            if 0 < end < 1:
+                assert abs(successes / n - end) == pytest.approx(Z_95 * math.sqrt(end * (1 - end) / n))
+
+
+def test_wilson_of_nothing_is_no_interval_and_nonsense_is_refused() -> None:
+    assert wilson(0, 0) is None
+    for successes, n in ((-1, 3), (4, 3)):
+        with pytest.raises(ValueError):
+            wilson(successes, n)
+
+
+def test_errors_are_in_no_rate() -> None:
+    records = [record("success", episode=i) for i in range(3)]
+    records += [record("failure", episode=3), record("error", episode=4, error_kind="timeout")]
+    row = rates(records)
+    assert (row["episodes"], row["n"], row["successes"], row["failures"], row["errors"]) == (5, 4, 3, 1, 1)
+    assert row["timeouts"] == 1
+    assert row["success_rate"] == 0.75
+    assert (row["wilson_low"], row["wilson_high"]) == wilson(3, 4)
+    assert row["mean_steps_to_success"] == 101
+
+
+def test_no_rate_without_an_episode_that_ended() -> None:
+    row = rates([record("error")])
+    assert row["n"] == 0 and row["errors"] == 1
+    assert row["success_rate"] is row["wilson_low"] is row["wilson_high"] is row["mean_steps_to_success"] is None
+
+
+def test_summary_is_by_suite_and_task_in_any_order_of_records() -> None:
+    records = [record("success", 2), record("failure", 0), record("success", 10), record("success", 0, 1)]
+    records.append(record("failure", 0, suite="libero_goal"))
+    tree = summary(reversed(records))
+    assert tree == summary(records)
+    assert tree["suite"] == "libero_goal+libero_spatial"
+    assert [(row["suite"], row["n"], row["successes"]) for row in tree["per_suite"]] == [
+        ("libero_goal", 1, 0),
+        ("libero_spatial", 4, 3),
+    ]
+    assert [(row["suite"], row["task"]) for row in tree["per_task"]] == [
+        ("libero_goal", 0),
+        ("libero_spatial", 0),
+        ("libero_spatial", 2),
+        ("libero_spatial", 10),
+    ]
+    assert tree["success_rate"] == 0.6
+
+
+def test_timings_add_up() -> None:
+    tree = timings([record(policy_ms=(10.0, 20.0)), record(policy_ms=(30.0,), steps=50)])
+    assert tree["policy_s"] == 0.06 and tree["episode_s_total"] == 10.0
+    assert tree["control_steps_per_s"] == 15.0
+    assert tree["policy_ms"]["p50"] == 20.0
+    assert timings([])["policy_ms"]["p99"] is None
