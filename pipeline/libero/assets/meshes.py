@@ -12,8 +12,10 @@ import numpy as np
 CREASE = np.cos(np.radians(35.0))  # profile corners sharper than this are shaded as edges
 FACES = {"-x": (0, -1), "+x": (0, 1), "-y": (1, -1), "+y": (1, 1), "-z": (2, -1), "+z": (2, 1)}
 
-Point = tuple[float, float, float]
-Profile = Sequence[tuple[float, float]]
+Number = float | int
+Point = tuple[Number, Number, Number]
+Profile = Sequence[tuple[Number, Number]]
+Rectangle = tuple[Number, Number, Number, Number]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def revolve(profile: Profile, segments: int) -> Mesh:
         vertices = np.concatenate([_around(p, azimuths) for p, _, _ in rings])
         normals = np.concatenate([_around(n, azimuths) for _, n, _ in rings])
         texcoords = np.concatenate([np.c_[azimuths / (2 * np.pi), np.full(segments + 1, t)] for _, _, t in rings])
-        parts.append(Mesh(vertices, normals, texcoords, _band_faces(segments, points[i, 0] > 0, points[i + 1, 0] > 0)))
+        parts.append(Mesh(vertices, normals, texcoords, _band_faces(segments, *(points[i : i + 2, 0] > 0).tolist())))
     return joined(*parts)
 
 
@@ -81,7 +83,7 @@ def profile_length(profile: Profile) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(steps)])
 
 
-def box(low: Point, high: Point, images: Mapping[str, tuple[float, float, float, float]] | None = None) -> Mesh:
+def box(low: Point, high: Point, images: Mapping[str, Rectangle] | None = None) -> Mesh:
     """A box between two corners.
 
     Args:
@@ -110,7 +112,7 @@ def box(low: Point, high: Point, images: Mapping[str, tuple[float, float, float,
     return joined(*parts)
 
 
-def prism(outline: Sequence[tuple[float, float]], x_min: float, x_max: float) -> Mesh:
+def prism(outline: Profile, x_min: Number, x_max: Number) -> Mesh:
     """Extrude a convex outline of (y, z) points, counter-clockwise seen from +x, along x."""
     yz = np.asarray(outline, float)
     n = len(yz)

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from pipeline.libero.assets.meshes import Mesh, Point
+from pipeline.libero.assets.meshes import Mesh, Number, Point
 
 DENSITY = 100.0  # kg/m^3 of every collision geom: LIBERO's value
 CONTACT = {"solimp": "0.998 0.998 0.001", "solref": "0.001 1", "friction": "0.95 0.3 0.1"}  # LIBERO's values
@@ -16,7 +16,7 @@ Files = dict[str, bytes]
 Element = ElementTree.Element
 
 
-def numbers(values: float | Sequence[float] | np.ndarray) -> str:
+def numbers(values: Number | Sequence[Number] | np.ndarray) -> str:
     """Return numbers as an XML attribute, to seven digits."""
     return " ".join(f"{float(v):.7g}" for v in np.atleast_1d(np.asarray(values, float)))
 
@@ -72,7 +72,7 @@ def collision_box(pos: Point, half: Point, quat: np.ndarray | None = None) -> El
 
 
 def collision_ring(
-    azimuths_deg: Iterable[float], radius: float, height: float, lean_deg: float, half: Point, twist_rad: float = 0.0
+    azimuths_deg: Iterable[Number], radius: float, height: float, lean_deg: float, half: Point, twist_rad: float = 0.0
 ) -> list[Element]:
     """Return a wall of boxes around the z axis.
 

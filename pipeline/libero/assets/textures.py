@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from pipeline.libero.assets.meshes import Profile, profile_length
+from pipeline.libero.assets.meshes import Number, Profile, profile_length
 
-Colour = tuple[float, float, float]
+Colour = tuple[Number, Number, Number]
 Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
