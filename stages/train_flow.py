@@ -33,6 +33,7 @@ from stages import cli
 log = logging.getLogger(__name__)
 
 LIBERO_RENDERING = {"assets": "official", "render": "full"}  # of demonstrations that this project did not record
+PICTURE_SETTINGS = ("assets", "render", "image_size")  # of section `sim`: what rollout has to draw alike
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def training_identity(params: Params, arch: Architecture, stores: dict[str, Store]) -> dict[str, Any]:
     """Return everything that the trained weights depend on, as plain JSON values. Checkpoints are filed under it."""
+    sim = next(iter(stores.values())).identity["sim"] or LIBERO_RENDERING
     return {
         "architecture": arch.to_json(),
         "train_flow": asdict(params.train_flow),
@@ -85,7 +87,7 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
             "tasks": {suite: params.data.tasks[suite] for suite in stores},
             "action": params.train_flow.action,
-            "sim": next(iter(stores.values())).identity["sim"] or LIBERO_RENDERING,
+            "sim": {name: sim[name] for name in PICTURE_SETTINGS if name in sim},
         },
     }
 
