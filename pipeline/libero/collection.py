@@ -108,7 +108,7 @@ def collect(tasks: Sequence[Task], sim: Sim, demos: Demos, compute: Compute, wor
     total = sum(len(items) for items in left.values())
     progress = tqdm(total=total, initial=total - len(todo), desc="demonstrations", unit="episode", smoothing=0)
     with progress:
-        for item, receipt in map_unordered(partial(_record, demos=demos), todo, compute, setup=partial(_Worker, sim)):
+        for item, receipt in map_unordered(partial(_record, demos=demos), todo, compute, setup=partial(Worker, sim)):
             receipts.append(receipt)
             progress.update()
             waiting[item.task] -= 1
@@ -146,7 +146,7 @@ def _sweep(work: Path) -> None:
         partial_file.unlink(missing_ok=True)
 
 
-class _Worker:
+class Worker:
     """Holds the simulator of the task at hand; items come sorted by task, so it is seldom built anew."""
 
     def __init__(self, sim: Sim) -> None:
@@ -166,7 +166,7 @@ class _Worker:
             self._simulator = None
 
 
-def _record(worker: _Worker, item: Item, demos: Demos) -> Receipt:
+def _record(worker: Worker, item: Item, demos: Demos) -> Receipt:
     """Try an episode up to `demos.attempts` times; keep the first that succeeds, or note that none did."""
     started = perf_counter()
     simulator = worker.simulator(item.task)

@@ -23,6 +23,7 @@ RESTING_ROTATION_ACTION = (
 
 HOVER = 0.08  # metres above the grasp where approach ends
 CLEARANCE = 0.13  # of the hand above the target's origin while carrying
+LEFT_BEHIND = 0.01  # metres that a held object has risen, at least, when the hand has risen by 5 cm; it may tilt
 LOST = 0.20  # metres between hand and object: it was dropped
 FOLLOWED_SHIFT = 0.05  # an object that moved further than this before the grasp is planned for again
 MAX_RETRIES = 3
@@ -148,11 +149,14 @@ class Expert:
 
     def _lift(self) -> Move:
         risen = self._scene.position(self._scene.object)[2] - self._grasp.object_position[2]
-        if self._t > 12 and risen < 0.02:
+        hand_risen = self._scene.hand[2] - self._grasp.position[2]
+        if hand_risen > 0.05 and risen < LEFT_BEHIND:
             return self._retry()
         action = self._servo(self._lift_to, CLOSE, speed=0.8)
-        if self._scene.hand[2] > self._lift_to[2] - 0.03 or self._t > 60:
+        if self._scene.hand[2] > self._lift_to[2] - 0.03:
             self._go("carry")
+        elif self._t > 60:  # stuck
+            return self._retry()
         return Move(action, free=self._t > 4)
 
     def _dropped(self) -> bool:
