@@ -153,6 +153,8 @@ class Store:
         out = np.empty((max(stop - start, 0), *array.shape[1:]), array.dtype)
         for low in range(start - start % self.shard_rows, stop, self.shard_rows):
             first, last = max(low, start), min(low + self.shard_rows, stop)
+            if first >= last:
+                break
             out[first - start : last - start] = self._shard(array, first, last)
         return out
 

@@ -1,0 +1,232 @@
+"""A build ends in one and the same store, whatever happens on the way."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from cache import open_store
+from cache.build import build, is_current
+from cache.errors import StoreError
+from cache.fingerprint import Plan
+from cache.ledger import Ledger, Receipt
+from cache.lock import exclusive
+from cache.units import Unit
+from tests.cache.synthetic import TEXT, MakeFake, expected, make_plan, tree
+
+
+def make(folder: Path, plan: Plan | None = None, **options: Any) -> Path:
+    """Build below `folder` and return the store."""
+    options = {"factory": MakeFake(), **options}
+    build(plan or make_plan(), TEXT, target=folder / "out.zarr", work=folder / "work", **options)
+    return folder / "out.zarr"
+
+
+def test_content_is_what_was_computed(tmp_path: Path) -> None:
+    plan = make_plan()
+    store = open_store(make(tmp_path, plan))
+    for name, values in expected(plan).items():
+        np.testing.assert_array_equal(store.read(name), values)
+    assert (store.rows, store.dim, store.cameras) == (87, 6, ("agentview", "eye_in_hand"))
+    assert store.fingerprint == plan.fingerprint
+    np.testing.assert_array_equal(store.episodes.start, [0, 5, 26, 27, 35, 43, 73, 75])
+    np.testing.assert_array_equal(store.episodes.length, [5, 21, 1, 8, 8, 30, 2, 12])
+    np.testing.assert_array_equal(store.episodes.task, [0, 1] * 4)
+    assert store.episodes.source[4] == "file1/demo_4"
+    assert store.texts.instructions == ["lift the bowl", "open the drawer"]
+    np.testing.assert_array_equal(store.texts.embedding, TEXT)
+    np.testing.assert_array_equal(store.texts.task_ids, [3, 7])
+
+
+def test_layout_is_plain_zarr_v3(tmp_path: Path) -> None:
+    target = make(tmp_path)
+    array = zarr.open_array(target / "image/agentview", mode="r")
+    assert (array.metadata.zarr_format, array.shape, array.dtype) == (3, (96, 2, 6), np.float16)
+    assert (array.shards, array.chunks) == ((16, 2, 6), (4, 2, 6))
+    assert np.isnan(array[87:]).all()
+    shards = sorted(path.relative_to(target / "image/agentview/c") for path in target.glob("image/agentview/c/*/*/*"))
+    assert shards == [Path(f"{i}/0/0") for i in range(6)]
+    assert zarr.open_group(target)["text/instruction"][1] == "open the drawer"
+
+
+def test_same_bytes_in_any_order_and_place(tmp_path: Path) -> None:
+    def backwards(fn: Callable, items: Iterable, setup: Callable) -> Iterator:
+        for item in reversed(list(items)):
+            yield item, fn(setup(), item)  # and with a new state each time
+
+    def twice(fn: Callable, items: Iterable, setup: Callable) -> Iterator:
+        state = setup()
+        for item in items:
+            fn(state, item)
+            yield item, fn(state, item)
+
+    plain = tree(make(tmp_path / "a"))
+    assert tree(make(tmp_path / "b", run=backwards)) == plain
+    assert tree(make(tmp_path / "c", run=twice, execution={"batch_size": 3})) == plain
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    def stop_after(n: int) -> Callable:
+        def run(fn: Callable, items: Iterable, setup: Callable) -> Iterator:
+            state = setup()
+            for done, item in enumerate(items):
+                if done == n:
+                    raise KeyboardInterrupt
+                yield item, fn(state, item)
+
+        return run
+
+    calls = tmp_path / "calls"
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, factory=MakeFake(calls), run=stop_after(2))
+    ledger = tmp_path / "work/ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes() + b'{"unit": 2, "key')  # a note that was being written
+    (tmp_path / "work/store.zarr/image/agentview/c/4/0").mkdir(parents=True)
+    (tmp_path / "work/store.zarr/image/agentview/c/4/0/0.abc.partial").write_bytes(b"half")
+    (tmp_path / "work/store.zarr/lowdim/action/c/1/0").unlink()  # noted, and lost since
+    assert not (tmp_path / "out.zarr").exists()
+    with pytest.raises(StoreError, match="never finished"):
+        open_store(tmp_path / "work/store.zarr")
+    seen: list[tuple[int, bool]] = []
+    make(tmp_path, factory=MakeFake(calls), report=lambda receipt, resumed: seen.append((receipt.unit, resumed)))
+    assert calls.read_text().split() == ["0", "1", "1", "2", "3", "4", "5"]
+    assert seen == [(0, True), (1, False), (2, False), (3, False), (4, False), (5, False)]
+    assert tree(tmp_path / "out.zarr") == tree(make(tmp_path / "other"))
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["lock"]
+
+
+def test_another_execution_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def one(fn: Callable, items: Iterable, setup: Callable) -> Iterator:
+        yield next(iter(items)), fn(setup(), next(iter(items)))
+        raise KeyboardInterrupt
+
+    calls = tmp_path / "calls"
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, factory=MakeFake(calls), run=one, execution={"torch": "1"})
+    make(tmp_path, factory=MakeFake(calls), execution={"torch": "2"})
+    assert calls.read_text().split() == ["0", *"012345"]
+    assert "begun anew" in caplog.text
+
+
+BUILDER = """
+import sys
+from pathlib import Path
+from cache.build import build
+from tests.cache.synthetic import TEXT, MakeFake, make_plan
+folder = Path(sys.argv[1])
+build(make_plan(shard_rows=8), TEXT, MakeFake(folder / "calls", seconds=0.02), folder / "out.zarr", folder / "work")
+"""
+
+
+def test_kill_nine_at_random_points(tmp_path: Path) -> None:
+    plain = tree(make(tmp_path / "plain", make_plan(shard_rows=8)))
+    rng = random.Random(0)
+    command = [sys.executable, "-c", BUILDER, str(tmp_path)]
+    kills = 0
+    while not (tmp_path / "out.zarr").exists():
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+        before = _lines(tmp_path / "calls")
+        while process.poll() is None and _lines(tmp_path / "calls") < before + rng.randint(2, 4):
+            time.sleep(0.005)
+        if process.poll() is None:
+            time.sleep(rng.random() * 0.03)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 3
+    assert tree(tmp_path / "out.zarr") == plain
+
+
+def _lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_two_builders_at_once(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    with exclusive(tmp_path / "work/lock"), pytest.raises(StoreError, match=f"another build.*process {os.getpid()}"):
+        make(tmp_path)
+    make(tmp_path)
+
+
+def test_replaces_a_store_only_with_a_whole_one(tmp_path: Path) -> None:
+    old = tree(make(tmp_path))
+    plan = make_plan(salt="new")
+
+    def bad(unit: Unit) -> dict[str, np.ndarray]:
+        raise OSError("unreadable")
+
+    with pytest.raises(OSError, match="unreadable"):
+        make(tmp_path, plan, factory=lambda: bad)
+    assert tree(tmp_path / "out.zarr") == old
+    assert not is_current(tmp_path / "out.zarr", plan)
+    (tmp_path / "work/lock").unlink()
+    make(tmp_path, plan)
+    assert is_current(tmp_path / "out.zarr", plan)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zarr", "work"]
+
+
+def test_publishes_across_file_systems(tmp_path: Path) -> None:
+    shm = Path("/dev/shm")
+    if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system")
+    work = shm / f"vla-flow-test-{os.getpid()}"
+    try:
+        build(make_plan(), TEXT, MakeFake(), tmp_path / "out.zarr", work)
+    finally:
+        subprocess.run(["rm", "-rf", str(work)], check=True)
+    assert tree(tmp_path / "out.zarr") == tree(make(tmp_path / "plain"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zarr", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: {**rows, "lowdim/action": rows["lowdim/action"][:-1]}, "lowdim/action is float32.* not float32"),
+        (lambda rows: {**rows, "lowdim/action": rows["lowdim/action"].astype(float)}, "lowdim/action is float64"),
+        (
+            lambda rows: {**rows, "lowdim/action": rows["lowdim/action"] * np.nan},
+            "lowdim/action has values",
+        ),
+        (lambda rows: {**rows, "extra": rows["lowdim/action"]}, "the store has"),
+    ],
+)
+def test_rows_that_do_not_fit(tmp_path: Path, change: Callable, message: str) -> None:
+    with pytest.raises(StoreError, match=f"unit 0: .*{message}"):
+        make(tmp_path, factory=lambda: lambda unit: change(MakeFake().rows(unit)))
+
+
+def test_a_full_disk_is_named_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.fsync, [0]
+
+    def full(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] == 40:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"No space left on device. Make room and start again"):
+        make(tmp_path)
+    assert tree(make(tmp_path)) == tree(make(tmp_path / "plain"))
+
+
+def test_ledger_refuses_another_header(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    ledger = Ledger.begin(path, {"fingerprint": "a"})
+    ledger.add(Receipt(4, "key", 16, {"image/agentview": (5, "00")}, 0.1))
+    ledger.close()
+    assert Ledger.resume(path, {"fingerprint": "b"}) is None
+    assert Ledger.resume(tmp_path / "none", {"fingerprint": "a"}) is None
+    again = Ledger.resume(path, {"fingerprint": "a"})
+    assert again is not None
+    assert again.receipts == {4: Receipt(4, "key", 16, {"image/agentview": (5, "00")}, 0.1)}
+    again.close()
