@@ -76,7 +76,7 @@ def _downloaded() -> Path:
             found = snapshot_download(REPOSITORY, repo_type="dataset", etag_timeout=HUB_TIMEOUT_S)
     except Exception as error:  # the hub's client raises its own errors, its HTTP library's, OSError and ValueError
         lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
+        reason = lines[0].rstrip(".") if lines else type(error).__name__
         raise AssetError(
             f"sim.assets=official, but {REPOSITORY} can't be had from the Hugging Face hub: {reason}. {_remedy()}"
         ) from error

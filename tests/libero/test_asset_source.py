@@ -55,9 +55,8 @@ class Hub(BaseHTTPRequestHandler):
         else:
             name = path.removeprefix(f"/datasets/lerobot/libero-assets/resolve/{COMMIT}/")
             known = name in FILES and name != self.broken
-            self.send(
-                FILES.get(name, b""), 200 if known else 500, ETag=f'"{blob_id(name)}"', **{"X-Repo-Commit": COMMIT}
-            )
+            headers = {"ETag": f'"{blob_id(name)}"', "X-Repo-Commit": COMMIT}
+            self.send(FILES.get(name, b""), 200 if known else 403, **headers)  # 403: the client does not try again
 
     def send(self, body: bytes, status: int = 200, **headers: str) -> None:
         self.send_response(status)

@@ -1,0 +1,290 @@
+"""The simulator against LIBERO's own environment, driven by hand."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config.params import Sim
+from pipeline.errors import AssetError, ConfigError, DataError, SimulatorError
+from pipeline.libero import gl
+from pipeline.libero.asset_source import PARTS, asset_directory
+from pipeline.libero.headless import import_libero, use_assets
+from pipeline.libero.simulator import NO_OP, Observation, Simulator, within
+from pipeline.libero.suites import Task, init_states, tasks
+
+pytestmark = pytest.mark.sim
+
+SIM = Sim("embedded", None, "fast", "auto", 128, 4, 7)
+OFFICIAL_ASSETS = os.environ.get("LIBERO_ASSETS_PATH")
+BOWL, PLATE = "akita_black_bowl_1", "plate_1"
+
+
+def spatial(i: int) -> Task:
+    return tasks("libero_spatial", [i])[0]
+
+
+def qpos(simulator: Simulator, name: str) -> np.ndarray:
+    """A view of an object's pose: position and quaternion."""
+    address = int(simulator.model.joint(f"{name}_joint0").qposadr[0])
+    return simulator.data.qpos[address : address + 7]
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    with Simulator(spatial(0), SIM) as simulator:
+        yield simulator
+
+
+def same(a: Observation, b: Observation) -> bool:
+    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("joint_pos", "ee_pose", "gripper"))
+    return (
+        arrays
+        and a.images.keys() == b.images.keys()
+        and all(np.array_equal(a.images[c], b.images[c]) for c in a.images)
+    )
+
+
+@pytest.mark.slow
+def test_states_pixels_and_sensors_are_liberos_own() -> None:
+    """Task 4 has a drawer that resets open at random; the look is in mid-motion."""
+    task, sim = spatial(4), replace(SIM, render="full", image_size=64, settle_steps=2)
+    row, seed = init_states(task)[3], 11
+    gl.activate(sim.gl)
+    use_assets(asset_directory(sim, task.suite))
+    theirs = import_libero().OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=64, camera_widths=64)
+    rng = np.random.default_rng(0)
+    actions = [*rng.uniform(-1, 1, (3, 7))]
+    with Simulator(task, sim) as ours:
+        theirs.seed(seed)
+        theirs.reset()
+        theirs.set_init_state(row)
+        for _ in range(sim.settle_steps):
+            theirs.step(NO_OP)
+        seen = [theirs.step(action) for action in actions]
+        ours.reset(row, seed)
+        done = [ours.step(action) for action in actions]
+        np.testing.assert_array_equal(ours.state(), theirs.get_sim_state())
+        assert done == [d for _, _, d, _ in seen]
+        assert ours.model_xml() == theirs.sim.model.get_xml()
+        obs, expected = ours.observe(), seen[-1][0]
+    for camera, name in (("agentview", "agentview_image"), ("eye_in_hand", "robot0_eye_in_hand_image")):
+        np.testing.assert_array_equal(obs.images[camera], expected[name][::-1])
+    np.testing.assert_array_equal(obs.joint_pos, expected["robot0_joint_pos"].astype(np.float32))
+    np.testing.assert_array_equal(obs.gripper, expected["robot0_gripper_qpos"].astype(np.float32))
+    np.testing.assert_array_equal(obs.ee_pose[:3], expected["robot0_eef_pos"].astype(np.float32))
+    assert abs(float(obs.ee_pose[3:] @ expected["robot0_eef_quat"])) == pytest.approx(1, abs=1e-6)
+    theirs.close()
+
+
+@pytest.mark.slow
+def test_a_used_simulator_resets_like_a_new_one() -> None:
+    task = spatial(4)
+    rows = init_states(task)
+    push = np.array([0.5, 0.5, -1, 0, 0, 0, 1.0])
+
+    def episode(simulator: Simulator, i: int) -> tuple[np.ndarray, Observation, str]:
+        simulator.reset(rows[i], seed=i)
+        for _ in range(10):
+            simulator.step(push)
+        return simulator.state(), simulator.observe(), simulator.model_xml()
+
+    with Simulator(task, SIM) as used:
+        other = episode(used, 1)
+        state, obs, xml = episode(used, 2)
+        with Simulator(task, SIM) as new:
+            new_state, new_obs, new_xml = episode(new, 2)
+        np.testing.assert_array_equal(state, new_state)
+        assert same(obs, new_obs)
+        assert xml == new_xml
+        assert not np.array_equal(other[0], state)
+        assert used.model_xml() == xml  # MuJoCo has compiled the other one's scene since
+        assert other[2] != xml  # fixtures stand elsewhere with another seed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("assets", ["embedded", "official"])
+def test_the_bowl_stays_on_the_ramekin_while_settling(assets: str) -> None:
+    """Under mujoco 3.8.1 it slides by 34 mm, from y = 0.2017 to 0.1679 (LIBERO issue 141, lerobot 4390).
+
+    With 3.3.2 and LIBERO's assets it comes to rest at 0.2022; the embedded bowl and ramekin differ a little in mass.
+    """
+    if assets == "official" and not OFFICIAL_ASSETS:
+        pytest.skip("LIBERO_ASSETS_PATH is not set to a copy of LIBERO's own assets")
+    path = OFFICIAL_ASSETS if assets == "official" else None
+    sim = replace(SIM, assets=assets, assets_path=path, settle_steps=10)
+    task = spatial(5)
+    row = init_states(task)[0]
+    with Simulator(task, sim) as simulator:
+        simulator.reset(None, 7)
+        simulator.set_state(row)
+        start = qpos(simulator, BOWL)[:3].copy()
+        simulator.reset(row, 7)
+        end = qpos(simulator, BOWL)[:3].copy()
+    assert start[1] == pytest.approx(0.2017, abs=1e-4)
+    assert end[1] == pytest.approx(0.2022, abs=1e-3 if assets == "official" else 4e-3)
+    assert end[2] == pytest.approx(0.9343, abs=1e-3)  # on the ramekin, not on the table
+
+
+def test_frames_are_upright(simulator: Simulator) -> None:
+    """mujoco.Renderer gives upright pictures; ours of the same state must be the same, and not the flipped ones."""
+    import mujoco
+
+    simulator.reset(init_states(simulator.task)[0], 7)
+    simulator.set_state(simulator.state())  # sensors now show this very state
+    ours = simulator.observe().images
+    option = mujoco.MjvOption()
+    option.geomgroup[0] = 0
+    context = mujoco.GLContext
+    mujoco.GLContext = lambda *_: gl.context(simulator.info["gl_used"])
+    try:
+        with mujoco.Renderer(simulator.model, 128, 128) as renderer:
+            for camera, name in (("agentview", "agentview"), ("eye_in_hand", "robot0_eye_in_hand")):
+                renderer.update_scene(simulator.data, camera=name, scene_option=option)
+                theirs = renderer.render().astype(int)
+                error = np.abs(ours[camera] - theirs).mean()
+                assert error < 3
+                assert np.abs(ours[camera][::-1] - theirs).mean() > 10 * error
+    finally:
+        mujoco.GLContext = context
+
+
+def test_the_robot_stands_at_the_top_of_agentview(simulator: Simulator) -> None:
+    """agentview looks at the robot across the table: its hand is drawn higher up than the plate."""
+    simulator.reset(init_states(simulator.task)[0], 7)
+    simulator.set_state(simulator.state())
+    before = simulator.observe().images["agentview"].astype(int)
+    qpos(simulator, PLATE)[:3] = [0, 0, -5]  # out of sight
+    simulator.set_state(simulator.state())
+    rows_of_plate = np.flatnonzero((np.abs(simulator.observe().images["agentview"] - before).max(-1) > 30).any(1))
+    assert 64 < rows_of_plate.mean() < 128
+
+
+def test_resets_and_steps_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(backend: str) -> None:
+        raise AssertionError("an OpenGL context was made")
+
+    monkeypatch.setattr(gl, "context", refuse)
+    with Simulator(spatial(0), SIM) as simulator:
+        simulator.reset(None, 7)
+        simulator.step(NO_OP)
+        assert simulator.proprio().images == {}
+        with pytest.raises(AssertionError, match="an OpenGL context was made"):
+            simulator.observe()
+
+
+def test_success_is_seen_and_stepping_goes_on(simulator: Simulator) -> None:
+    simulator.reset(init_states(simulator.task)[0], 7)
+    assert not simulator.success()
+    assert not simulator.step(NO_OP)
+    qpos(simulator, BOWL)[:3] = qpos(simulator, PLATE)[:3] + np.array([0, 0, 0.02])
+    simulator.set_state(simulator.state())
+    results = [simulator.step(NO_OP) for _ in range(12)]
+    assert results[-1]
+    assert simulator.success()
+
+
+def test_the_horizon_is_the_callers(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator.reset(None, 7)
+    simulator.env.timestep = simulator.env.horizon + 1  # robosuite would end the episode and refuse the next step
+    simulator.step(NO_OP)
+    simulator.step(NO_OP)
+
+
+def test_settling_and_seed_are_the_protocols(simulator: Simulator) -> None:
+    row = init_states(simulator.task)[0]
+    simulator.reset(row, 7)
+    steps = SIM.settle_steps
+    assert simulator.state()[0] == pytest.approx(row[0] + steps / 20)  # seconds; 20 Hz
+    poses = {}
+    for seed in (7, 8, 7):
+        simulator.reset(row, seed)
+        poses.setdefault(seed, []).append(simulator.model.body("wooden_cabinet_1_main").pos.copy())
+    np.testing.assert_array_equal(*poses[7])
+    assert np.abs(poses[7][0] - poses[8][0]).max() > 1e-5
+
+
+def test_fast_drawing_changes_no_physics_and_few_pixels(simulator: Simulator) -> None:
+    row = init_states(simulator.task)[0]
+    action = np.array([0.3, -0.2, -0.8, 0, 0, 0.1, 1])
+
+    def play(simulator: Simulator) -> tuple[np.ndarray, Observation]:
+        simulator.reset(row, 7)
+        for _ in range(12):
+            simulator.step(action)
+        return simulator.state(), simulator.observe()
+
+    fast_state, fast = play(simulator)
+    with Simulator(simulator.task, replace(SIM, render="full")) as exact:
+        full_state, full = play(exact)
+    np.testing.assert_array_equal(fast_state, full_state)
+    for camera, image in full.images.items():
+        difference = np.abs(fast.images[camera].astype(int) - image).max(-1)
+        assert 0 < (difference > 20).mean() < 0.1
+
+
+def test_info_says_what_drew(simulator: Simulator) -> None:
+    info = simulator.info
+    assert info["gl_asked"] == "auto"
+    assert info["gl_used"] in ("egl", "osmesa")
+    assert info["renderer"]
+    assert (info["assets"], info["render"], info["image_size"]) == ("embedded", "fast", 128)
+    assert info["versions"] == {"mujoco": "3.3.2", "robosuite": "1.4.0", "hf-libero": "0.1.4"}
+
+
+def test_a_state_of_another_task_is_refused(simulator: Simulator) -> None:
+    with pytest.raises(DataError, match="has 92 numbers, this one 79"):
+        simulator.reset(init_states(tasks("libero_goal", [0])[0])[0], 7)
+
+
+def test_an_unknown_camera_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'agentview'"):
+        Simulator(spatial(0), SIM, cameras=("agent_view",))
+
+
+def test_a_missing_mesh_is_an_error_and_no_endless_loop(tmp_path: Path) -> None:
+    shutil.copytree(asset_directory(SIM, "libero_spatial"), tmp_path, dirs_exist_ok=True)
+    for part in PARTS:
+        (tmp_path / part).mkdir(exist_ok=True)
+    shutil.rmtree(next(tmp_path.rglob("akita_black_bowl")))
+    start = time.monotonic()
+    with pytest.raises(AssetError, match=r"(?s)libero_spatial task 0 .*akita_black_bowl"):
+        Simulator(spatial(0), replace(SIM, assets="official", assets_path=str(tmp_path)))
+    assert time.monotonic() - start < 60
+
+
+def test_a_placement_that_never_fits_is_an_error(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from robosuite.utils.errors import RandomizationError
+
+    def crowded() -> None:
+        raise RandomizationError("Cannot place all objects")
+
+    monkeypatch.setattr(simulator.env, "reset", crowded)
+    with pytest.raises(SimulatorError, match=r"no valid placement .* 100 tries: Cannot place all objects"):
+        simulator.reset(None, 7)
+
+
+def test_within_gives_up_and_says_where_it_was() -> None:
+    def never() -> None:
+        time.sleep(30)
+
+    start = time.monotonic()
+    with pytest.raises(SimulatorError, match=r"(?s)resetting took more than 0\.2 s.*in never"):
+        within(0.2, "resetting", never)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("error", [ValueError("first"), KeyboardInterrupt("second")])
+def test_within_passes_results_and_errors_on(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    checked: Callable[[], int | None] = lambda: None  # noqa: E731
+    assert within(5, "", checked) is None
+    with pytest.raises(type(error), match=str(error)):
+        within(5, "", fail)
