@@ -12,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.libero.demonstrations import demo_file, manifest, no_ops, read, scan
 from pipeline.libero.recording import write_demos
 from pipeline.libero.suites import Task, tasks
-from tests.libero.test_recording import SIM, make_episode
+from tests.libero.synthetic import SIM, make_episode
 
 
 @pytest.fixture
