@@ -66,6 +66,7 @@ def test_only_robot_meshes_without_collisions_change() -> None:
     import mujoco
 
     vertices, faces = grid(31, 0.03)
+    vertices[:, 2] = 10 * vertices[:, 0] * vertices[:, 1]  # a mesh that collides needs a volume
     flat = {"vertices": " ".join(map(str, vertices.ravel())), "faces": " ".join(map(str, faces.ravel()))}
     model = mujoco.MjModel.from_xml_string(MODEL.format(**flat))
     before = model.mesh_face.copy()

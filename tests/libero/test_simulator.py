@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,7 +284,6 @@ def test_within_passes_results_and_errors_on(error: BaseException) -> None:
     def fail() -> None:
         raise error
 
-    checked: Callable[[], int | None] = lambda: None  # noqa: E731
-    assert within(5, "", checked) is None
+    assert within(5.0, "checking", lambda: 3) == 3
     with pytest.raises(type(error), match=str(error)):
-        within(5, "", fail)
+        within(5.0, "failing", fail)
