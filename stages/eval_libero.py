@@ -3,6 +3,7 @@
     python -m stages.eval_libero                                  # runs/flow/policy, as params.yaml says
     python -m stages.eval_libero --agent random                   # the floor; noop is the other one
     python -m stages.eval_libero --policy runs/mine/policy --out results/mine
+    python -m stages.eval_libero --picture docs/rollout.png       # an episode as a film strip
 
 Writes episodes.jsonl (a line per episode), eval.json (rates with intervals, the protocol in every detail) and videos/
 into results/flow. Stopped at any time and started again it goes on with the episodes that are left, which it keeps in
@@ -28,6 +29,8 @@ from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
 from pipeline.rollout.metrics import summary, timings
 from pipeline.rollout.record import EpisodeRecord, write_records
+from pipeline.rollout.strip import picture
+from pipeline.rollout.video import png, write_atomic
 from stages import cli
 
 log = logging.getLogger(__name__)
@@ -42,11 +45,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", help="directory to write (default: results/flow, or results/<agent> for a baseline)")
     parser.add_argument("--device", default="cpu", help="of encoder and policy: cpu, cuda (default: %(default)s)")
     parser.add_argument("--scratch", default=".scratch/eval", help="unfinished work (default: %(default)s)")
+    parser.add_argument("--picture", help="draw one episode's film strip into this PNG, and stop")
+    parser.add_argument("--episode", type=int, default=0, help="for --picture, of the first task (default: 0)")
     args = parser.parse_args(argv)
     params = load(args.params)
     out = Path(args.out or f"results/{'flow' if args.agent == 'policy' else args.agent}")
     evaluation = plan(params, args.agent, Path(args.policy), args.device)
     work = Path(args.scratch).resolve() / evaluation.fingerprint()
+    if args.picture:
+        draw(evaluation, args.episode, Path(args.picture))
+        return
     started = perf_counter()
     records = evaluate(evaluation, params.compute, work)
     refuse_all_errors(records, work)
@@ -82,6 +90,14 @@ def plan(params: Params, agent: str, policy: Path, device: str) -> Evaluation:
         settings=EpisodeSettings(cfg.first_init_state, cfg.max_steps, cfg.timeout_s, cfg.seed, params.sim.seed),
         videos_per_task=cfg.videos_per_task,
     )
+
+
+def draw(evaluation: Evaluation, episode: int, target: Path) -> None:
+    """Write the film strip of one episode of the first task."""
+    task = evaluation.tasks[0]
+    record, image = picture(evaluation.make_agent(), task, episode, evaluation.sim, evaluation.settings)
+    write_atomic(target, png(image))
+    print(f"{target}: {task.suite} task {task.id}, episode {episode}: {record.outcome} after {record.steps} steps")
 
 
 def protocol(evaluation: Evaluation, work: Path) -> dict[str, Any]:

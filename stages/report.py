@@ -25,7 +25,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", default="results/flow", help="of the evaluation (default: %(default)s)")
     parser.add_argument("--training", default="runs/flow/train.json", help="'' for none (default: %(default)s)")
     parser.add_argument("--figures", default="docs/results", help="committed results (default: %(default)s)")
-    parser.add_argument("--demos", default="data/demos", help="where demonstrations are (default: %(default)s)")
     parser.add_argument("--out", default="results/report.html", help="default: %(default)s")
     args = parser.parse_args(argv)
     figures = Path(args.figures)
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         training=Path(args.training) if args.training else None,
         overfit=figures / "single_task_overfit.json",
         expert=figures / "expert.json",
-        recording=stage_seconds(Path(args.demos)),
+        recording=stage_seconds(Path("data/demos"), Path(".scratch/embed")),
     )
     out = Path(args.out)
     write_atomic(out, page(inputs).encode())

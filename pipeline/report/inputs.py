@@ -57,12 +57,15 @@ def read_inputs(
     )
 
 
-def stage_seconds(demos: Path) -> dict[str, float]:
+def stage_seconds(demos: Path, embed: Path) -> dict[str, float]:
     """Return the wall times that stages before training noted beside their outputs; those that did."""
-    noted = (read_json(path, (), "dvc repro -f demos") for path in sorted(demos.glob("*.provenance.json")))
-    seconds = [record.get("took", {}).get("seconds") for record in noted]
-    known = [float(s) for s in seconds if s is not None]
-    return {"demos": sum(known)} if known else {}
+    found = {}
+    for stage, paths in (("demos", demos.glob("*.provenance.json")), ("embed", embed.glob("*.json"))):
+        noted = (read_json(path, (), f"dvc repro -f {stage}") for path in paths)
+        seconds = [float(n["took"]["seconds"]) for n in noted if "seconds" in n.get("took", {})]
+        if seconds:
+            found[stage] = sum(seconds)
+    return found
 
 
 def read_json(path: Path, keys: tuple[str, ...], command: str) -> dict[str, Any]:

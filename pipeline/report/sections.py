@@ -86,8 +86,18 @@ def per_task(inputs: Inputs) -> Markup:
                 "–" if steps is None else f"{steps:.0f}",
             )
         )
-    head = ("Task", "Success", "0 to 100 %", "95 % interval", "n", "Successes", "Failures", "Errors", "Steps to success")
-    caption = "Success per task; n is the number of episodes that ended in success or failure"
+    head = (
+        "Task",
+        "Success",
+        "0 to 100 %",
+        "95 % interval",
+        "n",
+        "Successes",
+        "Failures",
+        "Errors",
+        "Steps to success",
+    )
+    caption = "Success per task; n counts episodes that ended in success or failure; steps are those to success"
     return el("section", el("h2", "Per task"), table(caption, head, rows, numbers=(1, 4, 5, 6, 7, 8)))
 
 

@@ -1,6 +1,5 @@
 """Agents and simulators that misbehave, importable by worker processes."""
 
-import os
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ class Odd(RandomAgent):
     """Random, but for its second look in an episode, which goes wrong.
 
     Args:
-        what: nan, shape, raise, die or sleep.
+        what: nan, shape, raise or sleep.
         episode_seeds: of the episodes in which it does; all if None.
         once: a file that is made the first time, after which all goes well.
     """
@@ -47,8 +46,6 @@ class Odd(RandomAgent):
     def _misbehave(self, actions: np.ndarray) -> np.ndarray:
         if self.what == "raise":
             raise RuntimeError("no idea")
-        if self.what == "die":
-            os._exit(9)
         if self.what == "sleep":
             time.sleep(1.5)
             return actions

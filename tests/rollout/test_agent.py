@@ -1,0 +1,114 @@
+"""The policy behind its encoder: the same arithmetic as in training, and no policy that fits something else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import EncoderParams, Sim
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.transform import TRANSFORM_ID
+from pipeline.errors import DataError
+from pipeline.libero.simulator import Observation
+from pipeline.libero.suites import Task, tasks
+from pipeline.policy.bundle import PolicyBundle, PolicySpec, save
+from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.rollout.agent import Agent, NoopAgent, PolicyAgent, RandomAgent, check_spec, policy_identity
+
+SIM = Sim("embedded", None, "fast", "auto", 64, 3, 0)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ClipEncoder:
+    return ClipEncoder(EncoderParams("ViT-S-32", "seeded", 0, "fp32"))
+
+
+@pytest.fixture(scope="module")
+def bundle(encoder: ClipEncoder) -> PolicyBundle:
+    """An untrained policy: what it does is arbitrary, but depends on all of its inputs."""
+    proprio = ("joint_pos", "ee_pose", "gripper")
+    arch = Architecture(("agentview", "eye_in_hand"), proprio, encoder.dim, encoder.dim, 16, 16, 1, 8, 4, 2, 3)
+    torch.manual_seed(0)
+    network = FlowPolicy(arch).eval()
+    data = {"sim": {"assets": "embedded", "render": "fast", "image_size": 64}}
+    return PolicyBundle(PolicySpec(arch, encoder.identity, TRANSFORM_ID, data, {}), network, torch.device("cpu"))
+
+
+def observation(seed: int = 0) -> Observation:
+    rng = np.random.default_rng(seed)
+    images = {camera: rng.integers(0, 255, (64, 64, 3), np.uint8) for camera in ("eye_in_hand", "agentview")}
+    state = (rng.normal(size=k).astype(np.float32) for k in (7, 7, 2))
+    return Observation(*state, images=images)
+
+
+def test_policy_agent_does_what_encoder_and_bundle_do_by_hand(
+    bundle: PolicyBundle, encoder: ClipEncoder, task: Task
+) -> None:
+    agent = PolicyAgent(bundle, encoder, SIM)
+    agent.reset(task, 12345)
+    obs = observation()
+    actions = [agent.act(obs), agent.act(obs)]
+    generator = torch.Generator().manual_seed(12345)
+    features = {c: encoder.images(obs.images[c][None]).astype(np.float32) for c in ("agentview", "eye_in_hand")}
+    state = {"joint_pos": obs.joint_pos[None], "ee_pose": obs.ee_pose[None], "gripper": obs.gripper[None]}
+    for got in actions:
+        expected = bundle.act(features, encoder.text([task.language]), state, generator)[0]
+        assert got.shape == (4, 7)
+        np.testing.assert_allclose(got, expected, atol=2e-3)  # a batch of two images against two of one
+    assert np.abs(actions[0] - actions[1]).max() > 1e-3, "each look draws its own noise"
+
+
+def test_an_episode_depends_on_its_seed_and_task_only(bundle: PolicyBundle, encoder: ClipEncoder, task: Task) -> None:
+    agent = PolicyAgent(bundle, encoder, SIM)
+
+    def rollout(task: Task, seed: int) -> np.ndarray:
+        agent.reset(task, seed)
+        return np.stack([agent.act(observation(i)) for i in range(2)])
+
+    first = rollout(task, 7)
+    other = rollout(tasks("libero_spatial", [1])[0], 7)
+    assert not np.array_equal(first, rollout(task, 8))
+    assert not np.array_equal(first, other)
+    assert np.array_equal(first, rollout(task, 7))
+
+
+def test_a_policy_for_other_pictures_is_refused(bundle: PolicyBundle, encoder: ClipEncoder) -> None:
+    check_spec(bundle.spec, SIM)
+    with pytest.raises(DataError, match=r"sim\.render 'fast'.*'full'.*Set sim\.render: fast"):
+        PolicyAgent(bundle, encoder, replace(SIM, render="full"))
+    with pytest.raises(DataError, match=r"sim\.image_size 64.*128"):
+        check_spec(bundle.spec, replace(SIM, image_size=128))
+    turned = replace(bundle.spec, transform="half-turn/v0")
+    with pytest.raises(DataError, match=rf"'half-turn/v0'.*{TRANSFORM_ID}.*dvc repro train_flow"):
+        check_spec(turned, SIM)
+
+
+def test_a_policy_of_another_encoder_is_refused(bundle: PolicyBundle, encoder: ClipEncoder) -> None:
+    identity = {**bundle.spec.encoder, "weights_sha256": "0" * 64}
+    with pytest.raises(DataError, match=r"another encoder.*weights_sha256: '0{64}' in the policy.*Set embed\.encoder"):
+        PolicyAgent(replace(bundle, spec=replace(bundle.spec, encoder=identity)), encoder, SIM)
+
+
+def test_baselines(task: Task) -> None:
+    for agent in (NoopAgent(5), RandomAgent(5)):
+        assert isinstance(agent, Agent)
+        agent.reset(task, 1)
+        actions = agent.act(observation())
+        assert actions.shape == (5, 7) and np.abs(actions).max() <= 1
+        agent.reset(task, 1)
+        assert np.array_equal(agent.act(observation()), actions)
+    assert (NoopAgent().act(observation()) == [0, 0, 0, 0, 0, 0, -1]).all()
+
+
+def test_identity_is_of_what_moves_results(bundle: PolicyBundle, tmp_path) -> None:
+    save(tmp_path / "a", bundle.network, bundle.spec)
+    save(tmp_path / "b", bundle.network, replace(bundle.spec, provenance={"argv": ["elsewhere"]}))
+    assert policy_identity(tmp_path / "a") == policy_identity(tmp_path / "b")
+    with torch.no_grad():
+        next(bundle.network.parameters()).add_(1)
+    save(tmp_path / "b", bundle.network, bundle.spec)
+    assert policy_identity(tmp_path / "a") != policy_identity(tmp_path / "b")
+    (tmp_path / "b" / "weights.safetensors").unlink()
+    with pytest.raises(DataError, match=r"weights\.safetensors: not found"):
+        policy_identity(tmp_path / "b")

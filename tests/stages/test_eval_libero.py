@@ -1,0 +1,179 @@
+"""The evaluation's real main(), killed and resumed, with a policy and with a baseline."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipeline.config import Params, load
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.transform import TRANSFORM_ID
+from pipeline.errors import DataError, SimulatorError
+from pipeline.policy.bundle import PolicySpec, save
+from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.rollout.record import read_records
+from pipeline.rollout.video import read_frames
+from stages import eval_libero
+from tests.rollout.make import record
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Params:
+    """The quickstart's settings, made small."""
+    p = load(ROOT / "params.yaml")
+    path = os.environ.get("LIBERO_ASSETS")
+    return replace(
+        p,
+        sim=replace(p.sim, assets="official" if path else "embedded", assets_path=path, image_size=32, settle_steps=2),
+        eval_libero=replace(p.eval_libero, episodes=3, max_steps=9, videos_per_task=1),
+        compute=replace(p.compute, scheduler="serial"),
+    )
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Params], list[str]]:
+    """Write params.yaml; return the stage's arguments for it."""
+
+    def to_file(params: Params) -> list[str]:
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(params)))))
+        return ["--params", str(path), "--scratch", str(tmp_path / "scratch")]
+
+    return to_file
+
+
+def outcome(directory: Path) -> tuple[list[dict], dict]:
+    """Everything in the results that does not depend on the clock."""
+    tree = json.loads((directory / "eval.json").read_text())
+    del tree["timings"], tree["provenance"]
+    return [r.result() for r in read_records(directory / "episodes.jsonl")], tree
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_killed_on_two_workers_and_resumed_serially_it_ends_in_the_same(
+    params: Params, write: Callable[[Params], list[str]], tmp_path: Path
+) -> None:
+    argv = [*write(params), "--agent", "random"]
+    eval_libero.main([*argv, "--out", str(tmp_path / "whole")])
+    expected = outcome(tmp_path / "whole")
+    assert [r["episode"] for r in expected[0]] == [0, 1, 2]
+    assert not list((tmp_path / "scratch").iterdir()), "finished work is not kept twice"
+
+    write(replace(params, compute=replace(params.compute, scheduler="local", workers=2)))
+    command = [sys.executable, "-m", "stages.eval_libero", *argv, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 300
+    try:
+        while not any(p.stat().st_size for p in (tmp_path / "scratch").glob("*/episodes.jsonl")):
+            assert process.poll() is None and time.monotonic() < deadline, "it ended, or hangs, before an episode"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists(), "half a result is none"
+    (journal,) = (tmp_path / "scratch").glob("*/episodes.jsonl")
+    before = journal.read_text()
+
+    write(params)
+    eval_libero.main([*argv, "--out", str(tmp_path / "killed")])
+    assert outcome(tmp_path / "killed") == expected
+    lines = (tmp_path / "killed/episodes.jsonl").read_text()
+    done = [json.loads(line) for line in before.splitlines() if line.endswith("}")]
+    assert 1 <= len(done) <= 3
+    for finished in done:
+        kept = [json.loads(line) for line in lines.splitlines()]
+        assert any(finished["seconds"] == k["seconds"] and finished["episode"] == k["episode"] for k in kept), (
+            "an episode that had ended was not run again"
+        )
+
+
+@pytest.fixture
+def policy(params: Params, tmp_path: Path) -> Path:
+    """An untrained policy for these settings."""
+    encoder = ClipEncoder(params.embed.encoder)
+    small = replace(params.policy, width=16, velocity_width=16, velocity_layers=1, time_dim=8, sampling_steps=2)
+    arch = Architecture.of(small, encoder.dim, encoder.dim)
+    torch.manual_seed(0)
+    sim = {name: getattr(params.sim, name) for name in ("assets", "render", "image_size")}
+    spec = PolicySpec(arch, encoder.identity, TRANSFORM_ID, {"sim": sim}, {})
+    save(tmp_path / "policy", FlowPolicy(arch), spec)
+    return tmp_path / "policy"
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_a_policy_is_evaluated_by_the_protocol(
+    params: Params,
+    write: Callable[[Params], list[str]],
+    policy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    params = replace(params, eval_libero=replace(params.eval_libero, episodes=2, first_init_state=3))
+    out = tmp_path / "results/flow"
+    eval_libero.main([*write(params), "--policy", str(policy), "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "libero_spatial: success in 0 of 2 episodes = 0.0% (95 %: 0.0% to 65.8%), 0 errors" in said
+    assert str(out) in said
+    tree = json.loads((out / "eval.json").read_text())
+    assert (tree["suite"], tree["n"], tree["failures"], tree["success_rate"]) == ("libero_spatial", 2, 2, 0.0)
+    assert tree["wilson_high"] == pytest.approx(0.658, abs=5e-4)
+    protocol = tree["protocol"]
+    assert protocol["agent"]["architecture"]["execute"] == 8 and protocol["agent"]["encoder"]["pretrained"] == "seeded"
+    assert protocol["transform"] == TRANSFORM_ID and protocol["sim"]["render"] == "fast"
+    assert protocol["tasks"] == [{"suite": "libero_spatial", "task": 0, "max_steps": 9}]
+    assert protocol["simulators"][0]["gl_used"] in ("egl", "osmesa")
+    records = read_records(out / "episodes.jsonl")
+    assert [(r.init_row, r.steps, r.looks, r.renders) for r in records] == [(3, 9, 2, 10), (4, 9, 2, 2)]
+    assert read_frames(out / str(records[0].video)).shape == (10, 32, 64, 3)
+    assert all(len(r.policy_ms) == 2 and min(r.policy_ms) > 0 for r in records)
+
+    eval_libero.main([*write(params), "--policy", str(policy), "--picture", str(tmp_path / "strip.png")])
+    assert "episode 0: failure after 9 steps" in capsys.readouterr().out
+    assert (tmp_path / "strip.png").stat().st_size > 10_000
+
+
+def test_a_policy_that_does_not_fit_is_refused_before_anything_runs(
+    params: Params, write: Callable[[Params], list[str]], policy: Path, tmp_path: Path
+) -> None:
+    other = replace(params, sim=replace(params.sim, render="full"))
+    with pytest.raises(DataError, match=r"sim\.render 'fast'"):
+        eval_libero.main([*write(other), "--policy", str(policy)])
+    with pytest.raises(DataError, match=r"policy\.json: not found.*dvc repro train_flow"):
+        eval_libero.main([*write(params), "--policy", str(tmp_path / "nowhere")])
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_nothing_but_errors_is_no_result_and_no_reason_to_repeat_it(tmp_path: Path) -> None:
+    (tmp_path / "episodes.jsonl").write_text("x")
+    with pytest.raises(SimulatorError, match=r"all 2 episodes.*context is lost.*episodes\.failed\.jsonl"):
+        eval_libero.refuse_all_errors([record("error"), record("error", episode=1)], tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["episodes.failed.jsonl"]
+    eval_libero.refuse_all_errors([record("error"), record("success", episode=1)], tmp_path)
+
+
+def test_results_replace_older_ones_whole(tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "results/flow"
+    for directory in (work / "videos", out / "videos", out.with_name(".flow.partial")):
+        directory.mkdir(parents=True)
+    (out / "videos/old.mp4").touch()
+    (work / "videos/new.mp4").write_bytes(b"film")
+    eval_libero.publish([record(video="videos/new.mp4"), record(episode=1)], {"n": 2}, work, out)
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == [
+        "episodes.jsonl",
+        "eval.json",
+        "videos/new.mp4",
+    ]
+    assert not work.exists() and [p.name for p in out.parent.iterdir()] == ["flow"]
