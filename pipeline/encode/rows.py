@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,19 @@ T = TypeVar("T")
 READ_AHEAD = 2
 LOWDIM = ("joint_pos", "ee_pose", "gripper")
 ACTIONS = ("action", "expert_action")
+
+
+@runtime_checkable
+class FrameEncoder(Protocol):
+    """What an Embedder needs of an encoder; `pipeline.encode.clip.ClipEncoder` is one."""
+
+    dim: int
+
+    def prepare(self, frames: np.ndarray) -> torch.Tensor:
+        """Frames to model input, in the reading thread."""
+
+    def forward(self, images: torch.Tensor) -> np.ndarray:
+        """Model input to (B, D) float16 features."""
 
 
 @lru_cache(maxsize=1)
@@ -72,7 +85,7 @@ class MakeRows:
 class Embedder:
     """Computes the rows of a unit. What a batch holds is a function of the unit alone, and so are the bytes."""
 
-    def __init__(self, spec: MakeRows, encoder: ClipEncoder) -> None:
+    def __init__(self, spec: MakeRows, encoder: FrameEncoder) -> None:
         self._spec = spec
         self._encoder = encoder
 

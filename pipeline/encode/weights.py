@@ -15,6 +15,7 @@ from open_clip.factory import get_model_config
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
 from pipeline.config import EncoderParams
+from pipeline.encode.hub import hub_file
 from pipeline.errors import AssetError, ConfigError, did_you_mean
 
 SEEDED = "seeded"
@@ -62,11 +63,13 @@ def weights_sha256(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _create(params: EncoderParams, pretrained: str | None) -> torch.nn.Module:
+def _create(params: EncoderParams, pretrained: str | None, preprocess: dict[str, Any] | None = None) -> torch.nn.Module:
     """Call open_clip, without what it says on the root logger, and without a trace in torch's global generator."""
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(params.seed)
-        return open_clip.create_model(params.model, pretrained=pretrained, weights_only=True)
+        return open_clip.create_model(
+            params.model, pretrained=pretrained, weights_only=True, force_preprocess_cfg=preprocess
+        )
 
 
 def _seeded(params: EncoderParams) -> torch.nn.Module:
@@ -94,7 +97,10 @@ def _tagged(params: EncoderParams) -> torch.nn.Module:
     if wanted != activation(params.model):
         raise ConfigError(_mismatch(params, wanted))
     try:
-        return _create(params, params.pretrained)
+        if not cfg.get("hf_hub"):
+            return _create(params, params.pretrained)
+        preprocess = {key: cfg[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in cfg}
+        return _create(params, hub_file(cfg["hf_hub"]), preprocess)
     except Exception as error:
         place = cfg.get("hf_hub") or cfg.get("url")
         raise AssetError(

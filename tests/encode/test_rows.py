@@ -1,0 +1,103 @@
+"""Observation t goes with action t + obs_shift, in every unit, whatever the batches."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache.units import Episode, units
+from pipeline.encode.rows import Embedder, MakeRows, ahead
+from pipeline.errors import AssetError, DataError
+from tests.encode import tiny
+
+LENGTHS = (7, 20, 2, 13)
+
+
+def read(episode: int, cameras: tuple[str, ...], start: int, stop: int) -> dict[str, Any]:
+    """Every value says its episode and time: 40 * episode + t; images of the second camera one more."""
+    assert 0 <= start < stop <= LENGTHS[episode]
+    value = (40 * episode + np.arange(start, stop)).astype(np.float32)
+    images = {c: np.zeros((stop - start, 4, 4, 3), np.uint8) for c in cameras}
+    for i, camera in enumerate(cameras):
+        images[camera][:] = (value + i).astype(np.uint8)[:, None, None, None]
+    wide = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "action": 7, "expert_action": 7}
+    return {"images": images, **{name: np.repeat(value[:, None], k, 1) for name, k in wide.items()}}
+
+
+class Mean:
+    """An encoder whose feature is the frame's value."""
+
+    dim = 1
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def prepare(self, frames: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(frames)
+
+    def forward(self, images: torch.Tensor) -> np.ndarray:
+        self.batches.append(len(images))
+        return images[:, 0, 0, :1].numpy().astype(np.float16)
+
+
+SPEC = MakeRows(tiny.PARAMS, {}, read, ("agentview", "eye_in_hand"), 1, 5, True)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("shard_rows", [4, 12, 100])
+@pytest.mark.parametrize("expert", [True, False])
+def test_pairs(shift: int, shard_rows: int, expert: bool) -> None:
+    encoder = Mean()
+    embedder = Embedder(replace(SPEC, obs_shift=shift, expert_action=expert), encoder)  # type: ignore[arg-type]
+    episodes = [Episode(n - shift, 0, "", str(i), payload=i) for i, n in enumerate(LENGTHS)]
+    made = [embedder(unit) for unit in units(episodes, shard_rows)]
+    found = {name: np.concatenate([part[name] for part in made]) for name in made[0]}
+    obs = np.array([40 * i + t for i, n in enumerate(LENGTHS) for t in range(n - shift)])
+    np.testing.assert_array_equal(found.pop("image/agentview")[:, 0, 0], obs)
+    np.testing.assert_array_equal(found.pop("image/eye_in_hand")[:, 0, 0], obs + 1)
+    for name in ("joint_pos", "ee_pose", "gripper"):
+        np.testing.assert_array_equal(found.pop(f"lowdim/{name}")[:, -1], obs)
+    for name in ("action", "expert_action") if expert else ("action",):
+        np.testing.assert_array_equal(found.pop(f"lowdim/{name}")[:, -1], obs + shift)
+    assert not found
+    expected = []
+    for unit in units(episodes, shard_rows):
+        full, rest = divmod(unit.rows, 5)
+        expected += [5] * 2 * full + ([rest] * 2 if rest else [])
+    assert encoder.batches == expected
+
+
+def test_a_read_error_surfaces() -> None:
+    def broken(*_: Any) -> dict[str, Any]:
+        raise DataError("demo_3: cannot be read")
+
+    embedder = Embedder(replace(SPEC, read=broken), Mean())  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="demo_3: cannot be read"):
+        embedder(next(units([Episode(5, 0, "", "", 0)], 10)))
+
+
+def test_ahead_keeps_order_and_stops_when_left() -> None:
+    assert list(ahead(range(100), 2)) == list(range(100))
+    taken = []
+
+    def endless() -> Any:
+        i = 0
+        while True:
+            taken.append(i)
+            yield i
+            i += 1
+
+    for item in ahead(endless(), 2):
+        if item == 5:
+            break
+    count = len(taken)
+    assert 6 <= count <= 10
+    assert len(taken) == count  # the thread has ended
+
+
+def test_a_worker_with_other_weights_is_refused(tmp_path: Any) -> None:
+    tiny.register(tmp_path)
+    with pytest.raises(AssetError, match=r"differs in weights_sha256 from the one .*\(f8c0d5c0.*, not 00\)"):
+        replace(SPEC, identity={"weights_sha256": "00"})()

@@ -1,0 +1,218 @@
+"""The stage as it is called: a small CLIP, real files, real kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from cache import open_store
+from cache.verify import verify
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.transform import TRANSFORM_ID
+from pipeline.errors import DataError
+from pipeline.libero.demonstrations import demo_file, read, scan
+from pipeline.libero.suites import tasks
+from stages.embed import main
+from tests.encode import tiny
+
+SUITE = "libero_spatial"
+TASKS = [0, 3]
+LENGTHS = [20, 33, 2, 61]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with demonstrations, settings and a store built in this process."""
+    folder = tmp_path_factory.mktemp("embed")
+    tiny.register(folder)
+    for task in tasks(SUITE, TASKS):
+        tiny.demonstrations(folder / "demos", task, LENGTHS)
+    main(arguments(folder, folder))
+    return folder
+
+
+def settings(folder: Path, scheduler: str = "serial", workers: int | None = None, **embed: object) -> Path:
+    """Write params.yaml: the repository's, with a tiny encoder and small shards."""
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["data"] = {"suites": [SUITE], "tasks": {SUITE: TASKS}}
+    tree["embed"] |= {"shard_rows": 32, "chunk_rows": 16, "batch_size": 12, **embed}
+    tree["embed"]["encoder"] = {"model": tiny.MODEL, "pretrained": "seeded", "seed": 0, "precision": "fp32"}
+    tree["compute"] = {"scheduler": scheduler, "workers": workers, "threads_per_worker": None}
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def arguments(base: Path, folder: Path, demos: Path | None = None, **options: object) -> list[str]:
+    """Return argv that reads the demonstrations of `base` and writes below `folder`."""
+    params = settings(folder, **options)  # type: ignore[arg-type]
+    paths = {"params": params, "demos": demos or base / "demos", "out": folder / "out", "scratch": folder / "scratch"}
+    return [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    root = folder / "out" / f"{SUITE}.zarr"
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_rows_are_what_the_files_and_clip_say(base: Path) -> None:
+    store = open_store(base / "out" / f"{SUITE}.zarr")
+    encoder = ClipEncoder(tiny.PARAMS)
+    chosen = tasks(SUITE, TASKS)
+    demos, _ = scan(base / "demos", SUITE, chosen)
+    assert store.rows == sum(demo.length - 1 for demo in demos) == 2 * (sum(LENGTHS) - 4)
+    assert store.cameras == ("agentview", "eye_in_hand")
+    assert store.identity["encoder"] == encoder.identity
+    assert (store.identity["transform"], store.identity["obs_shift"], store.identity["views"]) == (TRANSFORM_ID, 1, 1)
+    assert store.identity["sim"]["render"] == "fast"
+    assert store.texts.instructions == [task.language for task in chosen]
+    np.testing.assert_array_equal(store.texts.task_ids, TASKS)
+    np.testing.assert_array_equal(store.texts.embedding, encoder.text(store.texts.instructions))
+    whole = {name: store.read(name) for name in store.fields}
+    for demo, start, length, task in zip(
+        demos, store.episodes.start, store.episodes.length, store.episodes.task, strict=True
+    ):
+        assert chosen[task] == demo.task
+        raw, rows = read(demo, store.cameras), slice(start, start + length)
+        for camera in store.cameras:
+            features = encoder.images(raw["images"][camera][:-1]).astype(np.float32)
+            # Batches differ, hence the last bits may.
+            np.testing.assert_allclose(whole[f"image/{camera}"][rows, 0], features, rtol=2e-3, atol=2e-3)
+        for name in ("joint_pos", "ee_pose", "gripper"):
+            np.testing.assert_array_equal(whole[f"lowdim/{name}"][rows], raw[name][:-1])
+        for name in ("action", "expert_action"):
+            np.testing.assert_array_equal(whole[f"lowdim/{name}"][rows], raw[name][1:])
+
+
+def test_a_second_run_does_nothing(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(base)
+    main(arguments(base, base))
+    assert "up to date" in capsys.readouterr().out
+    assert content(base) == before
+    took = json.loads((base / "scratch" / f"{SUITE}.json").read_text())
+    assert took["took"]["images"] == 2 * 2 * (sum(LENGTHS) - 4)
+    assert "versions" in took["provenance"]
+
+
+def test_obs_shift_zero_keeps_all_rows(base: Path, tmp_path: Path) -> None:
+    main(arguments(base, tmp_path, obs_shift=0))
+    store = open_store(tmp_path / "out" / f"{SUITE}.zarr")
+    assert store.rows == 2 * sum(LENGTHS)
+    demos, _ = scan(base / "demos", SUITE, tasks(SUITE, TASKS))
+    raw = read(demos[1], ())
+    np.testing.assert_array_equal(store.read("lowdim/action", 20, 53), raw["action"])
+    np.testing.assert_array_equal(store.read("lowdim/joint_pos", 20, 53), raw["joint_pos"])
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+from stages import cli
+from stages.embed import main
+from tests.encode import tiny
+
+tiny.register(Path({folder!r}))  # at import, so that Dask's spawned workers know the model as well
+
+if __name__ == "__main__":
+    cli.run(main)
+"""
+
+
+def start(base: Path, folder: Path, scheduler: str, workers: int | None) -> subprocess.Popen:
+    """Start the stage as a process."""
+    runner = folder / "runner.py"
+    runner.write_text(RUNNER.format(folder=str(folder)))
+    return subprocess.Popen(
+        [sys.executable, str(runner), *arguments(base, folder, scheduler=scheduler, workers=workers)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_dask_writes_the_same_bytes(base: Path, tmp_path: Path, workers: int) -> None:
+    process = start(base, tmp_path, "local", workers)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert f"{workers} worker(s) with" in stderr
+    assert content(tmp_path) == content(base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["serial", "local"])
+def test_kill_nine_and_again(base: Path, tmp_path: Path, scheduler: str) -> None:
+    rng = random.Random(0)
+    process = start(base, tmp_path, scheduler, 2)
+    wanted = 3 + rng.randint(0, 2)  # a header, and a receipt or more
+    deadline = time.monotonic() + 240
+    while process.poll() is None and receipts(tmp_path) < wanted and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = receipts(tmp_path) - 1
+    assert done >= 1
+    assert not (tmp_path / "out" / f"{SUITE}.zarr").exists()
+    main(arguments(base, tmp_path))  # and with another executor, to the same end
+    assert content(tmp_path) == content(base)
+    took = json.loads((tmp_path / "scratch" / f"{SUITE}.json").read_text())["took"]
+    assert took["images_resumed"] >= done * 32 * 2 - 32 * 2
+    assert took["images"] + took["images_resumed"] == 2 * 2 * (sum(LENGTHS) - 4)
+
+
+def receipts(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("scratch/*/*/ledger.jsonl"))
+
+
+@pytest.fixture
+def damaged(base: Path, tmp_path: Path) -> Path:
+    """The demonstrations, one of them with an action that is not a number, and one with one step only."""
+    for task in tasks(SUITE, TASKS):
+        tiny.demonstrations(tmp_path / "demos", task, [*LENGTHS, 1])
+    with h5py.File(demo_file(tmp_path / "demos", tasks(SUITE, [3])[0]), "r+") as file:
+        file["data/demo_1/actions"][3, 2] = np.nan
+    return tmp_path / "demos"
+
+
+def test_damaged_demonstrations_are_left_out(
+    base: Path, tmp_path: Path, damaged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main(arguments(base, tmp_path, damaged))
+    store = open_store(tmp_path / "out" / f"{SUITE}.zarr")
+    assert store.rows == 2 * (sum(LENGTHS) - 4) - (LENGTHS[1] - 1)
+    assert not any("demo_1" in source for source in store.episodes.source[4:])
+    assert caplog.text.count("quarantined") == 3
+    assert verify(tmp_path / "out" / f"{SUITE}.zarr") == []
+
+
+def test_damaged_demonstrations_stop_the_build(base: Path, tmp_path: Path, damaged: Path) -> None:
+    with pytest.raises(DataError, match=r"3 damaged demonstrations, first .*embed.on_invalid: quarantine"):
+        main(arguments(base, tmp_path, damaged, on_invalid="stop"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_demonstrations(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no demonstrations of libero_spatial task 0"):
+        main(arguments(base, tmp_path, tmp_path / "nowhere"))
+
+
+def test_files_recorded_unlike_each_other(base: Path, tmp_path: Path) -> None:
+    for task in tasks(SUITE, TASKS):
+        tiny.demonstrations(tmp_path / "demos", task, LENGTHS[:1])
+    with h5py.File(demo_file(tmp_path / "demos", tasks(SUITE, [3])[0]), "r+") as file:
+        sim = json.loads(file["data"].attrs["sim"])
+        file["data"].attrs["sim"] = json.dumps({**sim, "render": "full"})
+    with pytest.raises(DataError, match=r"was recorded with .*One store takes one kind of rendering"):
+        main(arguments(base, tmp_path, tmp_path / "demos"))
