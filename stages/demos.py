@@ -59,9 +59,10 @@ def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch:
     refuse_empty(chosen, demos, quarantine)
     index = describe(params, suite, chosen, demos, quarantine)
     (work / suite / "index.json").write_text(json.dumps(index, indent=1) + "\n")
-    publish(work / suite, out / suite)
     record = {"demos": asdict(params.demos), "sim": asdict(params.sim), "took": took, "provenance": provenance()}
+    out.mkdir(parents=True, exist_ok=True)
     (out / f"{suite}.provenance.json").write_text(json.dumps(record, indent=1) + "\n")
+    publish(work / suite, out / suite)
     shutil.rmtree(work.parent)
     print(headline(index, took))
     print(f"files, and what was left out: {out / suite}")
