@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from pipeline.report.charts import Series, interval_bar, line_chart, shares_bar
 from pipeline.report.html import Content, Markup, Number, data_uri, el, table
 from pipeline.report.inputs import Inputs
-from pipeline.rollout.metrics import CONTROL_HZ
+from pipeline.rollout.metrics import CONTROL_HZ, wilson
 from pipeline.rollout.record import EpisodeRecord
 from pipeline.rollout.video import film_strip, png, read_frames
 
@@ -57,7 +57,7 @@ def tiles(inputs: Inputs) -> Markup:
     if steps is not None:
         facts.append(("mean time to success", f"{steps / CONTROL_HZ:.1f} s ({steps:.0f} steps)"))
     latency = timing["policy_ms"]
-    if latency["p50"] is not None:
+    if inputs.training and latency["p50"] is not None:
         facts.append(("policy latency, median (90th percentile)", f"{latency['p50']:.0f} ({latency['p90']:.0f}) ms"))
     if inputs.training:
         facts.append(("training", f"{duration(inputs.training['wall_s'])} on {inputs.training.get('device', '?')}"))
@@ -218,21 +218,28 @@ def overfit(inputs: Inputs) -> Content:
 
 
 def expert(inputs: Inputs) -> Content:
-    """The scripted expert's success per task."""
+    """The scripted expert's success per task, from benchmarks/expert.py."""
     if inputs.expert is None:
         return ()
-    rows = [
-        (
-            [el("span", f"{r['suite']} {r['task']} ", class_="id"), r["language"]],
-            percent(r["success_rate"]),
-            interval_bar(r["success_rate"], r["wilson_low"], r["wilson_high"]),
-            interval(r),
-            str(r["n"]),
+    e = inputs.expert
+    rows: list[Sequence[Content]] = []
+    for r in e["per_task"]:
+        low, high = wilson(r["successes"], r["n"]) or (None, None)
+        rate = r["successes"] / r["n"] if r["n"] else None
+        rows.append(
+            (
+                [el("span", f"{e['suite']} {r['task']} ", class_="id"), r["language"]],
+                percent(rate),
+                interval_bar(rate, low, high),
+                interval({"wilson_low": low, "wilson_high": high}),
+                f"{r['successes']} of {r['n']}",
+                "–" if r["mean_steps"] is None else f"{r['mean_steps']:.0f}",
+            )
         )
-        for r in inputs.expert["per_task"]
-    ]
-    head = ("Task", "Success", "0 to 100 %", "95 % interval", "n")
-    made = table("Scripted expert with privileged state, from the benchmark's initial states", head, rows, (1, 4))
+    head = ("Task", "Success", "0 to 100 %", "95 % interval", "Solved", "Mean steps")
+    first, last = e["rows"]
+    caption = f"Scripted expert with privileged state, init states {first} to {last}, {e['assets']} assets"
+    made = table(caption, head, rows, (1, 4, 5))
     return el("section", el("h2", "The expert behind the demonstrations"), made)
 
 

@@ -123,7 +123,9 @@ def project(tmp_path_factory) -> Path:
     (root / "runs/flow/train.json").write_text(json.dumps(training))
     (root / "docs/results").mkdir(parents=True)
     (root / "docs/results/single_task_overfit.json").write_text(json.dumps({**training, "epochs": curve(500)}))
-    (root / "docs/results/expert.json").write_text(json.dumps({"per_task": results["per_task"]}))
+    row = {"task": 3, "language": "lift the cup", "successes": 19, "n": 20, "mean_steps": 117.5}
+    expert = {"suite": "libero_spatial", "assets": "embedded", "rows": [0, 19], "per_task": [row]}
+    (root / "docs/results/expert.json").write_text(json.dumps(expert))
     (root / "data/demos").mkdir(parents=True)
     (root / "data/demos/libero_spatial.provenance.json").write_text(json.dumps({"took": {"seconds": 61.2}}))
     return root
@@ -181,6 +183,13 @@ def test_overfit_table_has_ours_beside_the_reference(html: str) -> None:
     # at epoch 100 the reference expects 0.1, 0.05, 0.1; the synthetic curve has 2 * .985^100 = .441 and so on
     assert "1000.10.440.050.0660.10.15" in says.replace(" ", "")
     assert "Ours: 5 min 12 s on cpu. The reference: 1 to 3 h on two RTX 6000 Ada." in says
+
+
+def test_expert_table_has_rates_and_intervals(html: str) -> None:
+    says = Page(html).says()
+    assert "init states 0 to 19, embedded assets" in says
+    # 19 of 20: Wilson by hand 76.4 to 99.1
+    assert "lift the cup95 %76.4 – 99.1 %19 of 20118" in says.replace("libero_spatial 3 ", "")
 
 
 def test_a_baseline_needs_no_training(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
