@@ -20,7 +20,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def setup_logging() -> None:
     """Log to stderr, one line per record, without the chatter of the libraries underneath."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
     for name in ("robosuite_logs", "distributed", "numba", "httpx", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

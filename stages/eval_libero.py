@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.config import Params, load
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import SimulatorError
+from pipeline.files import write_atomic
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import load_spec
 from pipeline.provenance import provenance, versions
@@ -30,7 +31,7 @@ from pipeline.rollout.episode import EpisodeSettings
 from pipeline.rollout.metrics import summary, timings
 from pipeline.rollout.record import EpisodeRecord, write_records
 from pipeline.rollout.strip import picture
-from pipeline.rollout.video import png, write_atomic
+from pipeline.rollout.video import png
 from stages import cli
 
 log = logging.getLogger(__name__)

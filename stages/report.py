@@ -11,9 +11,9 @@ import logging
 from pathlib import Path
 
 from pipeline.config import load
+from pipeline.files import write_atomic
 from pipeline.report.inputs import read_inputs, stage_seconds
 from pipeline.report.page import page
-from pipeline.rollout.video import write_atomic
 from stages import cli
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         recording=stage_seconds(Path("data/demos"), Path(".scratch/embed")),
     )
     out = Path(args.out)
-    write_atomic(out, page(inputs).encode())
+    write_atomic(out, page(inputs))
     print(f"report: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 

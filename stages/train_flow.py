@@ -10,6 +10,7 @@ time and started again it goes on from its last checkpoint, in .scratch/train/, 
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from accelerate import Accelerator
 
 from cache.reader import Store, open_store
 from pipeline.config import Params, load
+from pipeline.files import write_atomic
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture
 from pipeline.provenance import provenance
@@ -110,20 +112,12 @@ def write_history(out: Path, progress: Progress, parameters: dict[str, int], acc
         "epochs": progress.history,
         "provenance": provenance(),
     }
-    _replace(out / "train.json", json.dumps(report, indent=2) + "\n")
-    columns = list(progress.history[-1])
-    partial = out / "curves.csv.partial"
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(progress.history)
-    partial.replace(out / "curves.csv")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_atomic(out / "train.json", json.dumps(report, indent=2) + "\n")
+    curves = io.StringIO()
+    writer = csv.DictWriter(curves, list(progress.history[-1]), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(progress.history)
+    write_atomic(out / "curves.csv", curves.getvalue())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The project's import graph, read from the source."""
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,23 +25,19 @@ def imported(path: Path) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if module_file(inner) else node.module)
     return {name for name in found if name.split(".")[0] in PACKAGES and module_file(name)}
 
 
-def closure(path: Path) -> set[Path]:
-    """Return every file of this project that importing `path` can reach, itself and package __init__ files included."""
+def closure(path: Path, leave_out: Callable[[Path], bool] = lambda path: False) -> set[Path]:
+    """Return every file of this project that `path` reaches by imports, itself included, not through `leave_out`."""
     todo, seen = [path], set()
     while todo:
         current = todo.pop()
-        if current in seen:
+        if current in seen or leave_out(current):
             continue
         seen.add(current)
-        for name in imported(current):
-            parts = name.split(".")
-            for k in range(1, len(parts) + 1):
-                file = module_file(".".join(parts[:k]))
-                if file is not None:
-                    todo.append(file)
+        todo += [file for name in imported(current) if (file := module_file(name)) is not None]
     return seen

@@ -71,7 +71,7 @@ def refuse() -> None:
     raise PipelineError("no model; fetch it")
 
 
-@pytest.mark.parametrize("compute", [SERIAL, ONE, TWO], ids=["serial", "one", "two"])
+@pytest.mark.parametrize("compute", [SERIAL, TWO], ids=["serial", "two"])
 def test_results_and_one_state_per_worker(compute: Compute, tmp_path: Path) -> None:
     found = dict(map_unordered(square, range(8), compute, Make(tmp_path)))
     assert {item: value for item, (value, _) in found.items()} == {i: i * i for i in range(8)}
@@ -102,8 +102,7 @@ def test_an_item_that_kills_its_worker_is_an_error_by_default(monkeypatch: pytes
         list(map_unordered(die, [1], ONE))
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_torch_threads_are_set(n: int) -> None:
+def test_torch_threads_are_set(n: int = 2) -> None:  # Dask by itself sets one
     if n > cores():
         pytest.skip("torch takes no more threads than there are cores")
     assert list(map_unordered(torch_threads, [0], Compute("local", 1, n))) == [(0, n)]
@@ -171,7 +170,7 @@ def nap(state, item):
 
 if __name__ == "__main__":
     try:
-        list(map_unordered(nap, range(2), Compute("local", 2, 1)))
+        list(map_unordered(nap, range(2), Compute("local", 1, 1)))
     except KeyboardInterrupt:
         sys.exit("interrupted")
 """
@@ -192,7 +191,6 @@ def test_no_worker_outlives_an_interrupt(kill: signal.Signals, tmp_path: Path) -
         env=env,
     )
     assert process.stdout is not None
-    process.stdout.readline()
     process.stdout.readline()
     os.killpg(process.pid, kill) if kill == signal.SIGINT else process.kill()
     _, stderr = process.communicate(timeout=40)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
+from pipeline.files import write_atomic
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,11 +20,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.output == "-":
         print(text, end="")
         return
-    path = Path(args.output)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-    print(f"wrote {path}")
+    write_atomic(Path(args.output), text)
+    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ from tqdm import tqdm
 from pipeline.compute import map_unordered
 from pipeline.config import Compute, Sim
 from pipeline.errors import DataError, SimulatorError
+from pipeline.files import write_atomic
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
 from pipeline.provenance import versions
 from pipeline.rollout.agent import Agent
 from pipeline.rollout.episode import EpisodeSettings, check_row, describe, run_episode, step_limit
 from pipeline.rollout.record import EpisodeRecord, ErrorKind, Journal, Key
-from pipeline.rollout.video import VideoRecorder, write_atomic
+from pipeline.rollout.video import VideoRecorder
 
 log = logging.getLogger(__name__)
 
@@ -298,7 +299,7 @@ def _locked(work: Path) -> Iterator[None]:
 def _note_simulator(work: Path, info: dict[str, Any]) -> None:
     known = simulators(work)
     if info not in known:
-        write_atomic(work / "simulators.json", json.dumps([*known, info], indent=2).encode())
+        write_atomic(work / "simulators.json", json.dumps([*known, info], indent=2))
 
 
 def _video_name(record: EpisodeRecord) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -42,9 +42,9 @@ class EpisodeSettings:
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Is given an observation before each control step, and one after the last."""
+    """Is given each camera's picture before each control step, and after the last."""
 
-    def add(self, obs: Observation) -> None:
+    def add(self, images: Mapping[str, np.ndarray]) -> None:
         """Keep one frame."""
 
 
@@ -199,7 +199,7 @@ class _Rollout:
     def _record(self, obs: Observation) -> None:
         assert self.recorder is not None
         try:
-            self.recorder.add(obs)
+            self.recorder.add(obs.images)
         except Exception as error:
             raise PipelineError(f"cannot encode the video: {error!r}. Set eval_libero.videos_per_task: 0") from error
 

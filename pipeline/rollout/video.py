@@ -1,8 +1,8 @@
 """What an episode looked like: H.264 in mp4, as every browser plays it, and film strips for the page and the README."""
 
 import io
-import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline.libero.simulator import Observation
 from pipeline.rollout.metrics import CONTROL_HZ
 
 
@@ -30,9 +29,9 @@ class VideoRecorder:
         self._container: Any = None
         self._stream: Any = None
 
-    def add(self, obs: Observation) -> None:
-        """Append one frame."""
-        frame = np.concatenate([obs.images[camera] for camera in self._cameras], axis=1)
+    def add(self, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
+        """Append one frame: a picture of each camera."""
+        frame = np.concatenate([images[camera] for camera in self._cameras], axis=1)
         # yuv420p halves the colour's resolution: sides must be even.
         frame = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
         if self._container is None:
@@ -58,14 +57,6 @@ class VideoRecorder:
         self._stream.height, self._stream.width = height, width
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.thread_count = 1  # as many as a worker has cores; and the same bytes on any machine
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `path` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def read_frames(video: Path | bytes) -> UInt8[np.ndarray, "T H W 3"]:

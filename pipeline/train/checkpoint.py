@@ -1,13 +1,13 @@
 """Checkpoints: written beside, flushed to disk, renamed, so that one is whole or not there."""
 
 import logging
-import os
 import re
 import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from cache.ledger import fsync_directory, fsync_file
 from pipeline.errors import PipelineError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def save(accelerator: Accelerator, directory: Path, step: int) -> None:
         _flush(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _fsync(directory)
+        fsync_directory(directory)
         for old in checkpoints(directory)[:-KEEP]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
@@ -66,13 +66,5 @@ def checkpoints(directory: Path) -> list[Path]:
 def _flush(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file():
-            _fsync(path)
-    _fsync(directory)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            fsync_file(path)
+    fsync_directory(directory)

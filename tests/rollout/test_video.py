@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.libero.simulator import Observation
-from pipeline.rollout.video import VideoRecorder, film_strip, png, read_frames, write_atomic
-
-
-def observation(**images: np.ndarray) -> Observation:
-    return Observation(np.zeros(7, np.float32), np.zeros(7, np.float32), np.zeros(2, np.float32), images)
+from pipeline.files import write_atomic
+from pipeline.rollout.video import VideoRecorder, film_strip, png, read_frames
 
 
 def grey(level: int, size: tuple[int, int] = (64, 64)) -> np.ndarray:
@@ -24,7 +20,7 @@ def test_video_holds_each_frame_with_the_cameras_side_by_side() -> None:
     recorder = VideoRecorder(("agentview", "eye_in_hand"))
     levels = [40, 90, 140, 190]
     for level in levels:
-        recorder.add(observation(agentview=grey(level), eye_in_hand=grey(255 - level)))
+        recorder.add({"agentview": grey(level), "eye_in_hand": grey(255 - level)})
     content = recorder.close()
     assert content is not None
     frames = read_frames(content)
@@ -40,7 +36,7 @@ def test_video_holds_each_frame_with_the_cameras_side_by_side() -> None:
 
 def test_odd_sides_lose_a_row(tmp_path: Path) -> None:
     recorder = VideoRecorder(("agentview",))
-    recorder.add(observation(agentview=grey(100, (65, 63))))
+    recorder.add({"agentview": grey(100, (65, 63))})
     write_atomic(tmp_path / "sub/a.mp4", recorder.close() or b"")
     assert read_frames(tmp_path / "sub/a.mp4").shape == (1, 64, 62, 3)
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["a.mp4"], "no temporary file is left"
