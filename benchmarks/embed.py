@@ -23,7 +23,6 @@ import torch
 from cache import schema, units
 from cache.build import build
 from cache.fingerprint import Plan
-from cache.reader import open_store
 from pipeline.compute import cores, map_unordered
 from pipeline.config import Compute, EncoderParams, Sim
 from pipeline.encode.clip import pick_device, resolve_precision
@@ -75,7 +74,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     text = np.ones((1, encoder.dim), np.float32)
     run = partial(map_unordered, compute=Compute("serial", None, args.threads))
     encoder.forward(batches[0])
-    bare, whole, reading = [], [], []
+    bare, whole = [], []
     for turn in range(args.rounds):
         started = time.perf_counter()
         for i in range(args.frames // args.batch):
@@ -84,10 +83,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         started = time.perf_counter()
         build(made, text, factory, folder / f"{turn}.zarr", folder / f"work{turn}", run=run)
         whole.append(rows * len(CAMERAS) / (time.perf_counter() - started))
-        started = time.perf_counter()
-        store = open_store(folder / f"{turn}.zarr")
-        size = sum(store.read(name).nbytes for name in store.fields)
-        reading.append(size / (time.perf_counter() - started) / 1e6)
     return {
         "machine": {"cpu": cpu_name(), "cores": cores(), "device": device, "threads": args.threads},
         "versions": versions(),
@@ -98,7 +93,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         "bare_encoder_images_per_s": [round(x, 2) for x in bare],
         "end_to_end_images_per_s": [round(x, 2) for x in whole],
         "share_of_bare": round(statistics.median(w / b for w, b in zip(whole, bare, strict=True)), 3),
-        "read_store_megabytes_per_s": [round(x, 1) for x in reading],
     }
 
 
