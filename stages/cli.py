@@ -23,7 +23,17 @@ def setup_logging() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
-    for name in ("robosuite_logs", "distributed", "numba", "httpx", "matplotlib", "PIL"):
+    for name in (
+        "accelerate",
+        "distributed",
+        "distributed.scheduler",
+        "distributed.nanny",
+        "robosuite_logs",
+        "numba",
+        "httpx",
+        "matplotlib",
+        "PIL",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

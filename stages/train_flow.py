@@ -9,7 +9,6 @@ time and started again it goes on from its last checkpoint, in .scratch/train/, 
 """
 
 import csv
-import hashlib
 import io
 import json
 import logging
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from cache.fingerprint import digest
 from cache.reader import Store, open_store
 from pipeline.config import Params, load
 from pipeline.files import write_atomic
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scratch", default=".scratch/train", help="directory of checkpoints (default: %(default)s)")
     args = parser.parse_args(argv)
     params = load(args.params)
-    accelerator = Accelerator(mixed_precision=params.train_flow.precision)
+    # Without cpu=True, Accelerate on a machine without a GPU takes several processes for as many single ones.
+    accelerator = Accelerator(mixed_precision=params.train_flow.precision, cpu=not torch.accelerator.is_available())
     if accelerator.device.type == "cpu":  # accelerate launch allows one thread, whatever the machine has
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     arch = Architecture.of(params.policy, next(iter(data.images.values())).shape[1], data.text.shape[1])
     identity = training_identity(params, arch, stores)
-    scratch = Path(args.scratch) / _digest(identity)[:16]
+    scratch = Path(args.scratch) / digest(identity)[:16]
     network, progress = train(accelerator, data, arch, params.train_flow, params.policy.feature_noise, scratch)
     if accelerator.is_main_process:
         out = Path(args.out)
@@ -92,10 +93,6 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
             "sim": {name: sim[name] for name in PICTURE_SETTINGS if name in sim},
         },
     }
-
-
-def _digest(tree: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def write_history(out: Path, progress: Progress, parameters: dict[str, int], accelerator: Accelerator) -> None:

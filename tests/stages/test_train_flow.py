@@ -1,0 +1,140 @@
+"""The training stage as a user starts it: one process, two real processes, killed and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cache.build import build
+from pipeline.config.compose import compose
+from pipeline.errors import ConfigError
+from pipeline.policy import bundle
+from stages import train_flow
+from tests.cache.synthetic import TEXT, MakeFake, make_plan
+from tests.imports import ROOT
+
+LENGTHS = (40, 30, 50, 36)
+SETTINGS = {
+    "embed": {"cameras": ["agentview", "eye_in_hand"]},
+    "policy": {"proprio": ["joint_pos"], "width": 16, "velocity_width": 32, "velocity_layers": 2, "time_dim": 8},
+    "train_flow": {"action": "action", "epochs": 6, "batch_size": 16, "val_fraction": 0.3, "warmup_steps": 0,
+                   "metrics_rows": 16, "checkpoint_every_epochs": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A directory with params.yaml and a small store, as the stages before would have left it."""
+    tree = yaml.safe_load(compose([], ROOT / "configs"))
+    for section, values in SETTINGS.items():
+        tree[section].update(values)
+    tree["policy"]["horizon"] = tree["policy"]["execute"] = 4
+    tree["data"]["tasks"] = {"libero_spatial": None}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    plan = make_plan(LENGTHS)
+    plan = replace(plan, identity={**plan.identity, "transform": "t", "sim": None})
+    build(plan, TEXT, MakeFake(lengths=LENGTHS), tmp_path / "data/embeddings/libero_spatial.zarr", tmp_path / "work")
+    return tmp_path
+
+
+def change(project: Path, **settings: object) -> None:
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree["train_flow"].update(settings)
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+
+
+def weights(project: Path, out: str = "runs/flow") -> dict[str, torch.Tensor]:
+    return bundle.load(project / out / "policy").network.state_dict()
+
+
+def command(*launch: str) -> list[str]:
+    return [str(Path(sys.executable).parent / "accelerate"), "launch", *launch]
+
+
+def start(project: Path, launch: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (project / "log").open("w") as log:
+        return subprocess.Popen(
+            launch, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def finish(project: Path, launch: list[str]) -> str:
+    status = start(project, launch).wait(timeout=300)
+    output = (project / "log").read_text()
+    assert status == 0, output[-4000:]
+    return output
+
+
+def newest(project: Path) -> str:
+    return max((p.name for p in project.glob(".scratch/train/*/step-?????????")), default="")
+
+
+def test_main_trains_and_publishes(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(project)
+    train_flow.main([])
+    assert "runs/flow/policy" in capsys.readouterr().out
+    report = json.loads((project / "runs/flow/train.json").read_text())
+    assert [e["epoch"] for e in report["epochs"]] == list(range(6))
+    assert {"train_loss", "val_loss", "train_action_mse", "train_action_mae", "val_action_mse"} <= set(report)
+    assert report["trainable_parameters"]["total"] == sum(
+        p.numel() for p in bundle.load(project / "runs/flow/policy").network.parameters()
+    )
+    assert len((project / "runs/flow/curves.csv").read_text().splitlines()) == 7
+    spec = bundle.load_spec(project / "runs/flow/policy")
+    assert spec.data["sim"] == {"assets": "official", "render": "full"}
+    assert not list((project / ".scratch/train").iterdir()), "checkpoints of a finished training are gone"
+
+    before = {p: p.read_bytes() for p in (project / "runs/flow/policy").iterdir()}
+    train_flow.main([])
+    assert all(p.read_bytes() == content for p, content in before.items()), "the same bytes again"
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    change(project, microbatch_size=5)
+    with pytest.raises(ConfigError, match="not a multiple of 1 processes"):
+        train_flow.main([])
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_policy_as_one(project: Path) -> None:
+    one = command("--cpu", "--num_processes=1", str(ROOT / "stages/train_flow.py"), "--out", "runs/one")
+    finish(project, one)
+    config = str(ROOT / "configs/accelerate/cpu2.yaml")
+    output = finish(project, command("--config_file", config, "-m", "stages.train_flow", "--out", "runs/two"))
+    assert "device cpu x 2" in output
+    assert output.count("trained ") == 1, "only the main process reports"
+    for name, tensor in weights(project, "runs/one").items():
+        torch.testing.assert_close(weights(project, "runs/two")[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    losses = [json.loads((project / f"runs/{n}/train.json").read_text())["train_loss"] for n in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_and_started_again_ends_in_the_same_policy(project: Path) -> None:
+    change(project, epochs=60)
+    launch = [sys.executable, "-m", "stages.train_flow"]
+    finish(project, [*launch, "--out", "runs/whole", "--scratch", "whole"])
+    for _ in range(2):
+        process, before = start(project, launch), newest(project)
+        while newest(project) == before:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert "going on after epoch" in finish(project, launch)
+    for name, tensor in weights(project, "runs/whole").items():
+        assert torch.equal(weights(project)[name], tensor), name
+    histories = [json.loads((project / f"runs/{n}/train.json").read_text())["epochs"] for n in ("whole", "flow")]
+    assert histories[0] == histories[1]

@@ -1,0 +1,76 @@
+"""What training reads of a real store is what was put in, row by row, also when tasks are left out or stores joined."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.build import build
+from cache.errors import StoreError
+from cache.reader import open_store
+from pipeline.errors import DataError
+from pipeline.train.data import ResidentData, load_stores
+from tests.cache.synthetic import LENGTHS, TEXT, MakeFake, episode_rows, make_plan
+
+
+@pytest.fixture(scope="module")
+def location(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 8 episodes, alternately of tasks 3 and 7."""
+    root = tmp_path_factory.mktemp("store")
+    plan = make_plan()
+    identity = {**plan.identity, "transform": "t", "sim": None}
+    build(replace(plan, identity=identity), TEXT, MakeFake(), root / "a.zarr", root / "work")
+    return root / "a.zarr"
+
+
+def read(location: Path, tasks: tuple[int, ...] | None, cameras: tuple[str, ...] = ("eye_in_hand",)) -> ResidentData:
+    return load_stores([("libero_spatial", open_store(location), tasks)], cameras, ("joint_pos",), "action")
+
+
+def test_rows_are_the_episodes_one_after_the_other(location: Path) -> None:
+    data = read(location, None)
+    assert [e.length for e in data.episodes] == list(LENGTHS)
+    assert [e.task for e in data.episodes] == [3, 7] * 4
+    for number, episode in enumerate(data.episodes):
+        rows = slice(episode.first, episode.first + episode.length)
+        expected = episode_rows(number, episode.length)
+        np.testing.assert_array_equal(data.images["eye_in_hand"][rows].numpy(), expected["image/eye_in_hand"][:, 0])
+        np.testing.assert_array_equal(data.proprio["joint_pos"][rows].numpy(), expected["lowdim/joint_pos"])
+        np.testing.assert_array_equal(data.action[rows].numpy(), expected["lowdim/action"])
+        np.testing.assert_array_equal(
+            data.text[data.text_of_row[rows]].numpy(), TEXT[[number % 2]].repeat(episode.length, 0)
+        )
+        assert set(data.last[rows].tolist()) == {episode.first + episode.length - 1}
+
+
+def test_one_task_of_two(location: Path) -> None:
+    data = read(location, (7,))
+    assert [e.source for e in data.episodes] == [f"file{i % 3}/demo_{i}" for i in (1, 3, 5, 7)]
+    assert len(data) == sum(LENGTHS[1::2])
+    np.testing.assert_array_equal(data.action[21 : 21 + 8].numpy(), episode_rows(3, 8)["lowdim/action"])
+    assert torch.equal(data.text[data.text_of_row[0]], torch.from_numpy(TEXT[1]))
+
+
+def test_two_stores_are_joined(location: Path) -> None:
+    store = open_store(location)
+    joined = load_stores([("a", store, (7,)), ("b", store, None)], ("agentview",), ("joint_pos",), "action")
+    first, second = read(location, (7,), ("agentview",)), read(location, None, ("agentview",))
+    n = len(first)
+    assert torch.equal(joined.action[n:], second.action)
+    assert torch.equal(joined.last[n:], second.last + n)
+    assert torch.equal(joined.text[joined.text_of_row[n:]], second.text[second.text_of_row])
+    batch = joined.batch(torch.tensor([n]), 3)
+    assert torch.equal(batch.actions[0], second.batch(torch.tensor([0]), 3).actions[0])
+
+
+def test_what_is_not_in_the_store_is_refused_by_name(location: Path) -> None:
+    with pytest.raises(DataError, match=r"no camera 'agentveiw'. Did you mean 'agentview'"):
+        read(location, None, ("agentveiw",))
+    with pytest.raises(DataError, match=r"no episode of task \[5\]"):
+        read(location, (7, 5))
+    with pytest.raises(DataError, match=r"train_flow\.action=action"):
+        load_stores([("s", open_store(location), None)], ("agentview",), (), "expert_action")
+    with pytest.raises(StoreError, match="lowdim/gripper"):
+        load_stores([("s", open_store(location), None)], ("agentview",), ("gripper",), "action")
