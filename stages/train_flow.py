@@ -103,7 +103,7 @@ def write_history(out: Path, progress: Progress, parameters: dict[str, int], acc
         "steps": progress.step,
         "wall_s": round(progress.wall_s, 1),
         "steps_per_s": round(progress.step / progress.wall_s, 2),
-        "device": str(accelerator.device),
+        "device": accelerator.device.type,
         "processes": accelerator.num_processes,
         "trainable_parameters": parameters,
         "epochs": progress.history,

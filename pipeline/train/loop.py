@@ -162,7 +162,7 @@ def _log_start(
 ) -> None:
     log.info(
         "device %s x %d, precision %s, %s trainable parameters",
-        accelerator.device,
+        accelerator.device.type,
         accelerator.num_processes,
         accelerator.mixed_precision,
         f"{network.parameter_counts()['total']:,}",

@@ -24,6 +24,8 @@ RESTING_ROTATION_ACTION = (
 HOVER = 0.08  # metres above the grasp where approach ends
 CLEARANCE = 0.13  # of the hand above the target's origin while carrying
 LEFT_BEHIND = 0.01  # metres that a held object has risen, at least, when the hand has risen by 5 cm; it may tilt
+STUCK_STEPS, STUCK_RISE = 5, 0.005  # a lift that gained less than 5 mm in 5 steps is stuck; usual are 5 cm
+SIDESTEP = 0.01  # metres per step
 LOST = 0.20  # metres between hand and object: it was dropped
 FOLLOWED_SHIFT = 0.05  # an object that moved further than this before the grasp is planned for again
 MAX_RETRIES = 3
@@ -144,6 +146,7 @@ class Expert:
             hand = self._scene.hand
             over_target = self._scene.position(self._scene.target)[2] + CLEARANCE
             self._lift_to = np.append(hand[:2], max(hand[2] + self._lift_height, over_target))
+            self._heights: list[float] = []
             self._go("lift")
         return Move(action, free=False)
 
@@ -152,6 +155,11 @@ class Expert:
         hand_risen = self._scene.hand[2] - self._grasp.position[2]
         if hand_risen > 0.05 and risen < LEFT_BEHIND:
             return self._retry()
+        self._heights.append(float(self._scene.hand[2]))
+        if self._t > 2 * STUCK_STEPS and self._heights[-1] - self._heights[-STUCK_STEPS] < STUCK_RISE:
+            # The hand is caught below something, such as a drawer's handle: get out of there, towards the target.
+            way = self._scene.position(self._scene.target)[:2] - self._lift_to[:2]
+            self._lift_to[:2] += SIDESTEP * way / max(float(np.linalg.norm(way)), SIDESTEP)
         action = self._servo(self._lift_to, CLOSE, speed=0.8)
         if self._scene.hand[2] > self._lift_to[2] - 0.03:
             self._go("carry")
