@@ -173,7 +173,9 @@ def _record(worker: Worker, item: Item, demos: Demos) -> Receipt:
     noise = Noise(demos.noise_sigma, demos.noise_ar)
     steps = 0
     for n in range(demos.attempts):
-        tried = attempt(simulator, Origin(item.row, worker.seed, n), noise)
+        # The first motion again would fail again.
+        variety = demos.variety if n == 0 else 1.0
+        tried = attempt(simulator, Origin(item.row, worker.seed, n), noise, variety=variety)
         steps += tried.steps
         if tried.episode is not None:
             save_part(item.part, tried.episode)

@@ -54,12 +54,13 @@ def can_solve(suite: str) -> bool:
     return suite in SOLVED_SUITES
 
 
-def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True) -> Attempt:
+def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, variety: float = 1.0) -> Attempt:
     """Reset the simulator and let the expert try once: a pure function of its arguments.
 
     Args:
         origin: row of the initial state (past the benchmark's rows, the environment draws a placement), seed, attempt.
         record: keep observations (draws both cameras at each step).
+        variety: how much speed, heights and grasp vary from one attempt to another, 0 to 1.
 
     Raises:
         DataError: the task's goal is beyond the expert.
@@ -67,7 +68,7 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True) -
     seeds = [origin.seed, sim.task.id, origin.init_row, origin.attempt]
     _reset(sim, origin)
     motion, disturbance = (np.random.default_rng([*seeds, stream]) for stream in (0, 1))
-    expert = Expert(Scene(sim), motion)
+    expert = Expert(Scene(sim), motion, variety)
     recorder = Recorder(sim) if record else None
     drift = np.zeros(6)
     steps, held = 0, 0

@@ -50,12 +50,13 @@ class Expert:
     Args:
         scene: of a Simulator that was just reset.
         rng: varies speed, height and choice among equally good grasps.
+        variety: how much, 0 to 1. At 0, equal scenes are solved by equal motions.
     """
 
-    def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
-        self._scene, self._rng = scene, rng
+    def __init__(self, scene: Scene, rng: np.random.Generator, variety: float = 1.0) -> None:
+        self._scene, self._rng, self._variety = scene, rng, variety
         self._rest = scene.hand_rotation
-        self._speed = 1.0 - 0.25 * rng.random()
+        self._speed = 1.0 - 0.25 * self._vary()
         self._tried: list[float] = []
         self.retries = 0
         self.done = False
@@ -76,15 +77,18 @@ class Expert:
         }
         return phases[self.phase]()
 
+    def _vary(self) -> float:
+        return self._variety * self._rng.random()
+
     def _go(self, phase: str) -> None:
         self.phase, self._t = phase, 0
 
     def _plan(self) -> None:
-        self._grasp = grasps.choose(self._scene, self._rest, self._rng, self._tried)
+        self._grasp = grasps.choose(self._scene, self._rest, self._rng, self._tried, self._variety)
         self._tried.append(self._grasp.angle)
         self._rotation = yaw(self._grasp.yaw) @ self._rest
-        self._hover = self._grasp.position + above(HOVER + 0.03 * self._rng.random())
-        self._lift_height = 0.10 + 0.04 * self._rng.random()
+        self._hover = self._grasp.position + above(HOVER + 0.03 * self._vary())
+        self._lift_height = 0.10 + 0.04 * self._vary()
         self._go("approach")
 
     def _retry(self) -> Move:
