@@ -28,7 +28,7 @@ from pipeline.provenance import provenance, versions
 from pipeline.rollout.agent import NoopAgent, PolicyAgent, RandomAgent, check_spec, policy_identity
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
-from pipeline.rollout.metrics import summary, timings
+from pipeline.rollout.metrics import headline, summary, timings
 from pipeline.rollout.record import EpisodeRecord, write_records
 from pipeline.rollout.strip import picture
 from pipeline.rollout.video import png
@@ -135,17 +135,6 @@ def publish(records: list[EpisodeRecord], report: dict[str, Any], work: Path, ou
     shutil.rmtree(out, ignore_errors=True)
     partial_out.rename(out)
     shutil.rmtree(work)
-
-
-def headline(report: dict[str, Any]) -> str:
-    """Return the result in lines of text: never a rate without its interval and n."""
-    lines = []
-    for row in report["per_suite"]:
-        counts = f"{row['successes']} of {row['n']} episodes"
-        if row["n"]:
-            counts += f" = {row['success_rate']:.1%} (95 %: {row['wilson_low']:.1%} to {row['wilson_high']:.1%})"
-        lines.append(f"{row['suite']}: success in {counts}, {row['errors']} errors")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

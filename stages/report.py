@@ -1,6 +1,7 @@
 """Last stage: results/report.html, one page that needs nothing else.
 
     python -m stages.report
+    python -m stages.report --summary                                   # print the result, write nothing
     python -m stages.report --results results/random --training ''      # of a baseline, which has no training
 
 Reads results/flow (eval.json, episodes.jsonl, videos/) and runs/flow/train.json, and, where they exist, the
@@ -14,6 +15,7 @@ from pipeline.config import load
 from pipeline.files import write_atomic
 from pipeline.report.inputs import read_inputs, stage_seconds
 from pipeline.report.page import page
+from pipeline.rollout.metrics import headline
 from stages import cli
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--training", default="runs/flow/train.json", help="'' for none (default: %(default)s)")
     parser.add_argument("--figures", default="docs/results", help="committed results (default: %(default)s)")
     parser.add_argument("--out", default="results/report.html", help="default: %(default)s")
+    parser.add_argument("--summary", action="store_true", help="print the result, write nothing")
     args = parser.parse_args(argv)
     figures = Path(args.figures)
     inputs = read_inputs(
@@ -37,8 +40,10 @@ def main(argv: list[str] | None = None) -> None:
         recording=stage_seconds(Path("data/demos"), Path(".scratch/embed")),
     )
     out = Path(args.out)
-    write_atomic(out, page(inputs))
-    print(f"report: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+    if not args.summary:
+        write_atomic(out, page(inputs))
+    print(headline(inputs.results))
+    print(f"report: {out}")
 
 
 if __name__ == "__main__":

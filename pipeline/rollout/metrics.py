@@ -1,6 +1,6 @@
 """Episode records to success rates. A rate never stands alone: n and a 95 % interval are beside it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import sqrt
 from typing import Any
@@ -88,3 +88,14 @@ def timings(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
         "control_steps_per_s": round(steps / seconds, 2) if seconds else None,
         "policy_ms": dict(zip(("p50", "p90", "p99"), percentiles, strict=True)),
     }
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """Return the result in eval.json in lines of text: never a rate without its interval and n."""
+    lines = []
+    for row in report["per_suite"]:
+        counts = f"{row['successes']} of {row['n']} episodes"
+        if row["n"]:
+            counts += f" = {row['success_rate']:.1%} (95 %: {row['wilson_low']:.1%} to {row['wilson_high']:.1%})"
+        lines.append(f"{row['suite']}: success in {counts}, {row['errors']} errors")
+    return "\n".join(lines)
