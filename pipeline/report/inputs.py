@@ -21,7 +21,7 @@ class Inputs:
         results: eval.json.
         records: episodes.jsonl, whose videos are relative to `directory`.
         training: train.json of the policy; None for an agent that was not trained.
-        overfit: train.json's content for the single-task overfit experiment; None if it has not been run.
+        overfit: train.json's content for the experiment single_task_overfit_scripted; None if it has not been run.
         expert: the scripted expert's success per task; None likewise.
         recording: wall times of the stages before training, by name; those that are known.
     """
