@@ -26,8 +26,8 @@ CLEARANCE = 0.13  # of the hand above the target's origin while carrying
 LEFT_BEHIND = 0.01  # metres that a held object has risen, at least, when the hand has risen by 5 cm; it may tilt
 STUCK_STEPS, STUCK_RISE = 5, 0.005  # a lift that gained less than 5 mm in 5 steps is stuck; usual are 5 cm
 SIDESTEP = 0.01  # metres per step
-# LIBERO counts the bowl as on the plate within 3 cm of its centre. One further off than this is lifted and set down again:
-# fast arrivals with a stretched arm overshoot by up to 2.5 cm.
+# LIBERO counts the bowl as on the plate within 3 cm of its centre. One further off than this is lifted and set down
+# again: fast arrivals with a stretched arm overshoot by up to 2.5 cm.
 OFF_CENTRE, MAX_REPLACEMENTS = 0.02, 2
 LOST = 0.20  # metres between hand and object: it was dropped
 FOLLOWED_SHIFT = 0.05  # an object that moved further than this before the grasp is planned for again
