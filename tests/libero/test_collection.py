@@ -35,7 +35,7 @@ def expert(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[tuple[int, int, int
     def install(failing: set[tuple[int, int, int]]) -> Tried:
         tried: Tried = []
 
-        def attempt(simulator: SimpleNamespace, origin: Origin, noise: Noise) -> Attempt:
+        def attempt(simulator: SimpleNamespace, origin: Origin, noise: Noise, variety: float) -> Attempt:
             key = (simulator.task.id, origin.init_row, origin.attempt)
             tried.append(key)
             solved = key not in failing

@@ -1,0 +1,78 @@
+"""The README is true: its commands are run by tests, its paths exist, its figures are those that the stages wrote."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.imports import ROOT
+
+TEXT = (ROOT / "README.md").read_text()
+# Commands that other tests run in full, as a user would, by the file that does.
+RUN_ELSEWHERE = {
+    "make test": ".ci/run",
+    "make repro": "tests/test_pipeline.py",
+    "python -m stages.demos": "tests/stages/test_demos.py",
+    "python -m stages.embed": "tests/stages/test_embed.py",
+    "accelerate launch stages/train_flow.py": "tests/stages/test_train_flow.py",
+    "accelerate launch -m stages.train_flow": "tests/test_pipeline.py",
+    "accelerate launch --config_file configs/accelerate/cpu2.yaml -m stages.train_flow": (
+        "tests/stages/test_train_flow.py"
+    ),
+    "python -m stages.eval_libero": "tests/stages/test_eval_libero.py",
+    "python -m stages.report": "tests/stages/test_report.py",
+    "python -m cache info data/embeddings/libero_spatial.zarr": "tests/test_pipeline.py",
+    "python -m cache verify data/embeddings/libero_spatial.zarr": "tests/test_pipeline.py",
+}
+NEEDS_TWO_GPUS = {"accelerate launch --config_file configs/accelerate/gpu2.yaml -m stages.train_flow"}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_every_command_is_run_by_a_test() -> None:
+    for command in commands():
+        if command.startswith("python -m pipeline.config") or command in NEEDS_TWO_GPUS:
+            continue
+        assert command in RUN_ELSEWHERE, f"README.md: no test runs: {command}"
+        assert (ROOT / RUN_ELSEWHERE[command]).is_file()
+    assert len(commands()) >= len(RUN_ELSEWHERE)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python -m pipeline.config")])
+def test_composing_commands_work(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command)[1:]
+    if "--output" not in words:
+        words += ["--output", str(tmp_path / "params.yaml")]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "experiment:" in (done.stdout if "-" in words else (tmp_path / "params.yaml").read_text())
+
+
+def test_paths_that_are_named_exist() -> None:
+    named = re.findall(r"`((?:cache|pipeline|stages|configs|tests|docs|benchmarks)/[\w/.-]*)`", TEXT)
+    named += re.findall(r"\]\((docs/[\w/.-]+)\)", TEXT)
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / name).exists(), f"README.md names {name}"
+
+
+def test_figures_are_what_the_stages_wrote() -> None:
+    quick = json.loads((ROOT / "docs/results/quickstart.json").read_text())["evaluation"]
+    low, high = (f"{100 * quick[k]:.1f}" for k in ("wilson_low", "wilson_high"))
+    assert f"**{quick['successes']} of {quick['n']}** episodes, {low} to {high} %" in TEXT
+    expert = json.loads((ROOT / "docs/results/expert.json").read_text())
+    assert f"{expert['successes']} of {expert['n']}" in TEXT
+    for row in expert["per_task"]:
+        assert re.search(rf"\| {row['id']} \|.*\| {row['successes']}/{row['n']} \|", TEXT), row
+    overfit = json.loads((ROOT / "docs/results/single_task_overfit_scripted.json").read_text())
+    final = overfit["epochs"][-1]
+    cells = [f"{final[k]:.2g}" for k in ("train_loss", "train_action_mse", "train_action_mae")]
+    assert f"| {final['epoch'] + 1} | {' | '.join(cells)} |" in TEXT
