@@ -29,6 +29,8 @@ from pipeline.libero.suites import Task, tasks
 from pipeline.provenance import provenance
 from stages import cli
 
+VARIETY = 1.0  # of speed, heights and grasps: the hardest; as further attempts of the stage have it
+
 
 @dataclass(frozen=True)
 class Result:
@@ -63,12 +65,21 @@ def main() -> None:
     for _, result in progress:
         results.append(result)
         append(kept, result)
-    table = [row for t in chosen if (row := per_task(t, [r for r in results if r.task == t.id]))]
+        write(args, rows, results)
+    for row in write(args, rows, results)["per_task"]:
+        print(f"{row['task']:2d}  {row['successes']}/{row['n']}  mean steps {row['mean_steps']}  {row['language']}")
+    print(f"written to {args.out}")
+
+
+def write(args: argparse.Namespace, rows: range, results: list[Result]) -> dict[str, Any]:
+    """Write the table of what is done so far; return it."""
+    table = [row for t in tasks(args.suite) if (row := per_task(t, [r for r in results if r.task == t.id]))]
     report = {
         "suite": args.suite,
         "assets": args.assets,
         "rows": [rows.start, rows.stop - 1],
         "noise_sigma": args.noise,
+        "variety": VARIETY,
         "attempts": args.attempts,
         "successes": sum(row["successes"] for row in table),
         "n": sum(row["n"] for row in table),
@@ -76,10 +87,10 @@ def main() -> None:
         "provenance": provenance(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    for row in table:
-        print(f"{row['task']:2d}  {row['successes']}/{row['n']}  mean steps {row['mean_steps']}  {row['language']}")
-    print(f"{report['successes']}/{report['n']}; written to {args.out}")
+    partial_file = args.out.with_name(args.out.name + ".partial")
+    partial_file.write_text(json.dumps(report, indent=1) + "\n")
+    partial_file.replace(args.out)
+    return report
 
 
 def arguments() -> argparse.Namespace:
@@ -100,7 +111,8 @@ def arguments() -> argparse.Namespace:
 def solve(worker: Worker, item: Item, attempts: int, noise: Noise) -> Result:
     """Try one episode until it succeeds, at most `attempts` times."""
     for n in range(attempts):
-        tried = attempt(worker.simulator(item.task), Origin(item.row, worker.seed, n), noise, record=False)
+        origin = Origin(item.row, worker.seed, n)
+        tried = attempt(worker.simulator(item.task), origin, noise, record=False, variety=VARIETY)
         if tried.success:
             break
     return Result(item.task.id, item.row, tried.success, n + 1, tried.steps, tried.retries)
