@@ -5,6 +5,9 @@ robosuite draws every camera at every control step. It samples its sensors, came
 with the others, notes the poses of everything that can be drawn; the drawing is done from them when somebody looks.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,18 @@ class Sampler:
             getattr(data, name)[:] = values
 
 
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """robosuite's contexts, when one is collected as garbage, leave none current: let that not happen in a drawing."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 class Renderer:
     """An OpenGL context for one model at a time. To be used in the thread that made it.
 
@@ -69,6 +84,10 @@ class Renderer:
 
     def draw(self, model: Any, poses: Sampler, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         """Return what `camera` saw when `poses` were sampled, bottom row first, as OpenGL and LIBERO give it."""
+        with _collection_paused():
+            return self._draw(model, poses, camera)
+
+    def _draw(self, model: Any, poses: Sampler, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         import mujoco
 
         self._gl.make_current()
