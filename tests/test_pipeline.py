@@ -68,6 +68,11 @@ def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
     assert "<html" in (checkout / "results/report.html").read_text()[:2000]
     assert sorted(p.name for p in (checkout / "runs/flow/policy").iterdir()) == ["policy.json", "weights.safetensors"]
 
+    store = "data/embeddings/libero_spatial.zarr"
+    assert "libero_spatial" in run(checkout, sys.executable, "-m", "cache", "info", store)
+    run(checkout, sys.executable, "-m", "cache", "verify", store)
+    assert "success in" in run(checkout, sys.executable, "-m", "stages.report", "--summary")
+
     assert ran(run(checkout, "dvc", "repro")) == set(), "a second repro runs nothing"
 
     compose(checkout, "train_flow.epochs=1")
