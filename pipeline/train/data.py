@@ -71,11 +71,6 @@ class ResidentData:
             last=self.last.to(device),
         )
 
-    def nbytes(self) -> int:
-        """Return the memory that the tensors take, in bytes."""
-        tensors = [*self.images.values(), self.text, self.text_of_row, *self.proprio.values(), self.action, self.last]
-        return sum(t.numel() * t.element_size() for t in tensors)
-
 
 def load_stores(
     stores: Sequence[tuple[str, Store, Sequence[int] | None]],
