@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pipeline.compute import map_unordered
 from pipeline.config import load
+from pipeline.files import write_atomic
 from pipeline.libero import collection
 from pipeline.libero.collection import Item, Worker
 from pipeline.libero.expert import Noise, attempt
@@ -86,10 +87,7 @@ def write(args: argparse.Namespace, rows: range, results: list[Result]) -> dict[
         "per_task": table,
         "provenance": provenance(),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = args.out.with_name(args.out.name + ".partial")
-    partial_file.write_text(json.dumps(report, indent=1) + "\n")
-    partial_file.replace(args.out)
+    write_atomic(args.out, json.dumps(report, indent=1) + "\n")
     return report
 
 
