@@ -85,6 +85,17 @@ def context(backend: str) -> Any:
     return importlib.import_module(f"mujoco.{backend}").GLContext(640, 480)
 
 
+def release(backend: str) -> None:
+    """Leave no context current in this thread."""
+    if backend == "egl":
+        egl = importlib.import_module("mujoco.egl")
+        none = egl.EGL.EGL_NO_SURFACE
+        egl.EGL.eglMakeCurrent(egl.EGL_DISPLAY, none, none, egl.EGL.EGL_NO_CONTEXT)
+    else:
+        osmesa = importlib.import_module("mujoco.osmesa")
+        osmesa.osmesa.OSMesaMakeCurrent(None, None, osmesa.GL.GL_FLOAT, 0, 0)
+
+
 def _probe_all(asked: str) -> Backend:
     names = list(CANDIDATES[asked])
     # auto takes what a process that already holds MuJoCo can still use, before its own order.

@@ -44,18 +44,6 @@ class Sampler:
             getattr(data, name)[:] = values
 
 
-@contextmanager
-def _collection_paused() -> Iterator[None]:
-    """robosuite's contexts, when one is collected as garbage, leave none current: let that not happen in a drawing."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
 class Renderer:
     """An OpenGL context for one model at a time. To be used in the thread that made it.
 
@@ -70,6 +58,7 @@ class Renderer:
 
         self._size = size
         self._quality = quality
+        self._backend = backend
         self._gl = gl.context(backend)
         self._model: Any = None
         self._data: Any = None
@@ -84,13 +73,29 @@ class Renderer:
 
     def draw(self, model: Any, poses: Sampler, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         """Return what `camera` saw when `poses` were sampled, bottom row first, as OpenGL and LIBERO give it."""
-        with _collection_paused():
+        with self._current():
             return self._draw(model, poses, camera)
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Make this context current, for this long only.
+
+        robosuite's contexts, when they are collected as garbage, free their objects by number in whatever context is
+        current: in this one they would be ours, and its next images wrong.
+        """
+        collecting = gc.isenabled()
+        gc.disable()
+        self._gl.make_current()
+        try:
+            yield
+        finally:
+            gl.release(self._backend)
+            if collecting:
+                gc.enable()
 
     def _draw(self, model: Any, poses: Sampler, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         import mujoco
 
-        self._gl.make_current()
         if model is not self._model:
             self._load(model)
         poses.write_into(self._data)
@@ -108,9 +113,9 @@ class Renderer:
         """Free what lies in OpenGL, now rather than while the interpreter ends, when it fails noisily."""
         if self._gl is None:
             return
-        self._gl.make_current()
-        if self._context is not None:
-            self._context.free()
+        with self._current():
+            if self._context is not None:
+                self._context.free()
         self._gl.free()
         self._gl = self._context = self._scene = self._data = self._model = None
 

@@ -17,9 +17,9 @@ from pipeline.libero.assets.meshes import Mesh, box, prism, revolve
 from pipeline.libero.assets.pack import MANIFEST, files
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import init_states, tasks
+from tests.official import OFFICIAL_ASSETS
 
 SIM = Sim(assets="embedded", assets_path=None, render="full", gl="auto", image_size=128, settle_steps=10, seed=0)
-OFFICIAL = Path(__file__).resolve().parents[3] / "shared" / "libero-assets"
 MOVABLE = ("akita_black_bowl_1", "plate_1", "glazed_rim_porcelain_ramekin_1", "cookies_1")
 
 # World positions of MOVABLE ten steps after init state 0 with seed 0, measured with LIBERO's own assets, mujoco 3.3.2.
@@ -184,11 +184,11 @@ def test_the_picture_has_liberos_colours(drawer_task: Simulator) -> None:
 
 
 @pytest.mark.sim
-@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="needs a copy of LIBERO's own assets")
+@pytest.mark.skipif(not OFFICIAL_ASSETS.is_dir(), reason="needs a copy of LIBERO's own assets")
 def test_the_model_is_liberos() -> None:
     """Same joints at the same addresses, same sites, masses, moments of inertia and extents of collision geometry."""
     with ExitStack() as stack:
-        official = replace(SIM, assets="official", assets_path=str(OFFICIAL))
+        official = replace(SIM, assets="official", assets_path=str(OFFICIAL_ASSETS))
         ours, theirs = (stack.enter_context(settled(5, sim)) for sim in (SIM, official))
         joints = facts(ours, "joint", lambda m: (*m.type, *m.qposadr, *m.range, *m.damping))
         assert joints == facts(theirs, "joint", lambda m: (*m.type, *m.qposadr, *m.range, *m.damping))

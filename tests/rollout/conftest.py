@@ -1,6 +1,4 @@
-"""The simulator for tests: the embedded assets, or LIBERO's own from the directory that $LIBERO_ASSETS names."""
-
-import os
+"""The simulator for tests."""
 
 import pytest
 
@@ -10,8 +8,7 @@ from pipeline.libero.suites import Task, tasks
 
 @pytest.fixture(scope="session")
 def sim() -> Sim:
-    path = os.environ.get("LIBERO_ASSETS")
-    return Sim("official" if path else "embedded", path, "fast", "auto", 64, 3, 0)
+    return Sim("embedded", None, "fast", "auto", 64, 3, 0)
 
 
 @pytest.fixture(scope="session")

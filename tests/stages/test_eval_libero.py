@@ -23,6 +23,7 @@ from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.rollout.record import read_records
 from pipeline.rollout.video import read_frames
 from stages import eval_libero
+from tests.official import OFFICIAL_ASSETS
 from tests.rollout.make import record
 
 ROOT = Path(__file__).parents[2]
@@ -32,10 +33,9 @@ ROOT = Path(__file__).parents[2]
 def params(tmp_path: Path) -> Params:
     """The quickstart's settings, made small."""
     p = load(ROOT / "params.yaml")
-    path = os.environ.get("LIBERO_ASSETS")
     return replace(
         p,
-        sim=replace(p.sim, assets="official" if path else "embedded", assets_path=path, image_size=32, settle_steps=2),
+        sim=replace(p.sim, assets="embedded", image_size=32, settle_steps=2),
         eval_libero=replace(p.eval_libero, episodes=3, max_steps=9, videos_per_task=1),
         compute=replace(p.compute, scheduler="serial"),
     )
@@ -177,3 +177,20 @@ def test_results_replace_older_ones_whole(tmp_path: Path) -> None:
         "videos/new.mp4",
     ]
     assert not work.exists() and [p.name for p in out.parent.iterdir()] == ["flow"]
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.skipif(not OFFICIAL_ASSETS.is_dir(), reason="needs a copy of LIBERO's own assets")
+def test_official_assets_from_a_directory(
+    params: Params, write: Callable[[Params], list[str]], policy: Path, tmp_path: Path
+) -> None:
+    sim = replace(params.sim, assets="official", assets_path=str(OFFICIAL_ASSETS), render="full")
+    params = replace(params, sim=sim, eval_libero=replace(params.eval_libero, episodes=1))
+    eval_libero.main([*write(params), "--agent", "random", "--out", str(tmp_path / "out")])
+    tree = json.loads((tmp_path / "out/eval.json").read_text())
+    assert (tree["n"], tree["errors"]) == (1, 0)
+    used = tree["protocol"]["simulators"][0]
+    assert (used["assets"], used["render"]) == ("official", "full")
+    with pytest.raises(DataError, match="trained on pictures of sim.assets 'embedded'"):
+        eval_libero.main([*write(params), "--policy", str(policy), "--out", str(tmp_path / "policy_out")])
