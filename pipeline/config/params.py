@@ -82,6 +82,7 @@ class PolicyParams:
     horizon: int  # actions predicted per look (H)
     execute: int  # actions executed per look
     sampling_steps: int  # Euler steps from noise to action
+    standardise_actions: bool  # flow in standardised action units; false: in the environment's, [-1, 1]
     feature_noise: float  # std of Gaussian noise on standardised features during training
 
 

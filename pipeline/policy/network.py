@@ -32,6 +32,7 @@ class Architecture:
     horizon: int
     execute: int
     sampling_steps: int
+    standardise_actions: bool
 
     @classmethod
     def of(cls, policy: PolicyParams, image_dim: int, text_dim: int) -> "Architecture":
@@ -62,7 +63,10 @@ class FlowPolicy(nn.Module):
         super().__init__()
         self.arch = arch
         self.normaliser = Normaliser(
-            dict.fromkeys(arch.cameras, arch.image_dim), {p: PROPRIO_DIMS[p] for p in arch.proprio}, ACTION_DIM
+            dict.fromkeys(arch.cameras, arch.image_dim),
+            {p: PROPRIO_DIMS[p] for p in arch.proprio},
+            ACTION_DIM,
+            arch.standardise_actions,
         )
         self.fusion = Fusion(arch.cameras, arch.proprio, arch.image_dim, arch.text_dim, arch.width)
         velocity = MlpVelocity(

@@ -37,14 +37,19 @@ class Standardiser(nn.Module):
 
 
 class Normaliser(nn.Module):
-    """The standardisers of all inputs, and of actions. Text is scaled to unit root mean square instead: a policy of one
-    task has one instruction, whose spread is nothing."""
+    """The standardisers of all inputs, and of actions where that is asked for.
 
-    def __init__(self, image_dims: Mapping[str, int], proprio_dims: Mapping[str, int], action_dim: int) -> None:
+    Text is scaled to unit root mean square instead: a policy of one task has one instruction, whose spread is nothing.
+    """
+
+    def __init__(
+        self, image_dims: Mapping[str, int], proprio_dims: Mapping[str, int], action_dim: int, standardise_actions: bool
+    ) -> None:
         super().__init__()
         self.images = nn.ModuleDict({name: Standardiser(dim) for name, dim in image_dims.items()})
         self.proprio = nn.ModuleDict({name: Standardiser(dim) for name, dim in proprio_dims.items()})
         self.action = Standardiser(action_dim)
+        self._standardise_actions = standardise_actions  # otherwise mean 0, spread 1
 
     def fit(self, images: Mapping[str, Tensor], proprio: Mapping[str, Tensor], action: Float[Tensor, "N A"]) -> None:
         """Take the statistics of the training rows: images name -> (N, D), proprio name -> (N, k)."""
@@ -52,7 +57,8 @@ class Normaliser(nn.Module):
             _standardiser(self.images, name).fit(rows.float(), FEATURE_MIN_STD)
         for name, rows in proprio.items():
             _standardiser(self.proprio, name).fit(rows.float())
-        self.action.fit(action)
+        if self._standardise_actions:
+            self.action.fit(action)
 
     def inputs(
         self, images: Mapping[str, Tensor], text: Float[Tensor, "B D"], proprio: Mapping[str, Tensor]

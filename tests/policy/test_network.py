@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pipeline.config import load
 from pipeline.config.compose import compose
@@ -30,8 +31,15 @@ def reference_architecture() -> Architecture:
 def small_architecture(**changes: object) -> Architecture:
     values: dict[str, object] = {"cameras": ("agentview", "eye_in_hand"), "proprio": ("joint_pos", "gripper")}
     values |= {"image_dim": 6, "text_dim": 5, "width": 8, "velocity_width": 16, "velocity_layers": 2, "time_dim": 4}
-    values |= {"horizon": 3, "execute": 2, "sampling_steps": 4}
+    values |= {"horizon": 3, "execute": 2, "sampling_steps": 4, "standardise_actions": True}
     return Architecture(**{**values, **changes})
+
+
+class Still(nn.Module):
+    """A velocity of zero: what is noise stays noise."""
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x_t)
 
 
 def inputs(arch: Architecture, rows: int) -> tuple[dict, torch.Tensor, dict]:
@@ -68,8 +76,28 @@ def test_standardiser_gives_zero_mean_unit_spread_and_inverts() -> None:
     torch.testing.assert_close(module.inverse(scaled), rows)
 
 
+@pytest.mark.parametrize("standardise", [True, False])
+def test_the_flow_loss_is_in_standardised_or_in_the_environments_units(standardise: bool) -> None:
+    torch.manual_seed(0)
+    arch = small_architecture(standardise_actions=standardise)
+    network = FlowPolicy(arch)
+    images, text, proprio = inputs(arch, 512)
+    spread = torch.tensor([0.4, 0.3, 0.4, 0.02, 0.07, 0.05, 1.0])
+    actions = 0.1 + spread * torch.randn(512, 3, 7)
+    network.normaliser.fit(images, proprio, actions.flatten(0, 1))
+    network.head.velocity = Still()
+    noise = torch.randn(512, 3, 7)
+    loss = network(images, text, proprio, actions, noise, torch.rand(512)).mean()
+    # The velocity x_1 - x_0 of independent noise and action has the variance of both together.
+    expected = 2.0 if standardise else 1 + float((spread**2 + 0.01).mean())
+    assert loss.item() == pytest.approx(expected, rel=0.05)
+    still = network.act(images, text, proprio, noise)
+    scale, shift = (actions.flatten(0, 1).std(0), actions.flatten(0, 1).mean(0)) if standardise else (1, 0)
+    torch.testing.assert_close(still, (noise * scale + shift).clamp(-1, 1), atol=5e-3, rtol=0)
+
+
 def test_one_instruction_is_not_standardised_away() -> None:
-    normaliser = Normaliser({}, {}, 7)
+    normaliser = Normaliser({}, {}, 7, standardise_actions=True)
     text = torch.tensor([[3.0, 4.0]])
     torch.testing.assert_close(normaliser.inputs({}, text, {})[1], text / (12.5**0.5))
 

@@ -28,7 +28,7 @@ def encoder() -> ClipEncoder:
 def bundle(encoder: ClipEncoder) -> PolicyBundle:
     """An untrained policy: what it does is arbitrary, but depends on all of its inputs."""
     proprio = ("joint_pos", "ee_pose", "gripper")
-    arch = Architecture(("agentview", "eye_in_hand"), proprio, encoder.dim, encoder.dim, 16, 16, 1, 8, 4, 2, 3)
+    arch = Architecture(("agentview", "eye_in_hand"), proprio, encoder.dim, encoder.dim, 16, 16, 1, 8, 4, 2, 3, True)
     torch.manual_seed(0)
     network = FlowPolicy(arch).eval()
     data = {"sim": {"assets": "embedded", "render": "fast", "image_size": 64}}

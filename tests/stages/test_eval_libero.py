@@ -192,5 +192,5 @@ def test_official_assets_from_a_directory(
     assert (tree["n"], tree["errors"]) == (1, 0)
     used = tree["protocol"]["simulators"][0]
     assert (used["assets"], used["render"]) == ("official", "full")
-    with pytest.raises(DataError, match="trained on pictures of sim.assets 'embedded'"):
+    with pytest.raises(DataError, match=r"trained on pictures of sim\.assets 'embedded'"):
         eval_libero.main([*write(params), "--policy", str(policy), "--out", str(tmp_path / "policy_out")])

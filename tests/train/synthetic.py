@@ -17,6 +17,7 @@ ARCH = Architecture(
     horizon=2,
     execute=2,
     sampling_steps=10,
+    standardise_actions=True,
 )
 
 
