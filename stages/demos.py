@@ -22,6 +22,7 @@ from typing import Any
 
 from pipeline.config import Params, load
 from pipeline.errors import DataError
+from pipeline.files import write_atomic
 from pipeline.libero import collection, official_demos
 from pipeline.libero.demonstrations import Demo, Quarantined, demo_file, recorded_with, scan
 from pipeline.libero.suites import Task, tasks
@@ -49,7 +50,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch: Path) -> None:
     """Bring the demonstrations of one suite into `<out>/<suite>`, whole or not at all."""
-    work = scratch.resolve() / suite / collection.fingerprint(suite, chosen, params.sim, params.demos)
+    fingerprint = collection.fingerprint(suite, chosen, params.sim, params.demos)
+    if params.demos.source == "scripted" and is_current(out, suite, chosen, fingerprint):
+        print(f"{out / suite}: up to date (fingerprint {fingerprint})")
+        return
+    work = scratch.resolve() / suite / fingerprint
     took: dict[str, Any] = {}
     if params.demos.source == "scripted":
         took = collection.collect(chosen, params.sim, params.demos, params.compute, work)
@@ -59,13 +64,21 @@ def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch:
     refuse_empty(chosen, demos, quarantine)
     index = describe(params, suite, chosen, demos, quarantine)
     (work / suite / "index.json").write_text(json.dumps(index, indent=1) + "\n")
-    record = {"demos": asdict(params.demos), "sim": asdict(params.sim), "took": took, "provenance": provenance()}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{suite}.provenance.json").write_text(json.dumps(record, indent=1) + "\n")
     publish(work / suite, out / suite)
+    record = {"fingerprint": fingerprint, "demos": asdict(params.demos), "sim": asdict(params.sim), "took": took}
+    write_atomic(out / f"{suite}.provenance.json", json.dumps(record | {"provenance": provenance()}, indent=1) + "\n")
     shutil.rmtree(work.parent)
     print(headline(index, took))
     print(f"files, and what was left out: {out / suite}")
+
+
+def is_current(out: Path, suite: str, chosen: Sequence[Task], fingerprint: str) -> bool:
+    """Return whether the demonstrations of this very work are in place. Their record is written last."""
+    try:
+        record = json.loads((out / f"{suite}.provenance.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return record.get("fingerprint") == fingerprint and all(demo_file(out, task).is_file() for task in chosen)
 
 
 def link(params: Params, suite: str, chosen: Sequence[Task], work: Path) -> None:

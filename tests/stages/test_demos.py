@@ -105,7 +105,7 @@ def test_official_without_network_says_what_to_do(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.sim
 @pytest.mark.slow
-def test_scripted_killed_and_repeated_gives_the_same_files(tmp_path: Path) -> None:
+def test_scripted_killed_and_repeated_gives_the_same_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     small = {
         "demos": {"source": "scripted", "episodes": 2, "first_init_state": 20, "noise_sigma": 0.1},
         "sim": {"assets": "embedded", "assets_path": None, "render": "fast", "image_size": 32},
@@ -134,3 +134,10 @@ def test_scripted_killed_and_repeated_gives_the_same_files(tmp_path: Path) -> No
     found, quarantine = scan(tmp_path / "whole" / "data", SUITE, tasks(SUITE, [0]))
     assert (len(found), quarantine) == (2, [])
     assert not list((tmp_path / "killed" / "scratch").iterdir())
+    before = (tmp_path / "killed/data" / SUITE / names[1]).stat().st_mtime_ns
+    capsys.readouterr()
+    demos.main(argv)
+    assert "up to date" in capsys.readouterr().out
+    assert (tmp_path / "killed/data" / SUITE / names[1]).stat().st_mtime_ns == before
+    demos.main(settings(tmp_path / "killed", [0], **{**small, "demos": {**small["demos"], "episodes": 1}}))
+    assert json.loads((tmp_path / "killed/data" / SUITE / "index.json").read_text())["demos"] == 1
