@@ -27,6 +27,18 @@ class MlpVelocity(nn.Module):
         sizes = [horizon * action_dim + time_dim + condition_dim, *[width] * layers]
         hidden = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
         self.net = nn.Sequential(*hidden, nn.Linear(width, horizon * action_dim))
+        self._open_to_noise(horizon * action_dim)
+
+    @torch.no_grad()
+    def _open_to_noise(self, size: int) -> None:
+        """Let x_t weigh as much as all other inputs together, which outnumber it a hundredfold.
+
+        Near t = 1 the noise that the velocity is made of is a small rest of x_t. With torch's own initial weights the
+        loss of the reference's overfit is 1.7 times as high after 1,500 steps, most of it at t > 0.9.
+        """
+        first = self.net[0]
+        assert isinstance(first, nn.Linear)
+        first.weight[:, :size].normal_(std=1.5 / math.sqrt(size))
 
     def forward(
         self, x_t: Float[Tensor, "B H A"], t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]
