@@ -25,6 +25,7 @@ from cache.build import build
 from cache.fingerprint import Plan
 from pipeline.compute import cores, map_unordered
 from pipeline.config import Compute, EncoderParams, Sim
+from pipeline.encode.augment import Views
 from pipeline.encode.clip import pick_device, resolve_precision
 from pipeline.encode.rows import MakeRows, shared_encoder
 from pipeline.libero.demonstrations import Demo, demo_file, read, scan
@@ -68,7 +69,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     rows = args.frames // len(CAMERAS)
     demos = write(folder, rows)
     made = plan(demos, encoder.dim)
-    factory = MakeRows(params, encoder.identity, read, CAMERAS, 0, args.batch, True)
+    factory = MakeRows(params, encoder.identity, read, made.fields, Views(1, 0.0, 0.0, 0), 0, args.batch)
     frames = read(demos[0], CAMERAS[:1], 0, args.batch)["images"][CAMERAS[0]]
     batches = [encoder.prepare(frames), encoder.prepare(frames[::-1])]
     text = np.ones((1, encoder.dim), np.float32)

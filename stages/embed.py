@@ -28,6 +28,7 @@ from cache.ledger import Receipt
 from cache.units import Episode
 from pipeline.compute import map_unordered, threads, worker_count
 from pipeline.config import Embed, Params, load
+from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, pick_device
 from pipeline.encode.rows import MakeRows, shared_encoder
 from pipeline.encode.transform import TRANSFORM_ID
@@ -38,8 +39,6 @@ from pipeline.provenance import provenance, versions
 from stages import cli
 
 log = logging.getLogger(__name__)
-
-VIEWS = 1  # the clean frame
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -69,13 +68,13 @@ def embed(params: Params, suite: str, root: Path, out: Path, scratch: Path) -> N
         encoder=replace(params.embed.encoder, precision=encoder.precision),
         identity=encoder.identity,
         read=read,
-        cameras=params.embed.cameras,
+        fields=made.fields,
+        views=views(params.embed),
         obs_shift=params.embed.obs_shift,
         batch_size=params.embed.batch_size,
-        expert_action=all(demo.has_expert_actions for demo in demos),
     )
     announce(params, made, encoder)
-    progress = Progress(made, len(params.embed.cameras))
+    progress = Progress(made, len(params.embed.cameras) * params.embed.views)
     build(
         made,
         encoder.text(list(made.instructions)),
@@ -152,10 +151,12 @@ def plan(
             "encoder": encoder.identity,
             "transform": TRANSFORM_ID,
             "obs_shift": settings.obs_shift,
-            "views": VIEWS,
+            **views(settings).identity(),
             "sim": sim,  # null: not recorded by this project, so LIBERO's own full rendering
         },
-        fields=schema.fields(settings.cameras, VIEWS, encoder.dim, all(demo.has_expert_actions for demo in demos)),
+        fields=schema.fields(
+            settings.cameras, settings.views, encoder.dim, all(demo.has_expert_actions for demo in demos)
+        ),
         episodes=tuple(
             Episode(
                 rows=demo.length - settings.obs_shift,
@@ -171,6 +172,11 @@ def plan(
         shard_rows=settings.shard_rows,
         chunk_rows=settings.chunk_rows,
     )
+
+
+def views(settings: Embed) -> Views:
+    """Return which views of a frame the settings ask for."""
+    return Views(settings.views, settings.brightness, settings.contrast, settings.view_seed)
 
 
 def execution(settings: Embed, encoder: ClipEncoder) -> dict[str, Any]:
@@ -217,16 +223,16 @@ def rate(encoder: ClipEncoder, batch: int) -> float:
 class Progress:
     """A bar that counts images, and what the build took."""
 
-    def __init__(self, made: Plan, cameras: int) -> None:
-        self._cameras = cameras
+    def __init__(self, made: Plan, per_row: int) -> None:
+        self._per_row = per_row
         self._started = time.perf_counter()
         self._images = 0
         self._resumed = 0
-        self._bar = tqdm(total=made.rows * cameras, desc="embeddings", unit="image", smoothing=0)
+        self._bar = tqdm(total=made.rows * per_row, desc="embeddings", unit="image", smoothing=0)
 
     def report(self, receipt: Receipt, resumed: bool) -> None:
         """Count one finished unit."""
-        images = receipt.rows * self._cameras
+        images = receipt.rows * self._per_row
         if resumed:
             self._resumed += images
             self._bar.initial += images  # not done now: it must not count towards the rate

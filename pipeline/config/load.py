@@ -87,6 +87,10 @@ def _check_values(p: Params, origin: str) -> None:
         )
     require(len(p.policy.cameras) > 0, "policy.cameras is empty; name at least one camera")
     require(p.embed.obs_shift in (0, 1), f"embed.obs_shift is {p.embed.obs_shift}; it can be 0 or 1")
+    require(p.embed.views >= 1, f"embed.views is {p.embed.views}; it must be 1 or more")
+    for name in ("brightness", "contrast"):
+        value = getattr(p.embed, name)
+        require(value >= 0, f"embed.{name} is {value}; it must not be negative")
     require(p.embed.batch_size > 0, f"embed.batch_size is {p.embed.batch_size}; it must be positive")
     require(
         p.embed.chunk_rows > 0 and p.embed.shard_rows % p.embed.chunk_rows == 0,

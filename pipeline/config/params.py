@@ -62,6 +62,10 @@ class Embed:
 
     encoder: EncoderParams
     cameras: tuple[Camera, ...]
+    views: int  # of each frame; the first is the frame as it is, the others differ in brightness and contrast
+    brightness: float  # of the other views: factors in [max(0, 1 - x), 1 + x], as in torchvision's ColorJitter
+    contrast: float  # likewise
+    view_seed: int  # of these factors
     obs_shift: int  # 1 pairs obs[t-1] with action[t], because LIBERO records obs[t] after action[t]; 0 does not
     batch_size: int  # frames per forward pass
     shard_rows: int  # rows per shard, the unit of write

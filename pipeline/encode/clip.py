@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Float32, UInt8
+from jaxtyping import Float, Float16, Float32, Float64, UInt8
 
 from pipeline.config import EncoderParams
+from pipeline.encode.augment import relight
 from pipeline.encode.transform import Preprocess
 from pipeline.encode.weights import SEEDED, activation, load_model, load_tokenizer, weights_sha256
 from pipeline.errors import DataError
@@ -81,10 +82,18 @@ class ClipEncoder:
         """
         return self.forward(self.prepare(frames))
 
-    def prepare(self, frames: UInt8[np.ndarray, "B H W 3"]) -> Float[torch.Tensor, "B 3 S S"]:
-        """Resize and normalise frames on the encoder's device: the part of `images` that can run ahead in a thread."""
+    def prepare(
+        self, frames: UInt8[np.ndarray, "B H W 3"], light: Float64[np.ndarray, "B 2"] | None = None
+    ) -> Float[torch.Tensor, "B 3 S S"]:
+        """Resize and normalise frames on the encoder's device: the part of `images` that can run ahead in a thread.
+
+        Args:
+            light: brightness and contrast factors of each frame, see `pipeline.encode.augment`.
+        """
         with torch.inference_mode():
             images = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device, non_blocking=True)
+            if light is not None:
+                images = relight(images, light)
             return self._preprocess(images).to(self._dtype)
 
     def forward(self, images: Float[torch.Tensor, "B 3 S S"]) -> Float16[np.ndarray, "B D"]:

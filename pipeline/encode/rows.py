@@ -10,9 +10,11 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 
-from cache.units import Unit
+from cache.schema import Field
+from cache.units import Segment, Unit
 from pipeline.compute import worker_index
 from pipeline.config import EncoderParams
+from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, pick_device
 from pipeline.errors import AssetError
 
@@ -20,7 +22,6 @@ Read = Callable[[Any, tuple[str, ...], int, int], dict[str, Any]]
 """read(payload, cameras, start, stop), as pipeline.libero.demonstrations.read gives it."""
 T = TypeVar("T")
 READ_AHEAD = 2
-LOWDIM = ("joint_pos", "ee_pose", "gripper")
 ACTIONS = ("action", "expert_action")
 
 
@@ -30,11 +31,22 @@ class FrameEncoder(Protocol):
 
     dim: int
 
-    def prepare(self, frames: np.ndarray) -> torch.Tensor:
-        """Frames to model input, in the reading thread."""
+    def prepare(self, frames: np.ndarray, light: np.ndarray | None) -> torch.Tensor:
+        """Frames to model input, in the reading thread; `light` is as `Views.factors` gives it."""
 
     def forward(self, images: torch.Tensor) -> np.ndarray:
         """Model input to (B, D) float16 features."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`rows` rows of one episode from row `start` on, as read: frames of each camera, and signals."""
+
+    digest: str
+    start: int
+    rows: int
+    images: dict[str, np.ndarray]
+    lowdim: dict[str, np.ndarray]
 
 
 @lru_cache(maxsize=1)
@@ -51,19 +63,19 @@ class MakeRows:
         encoder: with a precision that is not "auto": workers must not choose.
         identity: that the encoder must have on every worker.
         read: reads a slice of one demonstration.
-        cameras: to encode.
+        fields: the store's row arrays; they say which cameras and signals to read.
+        views: of each frame.
         obs_shift: 1 pairs obs[t] with action[t + 1], since LIBERO records an observation after its action; 0 does not.
         batch_size: frames per forward pass.
-        expert_action: the demonstrations have the expert's noise-free actions, and they are stored.
     """
 
     encoder: EncoderParams
     identity: dict[str, Any]
     read: Read
-    cameras: tuple[str, ...]
+    fields: tuple[Field, ...]
+    views: Views
     obs_shift: int
     batch_size: int
-    expert_action: bool
 
     def __call__(self) -> "Embedder":
         """Return the embedder, on this worker's device.
@@ -88,60 +100,62 @@ class Embedder:
     def __init__(self, spec: MakeRows, encoder: FrameEncoder) -> None:
         self._spec = spec
         self._encoder = encoder
+        self._cameras = tuple(f.name.removeprefix("image/") for f in spec.fields if f.name.startswith("image/"))
 
     def __call__(self, unit: Unit) -> dict[str, np.ndarray]:
-        """Return field name -> (unit.rows, ...): image/<camera> (n, 1, D) float16, lowdim/<name> (n, k) float32."""
-        out = {
-            f"image/{camera}": np.empty((unit.rows, 1, self._encoder.dim), np.float16) for camera in self._spec.cameras
-        }
-        signals: list[dict[str, np.ndarray]] = []
-        for camera, start, content in ahead(self._batches(unit), READ_AHEAD):
-            if camera is None:
-                signals.append(content)
-            else:
-                features = self._encoder.forward(content)
-                out[f"image/{camera}"][start : start + len(features), 0] = features
-        for name in signals[0]:
-            out[f"lowdim/{name}"] = np.concatenate([piece[name] for piece in signals])
+        """Return field name -> (unit.rows, *field.shape)."""
+        out = {field.name: np.empty((unit.rows, *field.shape), field.dtype) for field in self._spec.fields}
+        for camera, view, rows, images in ahead(self._work(unit, out), READ_AHEAD):
+            out[f"image/{camera}"][rows, view] = self._encoder.forward(images)
         return out
 
-    def _batches(self, unit: Unit) -> Iterator[tuple[str | None, int, Any]]:
-        """Yield (camera, first row, prepared frames), and (None, 0, low-dimensional rows) for each piece read."""
+    def _work(self, unit: Unit, out: dict[str, np.ndarray]) -> Iterator[tuple[str, int, slice, torch.Tensor]]:
+        """Yield (camera, view, rows of the unit, model input); low-dimensional rows go into `out` at once.
+
+        A forward pass sees one view of one camera: the clean one has the same batches, and bytes, as without others.
+        """
         start = 0
-        frames: dict[str, list[np.ndarray]] = {camera: [] for camera in self._spec.cameras}
-        held = 0
-        for piece in self._pieces(unit):
-            yield None, 0, piece["lowdim"]
-            held += len(piece["lowdim"]["action"])
-            for camera in self._spec.cameras:
-                frames[camera].append(piece["images"][camera])
-            if held == self._spec.batch_size or start + held == unit.rows:
-                for camera in self._spec.cameras:
-                    yield camera, start, self._prepare(frames[camera])
-                    frames[camera] = []
-                start, held = start + held, 0
+        for batch in self._batches(unit):
+            rows = slice(start, start := start + sum(piece.rows for piece in batch))
+            for name, values in out.items():
+                kind, _, signal = name.partition("/")
+                if kind == "lowdim":
+                    values[rows] = np.concatenate([piece.lowdim[signal] for piece in batch])
+            for camera in self._cameras:
+                frames = np.concatenate([piece.images[camera] for piece in batch])
+                for view in range(self._spec.views.count):
+                    yield camera, view, rows, self._encoder.prepare(frames, self._light(batch, camera, view))
 
-    def _prepare(self, frames: list[np.ndarray]) -> torch.Tensor:
-        return self._encoder.prepare(np.concatenate(frames))
+    def _light(self, batch: list[Piece], camera: str, view: int) -> np.ndarray | None:
+        if view == 0:
+            return None
+        draw = self._spec.views.factors
+        return np.concatenate([draw(p.digest, p.start, p.start + p.rows, camera, view) for p in batch])
 
-    def _pieces(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """Read the unit in pieces that end where a batch or an episode does."""
-        shift, size = self._spec.obs_shift, self._spec.batch_size
-        done = 0
+    def _batches(self, unit: Unit) -> Iterator[list[Piece]]:
+        """Read the unit in batches, the last of them shorter, each in pieces that are of one episode."""
+        size, batch = self._spec.batch_size, list[Piece]()
         for segment in unit.segments:
             low = segment.start
             while low < segment.stop:
-                high = min(segment.stop, low + size - done % size)
-                yield self._pair(self._spec.read(segment.payload, self._spec.cameras, low, high + shift), high - low)
-                done, low = done + high - low, high
+                high = min(segment.stop, low + size - sum(piece.rows for piece in batch))
+                batch.append(self._read(segment, low, high))
+                low = high
+                if sum(piece.rows for piece in batch) == size:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
 
-    def _pair(self, raw: dict[str, Any], rows: int) -> dict[str, Any]:
-        """Pair observation t with action t + obs_shift; `raw` holds rows + obs_shift time steps."""
-        lowdim = {name: raw[name][:rows] for name in LOWDIM}
-        for name in ACTIONS if self._spec.expert_action else ACTIONS[:1]:
-            lowdim[name] = raw[name][self._spec.obs_shift :]
-        images = {camera: raw["images"][camera][:rows] for camera in self._spec.cameras}
-        return {"images": images, "lowdim": lowdim}
+    def _read(self, segment: Segment, low: int, high: int) -> Piece:
+        """Pair observation t with action t + obs_shift, for t in `low:high`."""
+        shift = self._spec.obs_shift
+        raw = self._spec.read(segment.payload, self._cameras, low, high + shift)
+        names = [f.name.removeprefix("lowdim/") for f in self._spec.fields if f.name.startswith("lowdim/")]
+        rows = {name: slice(shift, None) if name in ACTIONS else slice(high - low) for name in names}
+        lowdim = {name: raw[name][rows[name]] for name in names}
+        frames = {camera: raw["images"][camera][: high - low] for camera in self._cameras}
+        return Piece(segment.digest, low, high - low, frames, lowdim)
 
 
 def ahead(items: Iterable[T], depth: int) -> Iterator[T]:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from cache.schema import fields
 from cache.units import Episode, units
+from pipeline.encode.augment import Views
 from pipeline.encode.rows import Embedder, MakeRows, ahead
 from pipeline.errors import AssetError, DataError
 from tests.encode import tiny
@@ -34,7 +36,7 @@ class Mean:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def prepare(self, frames: np.ndarray) -> torch.Tensor:
+    def prepare(self, frames: np.ndarray, light: np.ndarray | None) -> torch.Tensor:
         return torch.from_numpy(frames)
 
     def forward(self, images: torch.Tensor) -> np.ndarray:
@@ -42,7 +44,8 @@ class Mean:
         return images[:, 0, 0, :1].numpy().astype(np.float16)
 
 
-SPEC = MakeRows(tiny.PARAMS, {}, read, ("agentview", "eye_in_hand"), 1, 5, True)
+VIEWS = Views(1, 0.2, 0.2, 0)
+SPEC = MakeRows(tiny.PARAMS, {}, read, fields(("agentview", "eye_in_hand"), 1, 1, True), VIEWS, 1, 5)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -50,7 +53,8 @@ SPEC = MakeRows(tiny.PARAMS, {}, read, ("agentview", "eye_in_hand"), 1, 5, True)
 @pytest.mark.parametrize("expert", [True, False])
 def test_pairs(shift: int, shard_rows: int, expert: bool) -> None:
     encoder = Mean()
-    embedder = Embedder(replace(SPEC, obs_shift=shift, expert_action=expert), encoder)  # type: ignore[arg-type]
+    spec = replace(SPEC, obs_shift=shift, fields=fields(("agentview", "eye_in_hand"), 1, 1, expert))
+    embedder = Embedder(spec, encoder)  # type: ignore[arg-type]
     episodes = [Episode(n - shift, 0, "", str(i), payload=i) for i, n in enumerate(LENGTHS)]
     made = [embedder(unit) for unit in units(episodes, shard_rows)]
     found = {name: np.concatenate([part[name] for part in made]) for name in made[0]}

@@ -12,10 +12,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from cache import open_store
 from cache.verify import verify
+from pipeline.encode.augment import Views, relight
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
@@ -112,6 +114,36 @@ def test_obs_shift_zero_keeps_all_rows(base: Path, tmp_path: Path) -> None:
     raw = read(demos[1], ())
     np.testing.assert_array_equal(store.read("lowdim/action", 20, 53), raw["action"])
     np.testing.assert_array_equal(store.read("lowdim/joint_pos", 20, 53), raw["joint_pos"])
+
+
+def test_views(base: Path, tmp_path: Path) -> None:
+    main(arguments(base, tmp_path, views=3, brightness=0.4, contrast=0.1, view_seed=5))
+    clean, lit = open_store(base / "out" / f"{SUITE}.zarr"), open_store(tmp_path / "out" / f"{SUITE}.zarr")
+    assert lit.fingerprint != clean.fingerprint
+    demos, _ = scan(base / "demos", SUITE, tasks(SUITE, TASKS))
+    encoder = ClipEncoder(tiny.PARAMS)
+    for camera in lit.cameras:
+        features = lit.read(f"image/{camera}")
+        assert features.shape == (lit.rows, 3, encoder.dim)
+        np.testing.assert_array_equal(features[:, :1], clean.read(f"image/{camera}"))
+        frames = read(demos[1], (camera,))["images"][camera][:32]
+        where = lit.episodes.source.index(f"{demos[1].file.name}/{demos[1].name}")
+        first, digest = lit.episodes.start[where], lit.episodes.digest[where]
+        for view in (1, 2):
+            light = Views(3, 0.4, 0.1, 5).factors(digest, 0, 32, camera, view)
+            by_hand = relight(torch.from_numpy(frames), light).numpy()
+            expected = encoder.images(by_hand).astype(np.float32)
+            np.testing.assert_allclose(features[first : first + 32, view], expected, rtol=2e-3, atol=2e-3)
+            assert np.abs(expected - encoder.images(frames)).max() > 0.05
+
+
+def test_settings_of_views_that_are_not_there_change_nothing(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments(base, tmp_path, brightness=0.9, contrast=0.9, view_seed=9)
+    options = [f"--demos={base / 'demos'}", f"--out={base / 'out'}", f"--scratch={tmp_path / 'scratch'}"]
+    main([f"--params={tmp_path / 'params.yaml'}", *options])
+    assert "up to date" in capsys.readouterr().out
 
 
 RUNNER = """
