@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        sys.exit(f"error: {args.store}: {len(problems)} problems")
+        sys.exit(f"error: {args.store}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
     print(f"{args.store}: sound")
 
 

@@ -43,7 +43,7 @@ class Ledger:
 
     @classmethod
     def resume(cls, path: Path, header: Mapping[str, Any]) -> "Ledger | None":
-        """Open the ledger of an earlier run and cut off a line that a kill left unfinished.
+        """Open the ledger of an earlier run and cut off what a kill or a power cut left unfinished.
 
         Returns:
             None if there is none, or if its header is another: begin anew.
@@ -52,14 +52,18 @@ class Ledger:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.splitlines()
-        if not lines or json.loads(lines[0]) != json.loads(json.dumps(header)):
+        header_line, *lines = content.splitlines(keepends=True) or [b""]
+        if _parsed(header_line) != json.loads(json.dumps(header)):
             return None
-        receipts = [_receipt(json.loads(line)) for line in lines[1:]]
+        receipts, length = [], len(header_line)
+        for line in lines:
+            if (value := _parsed(line)) is None:
+                break
+            receipts.append(parse_receipt(value))
+            length += len(line)
         file = path.open("r+b")
-        file.truncate(len(whole))
-        file.seek(len(whole))
+        file.truncate(length)
+        file.seek(length)
         return cls(path, file, {receipt.unit: receipt for receipt in receipts})
 
     @classmethod
@@ -105,6 +109,15 @@ def fsync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _receipt(value: dict[str, Any]) -> Receipt:
-    shards = {name: (int(size), str(sha)) for name, (size, sha) in value.pop("shards").items()}
-    return Receipt(shards=shards, **value)
+def _parsed(line: bytes) -> Any:
+    """Return the value of a line, None if it is not whole."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+
+
+def parse_receipt(value: dict[str, Any]) -> Receipt:
+    """Return a receipt from what `dataclasses.asdict` and JSON made of it."""
+    shards = {name: (int(size), str(sha)) for name, (size, sha) in value["shards"].items()}
+    return Receipt(**{**value, "shards": shards})

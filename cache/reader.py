@@ -1,17 +1,24 @@
 """Open a finished store and read it, refusing what is damaged."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
+from cache.decode import Damage, Layout, layout, read_rows, shard_key
 from cache.errors import StoreError
+from cache.files import LocalFiles, RemoteFiles, open_files, unreachable
 from cache.schema import SCHEMA_VERSION, check_codecs
 
 REBUILD = "Build it: python -m stages.embed"
+REPLACE = "Delete the store and build it: python -m stages.embed; of a copy, copy it again"
+REPAIR = "Make the shard anew: python -m stages.embed --repair; of a copy, copy it again"
 
 
 @dataclass(frozen=True)
@@ -41,24 +48,30 @@ class Texts:
 
 
 def open_store(location: str | Path) -> "Store":
-    """Open the store at a path or URL, read-only.
+    """Open the store at a path or a URL that fsspec knows (s3://bucket/x.zarr), read-only.
 
     Raises:
-        StoreError: nothing there, half built, of another schema version, or not made of whitelisted Zarr v3 codecs.
+        StoreError: nothing there, half built, of another schema version, not made of whitelisted Zarr v3 codecs, or a
+            URL that does not answer.
     """
     where = str(location)
+    files = open_files(where)
     try:
-        root = zarr.open_group(where, mode="r", zarr_format=3)
+        root = zarr.open_group(files.zarr_store(), mode="r", zarr_format=3)
     except FileNotFoundError:
         raise StoreError(f"{where}: no embedding store there. {REBUILD}") from None
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{where}: cannot be opened as Zarr v3: {error}. {REBUILD}") from error
+    except Exception as error:  # of the network, of any library behind fsspec
+        raise unreachable(where, error) from error
     found = root.attrs.get("schema")
     if found != SCHEMA_VERSION:
         raise StoreError(f"{where}: has schema {found!r}, this version reads {SCHEMA_VERSION}. {REBUILD}")
-    store = Store(where, root)
-    for name in (*store.fields, *TABLES):
+    store = Store(where, root, files)
+    for name in TABLES:
         store.array(name)
+    for name in store.fields:
+        store.layout(name)
     return store
 
 
@@ -75,18 +88,31 @@ TABLES = (
 )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Rows `start : start + len(out)` of a row array, all of one shard, and where to put them."""
+
+    name: str
+    start: int
+    out: np.ndarray
+
+
 class Store:
     """A finished store.
 
     Attributes:
         location: path or URL.
         attrs: root attributes as plain values: schema, fingerprint, rows, identity, ...
+        files: access to the files it is made of.
     """
 
-    def __init__(self, location: str, root: zarr.Group) -> None:
+    def __init__(self, location: str, root: zarr.Group, files: LocalFiles | RemoteFiles) -> None:
         self.location = location
-        self.root = root
         self.attrs: dict[str, Any] = dict(root.attrs)
+        self.files = files
+        self._root = root
+        self._arrays: dict[str, zarr.Array] = {}
+        self._layouts: dict[str, Layout] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -123,76 +149,130 @@ class Store:
         """D: width of the features."""
         return int(self.array("text/embedding").shape[1])
 
+    @property
+    def units(self) -> int:
+        """Shards per row array."""
+        return -(-self.rows // self.shard_rows)
+
     def array(self, name: str) -> zarr.Array:
-        """Return the Zarr array itself. Slice whole shards of it; list indices on sharded arrays are slow.
+        """Return the Zarr array itself. `read` is faster; list indices on sharded arrays are slow.
 
         Raises:
             StoreError: no such array, or one of another format.
         """
+        if name not in self._arrays:
+            self._arrays[name] = self._open(name)
+        return self._arrays[name]
+
+    def layout(self, name: str) -> Layout:
+        """Return how the shards of a row array are made up.
+
+        Raises:
+            StoreError: no such array, or one of another format.
+        """
+        if name not in self._layouts:
+            self._layouts[name] = layout(self.array(name), self.location)
+        return self._layouts[name]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """Return rows `start:stop` of a row array, (n, *row shape): only the chunks with these rows are read.
+
+        Args:
+            name: one of `fields`.
+            start: first row.
+            stop: row after the last; None, or one beyond the data, stands for `rows`.
+            out: C-contiguous memory of that shape and the array's dtype to read into; allocated if None.
+
+        Raises:
+            StoreError: a shard that is missing or damaged; it is named, and so is the chunk.
+        """
+        shape = self.layout(name)
+        stop = self.rows if stop is None else min(stop, self.rows)
+        expected = (max(stop - start, 0), *shape.row_shape)
+        if out is None:
+            out = np.empty(expected, shape.dtype)
+        elif out.shape != expected:
+            raise ValueError(f"out has shape {out.shape}, rows {start}:{stop} of {name} have {expected}")
+        edges = [start, *range(start - start % self.shard_rows + self.shard_rows, stop, self.shard_rows), stop]
+        self.fill([Piece(name, a, out[a - start : b - start]) for a, b in pairwise(edges) if a < b])
+        return out
+
+    def fill(self, pieces: Sequence["Piece"]) -> None:
+        """Read all the pieces, from object storage several at a time.
+
+        Raises:
+            StoreError: as `read`.
+        """
+        if self.files.readers == 1 or len(pieces) == 1:
+            for piece in pieces:
+                self._fill(piece)
+            return
+        with ThreadPoolExecutor(self.files.readers) as pool:
+            for _ in pool.map(self._fill, pieces):
+                pass
+
+    def shard_key(self, name: str, unit: int) -> str:
+        """Return the path of a shard below the store's root."""
+        return shard_key(name, self.array(name).ndim, unit)
+
+    @cached_property
+    def episodes(self) -> Episodes:
+        """The episode index."""
+        return Episodes(
+            self.table("episode/start"),
+            self.table("episode/length"),
+            self.table("episode/task"),
+            [str(text) for text in self.table("episode/source")],
+            [str(text) for text in self.table("episode/digest")],
+        )
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The instructions and their embeddings."""
+        instructions = [str(text) for text in self.table("text/instruction")]
+        return Texts(self.table("text/embedding"), instructions, self.table("text/task"))
+
+    def _fill(self, piece: "Piece") -> None:
+        unit, within = divmod(piece.start, self.shard_rows)
+        key = self.shard_key(piece.name, unit)
+        what = f"{self.files.name(key)}: shard {unit} of {piece.name}"
         try:
-            array = self.root[name]
+            with self.files.open(key) as file:
+                read_rows(file, self.layout(piece.name), within, piece.out)
+        except FileNotFoundError:
+            raise StoreError(f"{what} is missing. {REPAIR}") from None
+        except Damage as damage:
+            raise StoreError(f"{what} {damage}. {REPAIR}") from None
+        except (ValueError, StoreError):
+            raise
+        except Exception as error:  # of the disk, of the network
+            raise unreachable(what, error) from error
+
+    def _open(self, name: str) -> zarr.Array:
+        try:
+            array = self._root[name]
         except KeyError:
             if name == "integrity/sha256":
                 raise StoreError(f"{self.location}: the build was never finished. {REBUILD}") from None
             raise StoreError(f"{self.location}: no array {name!r}; it has {', '.join(self.fields)}") from None
-        except ValueError as error:
+        except Exception as error:
             raise StoreError(f"{self.location}: {name} cannot be opened: {error}. {REBUILD}") from error
         if not isinstance(array, zarr.Array):
             raise StoreError(f"{self.location}: {name!r} is a group; it has {', '.join(self.fields)}")
         check_codecs(array, self.location)
         return array
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return rows `start:stop` of a row array, (n, *row shape), shard by shard into memory allocated once.
+    def table(self, name: str) -> np.ndarray:
+        """Return a whole table, such as "integrity/sha256".
 
         Raises:
-            StoreError: a shard that is missing or damaged; it is named.
+            StoreError: it is missing or damaged.
         """
-        array = self.array(name)
-        stop = self.rows if stop is None else min(stop, self.rows)
-        out = np.empty((max(stop - start, 0), *array.shape[1:]), array.dtype)
-        for low in range(start - start % self.shard_rows, stop, self.shard_rows):
-            first, last = max(low, start), min(low + self.shard_rows, stop)
-            if first >= last:
-                break
-            out[first - start : last - start] = self._shard(array, first, last)
-        return out
-
-    @cached_property
-    def episodes(self) -> Episodes:
-        """The episode index."""
-        return Episodes(
-            self._table("episode/start"),
-            self._table("episode/length"),
-            self._table("episode/task"),
-            [str(text) for text in self._table("episode/source")],
-            [str(text) for text in self._table("episode/digest")],
-        )
-
-    @cached_property
-    def texts(self) -> Texts:
-        """The instructions and their embeddings."""
-        instructions = [str(text) for text in self._table("text/instruction")]
-        return Texts(self._table("text/embedding"), instructions, self._table("text/task"))
-
-    def _shard(self, array: zarr.Array, start: int, stop: int) -> np.ndarray:
-        where = f"{self.location}: shard {start // self.shard_rows} of {array.path}"
-        try:
-            values = np.asarray(array[start:stop])
-        except Exception as error:  # whatever a damaged file makes the decoder raise
-            raise StoreError(f"{where} is damaged: {error}. Delete the store and {REBUILD.lower()}") from error
-        # A missing chunk, or a missing file, comes as fill values. Data are finite, so one value of each chunk tells.
-        probe = values.reshape(len(values), -1)[:, 0]
-        if np.isnan(probe[0]) or np.isnan(probe[(-start) % array.chunks[0] :: array.chunks[0]]).any():
-            raise StoreError(f"{where} is missing, or lacks a chunk. Delete the store and {REBUILD.lower()}")
-        return values
-
-    def _table(self, name: str) -> np.ndarray:
         array = self.array(name)
         try:
             values = np.asarray(array[...])
         except Exception as error:
-            raise StoreError(f"{self.location}: {name} is damaged: {error}. Delete it and {REBUILD.lower()}") from error
+            raise StoreError(f"{self.location}: {name} cannot be read: {error}. {REPLACE}") from error
         if values.dtype.kind == "f":
             missing = bool(np.isnan(values).any())
         elif values.dtype.kind == "i":
@@ -200,5 +280,5 @@ class Store:
         else:
             missing = values.dtype.kind != "u" and any(not str(text) for text in values)
         if missing:
-            raise StoreError(f"{self.location}: {name} is missing. Delete the store and {REBUILD.lower()}")
+            raise StoreError(f"{self.location}: {name} is missing. {REPLACE}")
         return values

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import zarr
 
+from cache.decode import shard_key
 from cache.errors import StoreError
 from cache.ledger import Receipt, fsync_directory, fsync_file
 from cache.schema import Field
 from cache.units import Unit
 
+MAKE_ROOM = "Make room and start again; finished shards are kept"
 Rows = Callable[[Unit], Mapping[str, np.ndarray]]
 """Computes a unit: field name -> (unit.rows, *field.shape). Must be a pure function of the unit."""
 
@@ -91,16 +93,14 @@ class Writer:
         shard = np.full((self._spec.shard_rows, *field.shape), np.nan, field.dtype)
         shard[: unit.rows] = values
         array = self._arrays[field.name]
-        path = shard_path(self._root, array, unit.index)
+        path = self._root / shard_key(field.name, array.ndim, unit.index)
         start = unit.index * self._spec.shard_rows
         try:
             array[start : start + self._spec.shard_rows] = shard  # a whole shard: written once, replaced atomically
             fsync_file(path)
             fsync_directory(path.parent)
         except OSError as error:
-            raise StoreError(
-                f"{path}: {error.strerror or error}. Make room and start again; finished shards are kept"
-            ) from error
+            raise StoreError(f"{path}: {error.strerror or error}. {MAKE_ROOM}") from error
         content = path.read_bytes()
         return len(content), hashlib.sha256(content).hexdigest()
 
@@ -108,9 +108,3 @@ class Writer:
 def write_unit(writer: Writer, task: Task) -> Receipt:
     """Return `writer.write(task)`: what an executor calls."""
     return writer.write(task)
-
-
-def shard_path(root: Path, array: zarr.Array, index: int) -> Path:
-    """Return the file of shard `index` of a row array."""
-    key = array.metadata.encode_chunk_key((index,) + (0,) * (array.ndim - 1))
-    return root / array.path / key

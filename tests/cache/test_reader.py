@@ -39,6 +39,15 @@ def test_slices(sound: Path) -> None:
             np.testing.assert_array_equal(open_store(sound).read(name, start, stop), whole[name][start:stop])
 
 
+def test_reads_into_memory_it_is_given(sound: Path) -> None:
+    store = open_store(sound)
+    out = np.zeros((60, 2, 6), np.float16)
+    assert store.read("image/agentview", 20, 80, out) is out
+    np.testing.assert_array_equal(out, expected(make_plan())["image/agentview"][20:80])
+    with pytest.raises(ValueError, match=r"rows 20:87 of image/agentview have \(67, 2, 6\)"):
+        store.read("image/agentview", 20, 90, out)
+
+
 def test_a_sound_store_verifies(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(sound) == []
     main(["verify", str(sound)])
@@ -60,8 +69,8 @@ def test_a_flipped_bit(store: Path, array: str, position: int) -> None:
     path.write_bytes(content)
     with pytest.raises(StoreError, match=f"shard 2 of {array} is damaged"):
         open_store(store).read(array)
-    assert {(p.array, p.unit) for p in verify(store)} == {(array, 2)}
-    with pytest.raises(SystemExit, match="2 problems"):
+    assert [(p.array, p.unit) for p in verify(store)] == [(array, 2)]
+    with pytest.raises(SystemExit, match=r"1 problem$"):
         main(["verify", str(store)])
 
 
@@ -71,7 +80,7 @@ def test_a_truncated_shard(store: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(StoreError, match="shard 1 of image/agentview"):
         open_store(store).read("image/agentview")
-    assert {(p.array, p.unit) for p in verify(store)} == {("image/agentview", 1)}
+    assert [(p.array, p.unit) for p in verify(store)] == [("image/agentview", 1)]
 
 
 def test_a_missing_shard_is_no_zeros(store: Path) -> None:
@@ -90,7 +99,7 @@ def test_a_missing_chunk_within_a_shard(store: Path, lost: int) -> None:
     block[4 * lost : 4 * lost + 4] = np.nan
     array[16:32] = block
     for start in (0, 16 + 4 * lost, 18 + 4 * lost):
-        with pytest.raises(StoreError, match="shard 1 of lowdim/action is missing, or lacks a chunk"):
+        with pytest.raises(StoreError, match=f"shard 1 of lowdim/action lacks chunk {lost}"):
             open_store(store).read("lowdim/action", start)
 
 
