@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     rows = args.frames // len(CAMERAS)
     demos = write(folder, rows)
     made = plan(demos, encoder.dim)
-    factory = MakeRows(params, encoder.identity, read, made.fields, Views(1, 0.0, 0.0, 0), 0, args.batch)
+    factory = MakeRows(params, None, encoder.identity, read, made.fields, Views(1, 0.0, 0.0, 0), 0, args.batch)
     frames = read(demos[0], CAMERAS[:1], 0, args.batch)["images"][CAMERAS[0]]
     batches = [encoder.prepare(frames), encoder.prepare(frames[::-1])]
     text = np.ones((1, encoder.dim), np.float32)

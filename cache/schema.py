@@ -2,6 +2,7 @@
 
     attrs                 schema, fingerprint, rows, identity (encoder, transform, obs_shift, views, source ...)
     image/<camera>        (N, V, D) float16   pooled, projected CLIP features, as the encoder gives them
+    grid/<camera>         (N, V, P, W) f16    if asked for: patch tokens averaged to a k x k grid, row by row; P = k^2
     lowdim/<name>         (N, k)    float32   joint_pos 7, ee_pose 7, gripper 2, action 7[, expert_action 7]
     episode/start         (E,) int64          first row; episodes lie one after the other
     episode/length        (E,) int64          rows
@@ -53,15 +54,26 @@ def image(camera: str, views: int, dim: int) -> Field:
     return Field(f"image/{camera}", (views, dim), "float16", ("row", "view", "feature"))
 
 
+def grid(camera: str, views: int, patches: int, width: int) -> Field:
+    """Return the field of one camera's patch tokens, (N, V, P, W)."""
+    return Field(f"grid/{camera}", (views, patches, width), "float16", ("row", "view", "patch", "channel"))
+
+
 def lowdim(name: str, width: int) -> Field:
     """Return the field of one low-dimensional signal, (N, k)."""
     return Field(f"lowdim/{name}", (width,), "float32", ("row", name))
 
 
-def fields(cameras: Sequence[str], views: int, dim: int, expert_action: bool) -> tuple[Field, ...]:
-    """Return all row arrays of a store, in their canonical order."""
+def fields(
+    cameras: Sequence[str], views: int, dim: int, expert_action: bool, tokens: tuple[int, int] | None = None
+) -> tuple[Field, ...]:
+    """Return all row arrays of a store, in their canonical order. `tokens`: (P, W) of a grid, None without one."""
     widths = {**LOWDIM_WIDTHS, **({"expert_action": 7} if expert_action else {})}
-    return (*(image(c, views, dim) for c in cameras), *(lowdim(name, width) for name, width in widths.items()))
+    return (
+        *(image(c, views, dim) for c in cameras),
+        *(grid(c, views, *tokens) for c in cameras if tokens),
+        *(lowdim(name, width) for name, width in widths.items()),
+    )
 
 
 def create_field(root: zarr.Group, field: Field, rows: int, shard_rows: int, chunk_rows: int) -> None:

@@ -58,7 +58,7 @@ def embed(params: Params, suite: str, root: Path, out: Path, scratch: Path) -> N
     """Bring the store of one suite into `<out>/<suite>.zarr`, whole or not at all."""
     chosen = tasks(suite, params.data.tasks.get(suite))
     demos, digests = usable_demos(params.embed, root, suite, chosen)
-    encoder = shared_encoder(params.embed.encoder, pick_device())
+    encoder = shared_encoder(params.embed.encoder, pick_device(), params.embed.grid)
     made = plan(params.embed, suite, chosen, demos, digests, encoder)
     target = out / f"{suite}.zarr"
     if is_current(target, made):
@@ -66,6 +66,7 @@ def embed(params: Params, suite: str, root: Path, out: Path, scratch: Path) -> N
         return
     rows = MakeRows(
         encoder=replace(params.embed.encoder, precision=encoder.precision),
+        grid=params.embed.grid,
         identity=encoder.identity,
         read=read,
         fields=made.fields,
@@ -152,10 +153,15 @@ def plan(
             "transform": TRANSFORM_ID,
             "obs_shift": settings.obs_shift,
             **views(settings).identity(),
+            **({"grid": asdict(settings.grid)} if settings.grid else {}),
             "sim": sim,  # null: not recorded by this project, so LIBERO's own full rendering
         },
         fields=schema.fields(
-            settings.cameras, settings.views, encoder.dim, all(demo.has_expert_actions for demo in demos)
+            settings.cameras,
+            settings.views,
+            encoder.dim,
+            all(demo.has_expert_actions for demo in demos),
+            encoder.tokens,
         ),
         episodes=tuple(
             Episode(

@@ -57,6 +57,14 @@ class EncoderParams:
 
 
 @dataclass(frozen=True)
+class GridParams:
+    """Patch tokens of a vision transformer, averaged over squares of patches."""
+
+    size: int  # k x k tokens are kept; divides the number of patches along a side
+    layer: int  # -1: as the last block gives them, before pooling and its norm; -2: as the block before does, ...
+
+
+@dataclass(frozen=True)
 class Embed:
     """Stage one: frozen CLIP over all frames, once."""
 
@@ -66,6 +74,7 @@ class Embed:
     brightness: float  # of the other views: factors in [max(0, 1 - x), 1 + x], as in torchvision's ColorJitter
     contrast: float  # likewise
     view_seed: int  # of these factors
+    grid: GridParams | None  # patch tokens to store beside the pooled features; null: none
     obs_shift: int  # 1 pairs obs[t-1] with action[t], because LIBERO records obs[t] after action[t]; 0 does not
     batch_size: int  # frames per forward pass
     shard_rows: int  # rows per shard, the unit of write

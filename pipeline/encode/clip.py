@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, Float64, UInt8
+from open_clip.transformer import VisionTransformer
 
-from pipeline.config import EncoderParams
+from pipeline.config import EncoderParams, GridParams
 from pipeline.encode.augment import relight
 from pipeline.encode.transform import Preprocess
 from pipeline.encode.weights import SEEDED, activation, load_model, load_tokenizer, weights_sha256
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 
 
 def pick_device(index: int = 0) -> str:
@@ -34,19 +35,24 @@ class ClipEncoder:
     Args:
         params: model, weights and precision.
         device: torch device of the image tower. Text, a few sentences in all, is encoded in fp32 on the CPU.
+        grid: patch tokens to give beside the pooled features, from the same forward pass.
 
     Attributes:
         name: open_clip model name.
         dim: D, the width of the pooled features, the same for images and text.
+        tokens: (P, W) of the grid, None without one.
         image_size: pixels; the side of what the image tower takes.
         precision: "fp32" or "bf16", of the image tower.
         identity: JSON-able; equal identities give equal features. Written into stores and policies. Holds no path.
 
     Raises:
-        ConfigError, AssetError: see `pipeline.encode.weights.load_model`.
+        ConfigError, AssetError: see `pipeline.encode.weights.load_model`. Also a ConfigError: a grid that the model
+            cannot give.
     """
 
-    def __init__(self, params: EncoderParams, device: str = "cpu") -> None:
+    tokens: tuple[int, int] | None = None
+
+    def __init__(self, params: EncoderParams, device: str = "cpu", grid: GridParams | None = None) -> None:
         self.device = torch.device(device)
         self.precision = resolve_precision(params.precision, device)
         model: Any = load_model(params)
@@ -57,6 +63,9 @@ class ClipEncoder:
         self._model = model
         # The tower moves and changes type in place; text never uses it.
         self._visual = model.visual.to(self.device, self._dtype, memory_format=torch.channels_last)
+        if grid:
+            self._layer, self._pool, width = _grid_place(self._visual, params.model, grid)
+            self.tokens = (grid.size**2, width)
         self.name = params.model
         self.image_size = self._preprocess.size
         self.dim = int(self.text(["a"]).shape[1])
@@ -80,7 +89,7 @@ class ClipEncoder:
         Raises:
             DataError: frames that are not square, or features that are not finite in half precision.
         """
-        return self.forward(self.prepare(frames))
+        return self.forward(self.prepare(frames))["image"]
 
     def prepare(
         self, frames: UInt8[np.ndarray, "B H W 3"], light: Float64[np.ndarray, "B 2"] | None = None
@@ -96,16 +105,46 @@ class ClipEncoder:
                 images = relight(images, light)
             return self._preprocess(images).to(self._dtype)
 
-    def forward(self, images: Float[torch.Tensor, "B 3 S S"]) -> Float16[np.ndarray, "B D"]:
-        """Return the features of what `prepare` gave."""
+    def forward(self, images: Float[torch.Tensor, "B 3 S S"]) -> dict[str, np.ndarray]:
+        """Return the features of what `prepare` gave: "image" (B, D) and, with a grid, "grid" (B, P, W), float16.
+
+        Raises:
+            DataError: features that are not finite in half precision.
+        """
         with torch.inference_mode():
-            features = self._visual(images).to(torch.float16)
-        if not bool(torch.isfinite(features).all()):
+            features = {kind: x.to(torch.float16).cpu().numpy() for kind, x in self._tower(images).items()}
+        if not all(np.isfinite(x).all() for x in features.values()):
             raise DataError(f"{self.name} gives features that are not finite in half precision; use another encoder")
-        return features.cpu().numpy()
+        return features
+
+    def _tower(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.tokens is None:
+            return {"image": self._visual(images)}
+        found = self._visual.forward_intermediates(images, indices=[self._layer])
+        patches = found["image_intermediates"][0].float()  # (B, W, side, side)
+        grid = torch.nn.functional.avg_pool2d(patches, self._pool)
+        return {"image": found["image_features"], "grid": grid.flatten(2).transpose(1, 2)}
 
     def text(self, texts: list[str]) -> Float32[np.ndarray, "K D"]:
         """Return features of instructions, not normalised. Each is encoded alone: it does not depend on the others."""
         with torch.inference_mode():
             rows = [self._model.encode_text(self._tokenizer([text])) for text in texts]
             return torch.cat(rows).float().numpy()
+
+
+def _grid_place(visual: Any, model: str, grid: GridParams) -> tuple[int, int, int]:
+    """Return the number of the block from 0, patches averaged along a side, and the width of a token."""
+    if not isinstance(visual, VisionTransformer):
+        raise ConfigError(
+            f"embed.grid: {model} has no patch tokens ({type(visual).__name__}). Use one of open_clip's own vision "
+            "transformers, such as ViT-B-32, or set embed.grid to null"
+        )
+    side, blocks = int(visual.grid_size[0]), len(visual.transformer.resblocks)
+    if grid.size < 1 or side % grid.size:
+        fits = [str(k) for k in range(1, side + 1) if side % k == 0]
+        raise ConfigError(
+            f"embed.grid.size is {grid.size}, but {model} has {side} x {side} patches: use {' or '.join(fits)}"
+        )
+    if not -blocks <= grid.layer <= -1:
+        raise ConfigError(f"embed.grid.layer is {grid.layer}; the {blocks} blocks of {model} are -1 (last) to -{blocks}")
+    return blocks + grid.layer, side // grid.size, int(visual.transformer.width)

@@ -13,7 +13,7 @@ import torch
 from cache.schema import Field
 from cache.units import Segment, Unit
 from pipeline.compute import worker_index
-from pipeline.config import EncoderParams
+from pipeline.config import EncoderParams, GridParams
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, pick_device
 from pipeline.errors import AssetError
@@ -29,13 +29,11 @@ ACTIONS = ("action", "expert_action")
 class FrameEncoder(Protocol):
     """What an Embedder needs of an encoder; `pipeline.encode.clip.ClipEncoder` is one."""
 
-    dim: int
-
     def prepare(self, frames: np.ndarray, light: np.ndarray | None) -> torch.Tensor:
         """Frames to model input, in the reading thread; `light` is as `Views.factors` gives it."""
 
-    def forward(self, images: torch.Tensor) -> np.ndarray:
-        """Model input to (B, D) float16 features."""
+    def forward(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+        """Model input to features of each kind of field: "image" (B, D), "grid" (B, P, W)."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,9 @@ class Piece:
 
 
 @lru_cache(maxsize=1)
-def shared_encoder(params: EncoderParams, device: str) -> ClipEncoder:
+def shared_encoder(params: EncoderParams, device: str, grid: GridParams | None = None) -> ClipEncoder:
     """Return the process's encoder: planning and a serial build share one."""
-    return ClipEncoder(params, device)
+    return ClipEncoder(params, device, grid)
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class MakeRows:
 
     Attributes:
         encoder: with a precision that is not "auto": workers must not choose.
+        grid: patch tokens that the fields include.
         identity: that the encoder must have on every worker.
         read: reads a slice of one demonstration.
         fields: the store's row arrays; they say which cameras and signals to read.
@@ -70,6 +69,7 @@ class MakeRows:
     """
 
     encoder: EncoderParams
+    grid: GridParams | None
     identity: dict[str, Any]
     read: Read
     fields: tuple[Field, ...]
@@ -83,7 +83,7 @@ class MakeRows:
         Raises:
             AssetError: the weights on this machine are not those the build was planned with.
         """
-        encoder = shared_encoder(self.encoder, pick_device(worker_index()))
+        encoder = shared_encoder(self.encoder, pick_device(worker_index()), self.grid)
         if encoder.identity != self.identity:
             different = [key for key, value in self.identity.items() if encoder.identity.get(key) != value]
             raise AssetError(
@@ -106,7 +106,8 @@ class Embedder:
         """Return field name -> (unit.rows, *field.shape)."""
         out = {field.name: np.empty((unit.rows, *field.shape), field.dtype) for field in self._spec.fields}
         for camera, view, rows, images in ahead(self._work(unit, out), READ_AHEAD):
-            out[f"image/{camera}"][rows, view] = self._encoder.forward(images)
+            for kind, features in self._encoder.forward(images).items():
+                out[f"{kind}/{camera}"][rows, view] = features
         return out
 
     def _work(self, unit: Unit, out: dict[str, np.ndarray]) -> Iterator[tuple[str, int, slice, torch.Tensor]]:

@@ -31,21 +31,19 @@ def read(episode: int, cameras: tuple[str, ...], start: int, stop: int) -> dict[
 class Mean:
     """An encoder whose feature is the frame's value."""
 
-    dim = 1
-
     def __init__(self) -> None:
         self.batches: list[int] = []
 
     def prepare(self, frames: np.ndarray, light: np.ndarray | None) -> torch.Tensor:
         return torch.from_numpy(frames)
 
-    def forward(self, images: torch.Tensor) -> np.ndarray:
+    def forward(self, images: torch.Tensor) -> dict[str, np.ndarray]:
         self.batches.append(len(images))
-        return images[:, 0, 0, :1].numpy().astype(np.float16)
+        return {"image": images[:, 0, 0, :1].numpy().astype(np.float16)}
 
 
 VIEWS = Views(1, 0.2, 0.2, 0)
-SPEC = MakeRows(tiny.PARAMS, {}, read, fields(("agentview", "eye_in_hand"), 1, 1, True), VIEWS, 1, 5)
+SPEC = MakeRows(tiny.PARAMS, None, {}, read, fields(("agentview", "eye_in_hand"), 1, 1, True), VIEWS, 1, 5)
 
 
 @pytest.mark.parametrize("shift", [0, 1])

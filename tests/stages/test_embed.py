@@ -17,6 +17,7 @@ import yaml
 
 from cache import open_store
 from cache.verify import verify
+from pipeline.config import GridParams
 from pipeline.encode.augment import Views, relight
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
@@ -135,6 +136,25 @@ def test_views(base: Path, tmp_path: Path) -> None:
             expected = encoder.images(by_hand).astype(np.float32)
             np.testing.assert_allclose(features[first : first + 32, view], expected, rtol=2e-3, atol=2e-3)
             assert np.abs(expected - encoder.images(frames)).max() > 0.05
+
+
+def test_grid(base: Path, tmp_path: Path) -> None:
+    main(arguments(base, tmp_path, grid={"size": 2, "layer": -2}, views=2))
+    plain, store = open_store(base / "out" / f"{SUITE}.zarr"), open_store(tmp_path / "out" / f"{SUITE}.zarr")
+    assert store.identity["grid"] == {"size": 2, "layer": -2}
+    assert verify(store.location) == []
+    demos, _ = scan(base / "demos", SUITE, tasks(SUITE, TASKS))
+    encoder = ClipEncoder(tiny.PARAMS, grid=GridParams(2, -2))
+    where = store.episodes.source.index(f"{demos[1].file.name}/{demos[1].name}")
+    first = int(store.episodes.start[where])
+    for camera in store.cameras:
+        np.testing.assert_array_equal(store.read(f"image/{camera}")[:, :1], plain.read(f"image/{camera}"))
+        assert store.array(f"grid/{camera}").shape[1:] == (2, 4, 32)
+        tokens = store.read(f"grid/{camera}", first, first + 32)
+        frames = read(demos[1], (camera,))["images"][camera][:32]
+        expected = encoder.forward(encoder.prepare(frames))["grid"].astype(np.float32)
+        np.testing.assert_allclose(tokens[:, 0], expected, rtol=2e-3, atol=2e-3)
+        assert np.abs(tokens[:, 1] - expected).max() > 0.05
 
 
 def test_settings_of_views_that_are_not_there_change_nothing(
