@@ -100,13 +100,17 @@ def usable_demos(
 ) -> tuple[list[Demo], list[dict[str, Any]]]:
     """Return the demonstrations to embed and their manifest; quarantine or refuse the others, by `embed.on_invalid`.
 
+    All tasks' first demonstrations come first, then all tasks' second ones, and so on: those that are recorded later
+    go to the end of the store, and the shards before them stay as they are.
+
     Raises:
         DataError: one is damaged and the setting is "stop", or a task is left without any.
     """
     found, left_out = scan(root, suite, chosen, settings.cameras)
     demos: list[Demo] = []
     entries: list[dict[str, Any]] = []
-    for demo in found:
+    order = {task: k for k, task in enumerate(chosen)}
+    for demo in sorted(found, key=lambda demo: (int(demo.name.removeprefix("demo_")), order[demo.task])):
         try:
             if demo.length <= settings.obs_shift:
                 raise DataError(f"{demo.length} steps are too few for obs_shift {settings.obs_shift}")
