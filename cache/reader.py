@@ -59,7 +59,8 @@ def open_store(location: str | Path) -> "Store":
     try:
         root = zarr.open_group(files.zarr_store(), mode="r", zarr_format=3)
     except FileNotFoundError:
-        raise StoreError(f"{where}: no embedding store there. {REBUILD}") from None
+        bucket = ", or no such bucket" if isinstance(files, RemoteFiles) else ""
+        raise StoreError(f"{where}: no embedding store there{bucket}. {REBUILD}") from None
     except (ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{where}: cannot be opened as Zarr v3: {error}. {REBUILD}") from error
     except Exception as error:  # of the network, of any library behind fsspec
