@@ -106,6 +106,11 @@ def _check_values(p: Params, origin: str) -> None:
         require(value > 0, f"train_flow.{name} is {value}; it must be positive")
     require(0 <= p.train_flow.val_fraction < 1, f"train_flow.val_fraction is {p.train_flow.val_fraction}; use [0, 1)")
     require(0 <= p.train_flow.ema_decay < 1, f"train_flow.ema_decay is {p.train_flow.ema_decay}; use [0, 1)")
+    require(
+        p.train_flow.early_stop_epochs is None or p.train_flow.best_by is not None,
+        f"train_flow.early_stop_epochs is {p.train_flow.early_stop_epochs}, but train_flow.best_by is null: "
+        "set it to val_action_mse, say",
+    )
     require(p.demos.source != "path" or bool(p.demos.path), "demos.source is 'path' but demos.path is null; set it")
     require(
         p.train_flow.action == "action" or p.demos.source != "official",

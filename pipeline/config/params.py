@@ -115,6 +115,8 @@ class TrainFlow:
     schedule: Literal["cosine", "constant"]
     clip_norm: float
     ema_decay: float  # 0 turns the average off
+    best_by: Literal["val_loss", "val_action_mse", "train_action_mse"] | None  # publish the epoch that is best by this
+    early_stop_epochs: int | None  # stop after so many epochs without a better one by `best_by`
     val_fraction: float  # of episodes
     metrics_every_epochs: int  # action MSE and MAE, by sampling; the losses are tracked every epoch
     metrics_rows: int  # rows of each split that action MSE and MAE are sampled on

@@ -50,6 +50,11 @@ class ResidentData:
     def __len__(self) -> int:
         return len(self.action)
 
+    def episode_of(self, row: int) -> str:
+        """Return suite and source of the episode that a row belongs to."""
+        episode = next(e for e in self.episodes if e.first <= row < e.first + e.length)
+        return f"{episode.suite}/{episode.source}"
+
     def batch(self, rows: Int[Tensor, " B"], horizon: int) -> Batch:
         """Gather the rows with their action windows (B, H, 7). Features stay f16; the normaliser widens them."""
         return Batch(

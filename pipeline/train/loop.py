@@ -14,16 +14,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Int
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from pipeline.config import TrainFlow
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError
+from pipeline.files import write_atomic
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.train import checkpoint
 from pipeline.train.data import ResidentData, split_by_episode
+from pipeline.train.divergence import LossWatch, divergence, refuse_nonfinite
 from pipeline.train.evaluation import split_metrics
 from pipeline.train.plan import accumulation_steps, epoch_batches, learning_rate_factor
 from pipeline.train.update import Update
@@ -39,12 +43,44 @@ class Progress:
     step: int = 0  # optimiser steps done
     wall_s: float = 0.0  # of all sessions together
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per epoch
+    best: float = math.inf  # value of `best_by` so far
+    best_epoch: int = -1  # where it was; -1 before any, and without `best_by`
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+
+
+@dataclass
+class Training:
+    """All that one training works on."""
+
+    update: Update
+    network: FlowPolicy  # the one to use: the average, if one is kept
+    progress: Progress
+    train_rows: Int[Tensor, " N"]
+    val_rows: Int[Tensor, " M"]
+    watch: LossWatch
+    best: Path  # weights of the best epoch so far
+
+    @property
+    def cfg(self) -> TrainFlow:
+        """The train_flow section."""
+        return self.update.cfg
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all epochs."""
+        return self.cfg.epochs * math.ceil(len(self.train_rows) / self.cfg.batch_size)
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are run, or the last improvement is too long ago."""
+        patience, progress = self.cfg.early_stop_epochs, self.progress
+        stalled = patience is not None and progress.epoch - 1 - progress.best_epoch >= patience
+        return progress.epoch >= self.cfg.epochs or (progress.epoch > 0 and stalled)
 
 
 def train(
@@ -55,7 +91,9 @@ def train(
     feature_noise: float,
     scratch: Path,
 ) -> tuple[FlowPolicy, Progress]:
-    """Fit a policy to `data`; return the network to use (the average, if one is kept) and how it went.
+    """Fit a policy to `data`; return the network to use and how it went.
+
+    The network is the average if `ema_decay` keeps one, of the last epoch, or of the one that was best by `best_by`.
 
     Args:
         accelerator: made by the caller, which decides devices and precision.
@@ -67,12 +105,46 @@ def train(
 
     Raises:
         ConfigError: the global batch cannot be shared among the processes.
-        DataError: there are no training rows.
+        DataError: there are no training rows, or no validation rows for `best_by`, or values that are not finite.
         PipelineError: the loss is not finite, or no checkpoint can be read.
     """
+    training = _prepare(accelerator, data, arch, cfg, feature_noise, scratch)
+    progress = training.progress
+    if checkpoint.resume(accelerator, scratch):
+        log.info("going on after epoch %d, step %d", progress.epoch, progress.step)
+    if accelerator.is_main_process:
+        _log_start(training)
+    hidden = not accelerator.is_main_process
+    with tqdm(
+        total=training.steps, initial=progress.step, desc="train", unit="step", mininterval=1.0, disable=hidden
+    ) as bar:
+        while not training.done:
+            _run_epoch(training, bar)
+            if training.done or progress.epoch % cfg.checkpoint_every_epochs == 0:
+                checkpoint.save(accelerator, scratch, progress.step)
+    if progress.best_epoch >= 0:
+        training.network.load_state_dict(load_file(training.best))
+        log.info("epoch %d was best: %s %.5g", progress.best_epoch, cfg.best_by, progress.best)
+    return training.network, progress
+
+
+def _prepare(
+    accelerator: Accelerator,
+    data: ResidentData,
+    arch: Architecture,
+    cfg: TrainFlow,
+    feature_noise: float,
+    scratch: Path,
+) -> Training:
+    """Make network, optimiser, schedule and average, and register what a checkpoint has to hold."""
     train_rows, val_rows = split_by_episode(data.episodes, cfg.val_fraction, cfg.seed)
     if len(train_rows) == 0:
         raise DataError("the store has no training rows. Record more demonstrations: demos.episodes")
+    if len(val_rows) == 0 and (cfg.best_by or "").startswith("val"):
+        raise DataError(
+            f"train_flow.best_by is {cfg.best_by}, but no episode is held out. Raise train_flow.val_fraction"
+        )
+    refuse_nonfinite(data)
     torch.manual_seed(cfg.seed)
     network = FlowPolicy(arch)
     network.normaliser.fit(
@@ -80,51 +152,9 @@ def train(
         {name: x[train_rows] for name, x in data.proprio.items()},
         data.action[train_rows],
     )
-    progress = Progress()
-    update = _prepare(accelerator, network, data.to(accelerator.device), cfg, feature_noise, len(train_rows), progress)
-    if checkpoint.resume(accelerator, scratch):
-        log.info("going on after epoch %d, step %d", progress.epoch, progress.step)
-    used = network if update.average is None else update.average.module
-    assert isinstance(used, FlowPolicy)
-    total = cfg.epochs * math.ceil(len(train_rows) / cfg.batch_size)
-    hidden = not accelerator.is_main_process
-    if accelerator.is_main_process:
-        _log_start(accelerator, network, len(train_rows), len(val_rows), cfg, total, update.accumulation)
-    with tqdm(total=total, initial=progress.step, desc="train", unit="step", mininterval=1.0, disable=hidden) as bar:
-        while progress.epoch < cfg.epochs:
-            started = time.monotonic()
-            loss = _run_epoch(update, train_rows, progress, bar)
-            if not math.isfinite(loss):
-                raise PipelineError(
-                    f"the loss of epoch {progress.epoch} is {loss}. Checkpoints before it are in {scratch}. Lower "
-                    "train_flow.learning_rate, or check the store: python -m cache verify STORE"
-                )
-            last = progress.epoch + 1 == cfg.epochs
-            sample = last or progress.epoch % cfg.metrics_every_epochs == 0
-            entry = {"epoch": progress.epoch, "step": progress.step, "train_loss": loss}
-            entry |= split_metrics(used, update.data, train_rows, val_rows, cfg, sample)
-            progress.history.append(entry)
-            progress.epoch += 1
-            progress.wall_s += time.monotonic() - started
-            bar.set_postfix_str(f"epoch {progress.epoch}/{cfg.epochs}, loss {loss:.4f}", refresh=False)
-            if last or progress.epoch % cfg.checkpoint_every_epochs == 0:
-                checkpoint.save(accelerator, scratch, progress.step)
-    return used, progress
-
-
-def _prepare(
-    accelerator: Accelerator,
-    network: FlowPolicy,
-    data: ResidentData,
-    cfg: TrainFlow,
-    feature_noise: float,
-    train_rows: int,
-    progress: Progress,
-) -> Update:
-    """Make optimiser, schedule and average, and register what a checkpoint has to hold."""
     accumulation = accumulation_steps(cfg, accelerator.num_processes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
-    total = cfg.epochs * math.ceil(train_rows / cfg.batch_size)
+    total = cfg.epochs * math.ceil(len(train_rows) / cfg.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, total, cfg.warmup_steps, cfg.schedule)
     )
@@ -132,47 +162,90 @@ def _prepare(
     average = None
     if cfg.ema_decay:
         average = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))
+    progress = Progress()
     accelerator.register_for_checkpointing(scheduler, progress, *([] if average is None else [average]))
-    return Update(
-        accelerator, model, optimizer, scheduler, average, data, network.arch, cfg, feature_noise, accumulation
+    update = Update(
+        accelerator,
+        model,
+        optimizer,
+        scheduler,
+        average,
+        data.to(accelerator.device),
+        arch,
+        cfg,
+        feature_noise,
+        accumulation,
     )
+    used = network if average is None else average.module
+    assert isinstance(used, FlowPolicy)
+    watch = LossWatch(accelerator.device)
+    return Training(update, used, progress, train_rows, val_rows, watch, scratch / "best.safetensors")
 
 
-def _run_epoch(update: Update, train_rows: Int[Tensor, " N"], progress: Progress, bar: tqdm) -> float:
-    """Step through every training row once; return the epoch's mean loss over all processes."""
-    cfg = update.cfg
-    loss = torch.zeros((), device=update.accelerator.device)
-    for rows in epoch_batches(train_rows, cfg.batch_size, cfg.seed, progress.epoch):
-        loss += update(rows, progress.step)
+def _run_epoch(training: Training, bar: tqdm) -> None:
+    """Step through every training row once, then measure; note both in the history."""
+    cfg, progress, accelerator = training.cfg, training.progress, training.update.accelerator
+    started = time.monotonic()
+    loss = _step_through(training, bar)
+    sampled = progress.epoch + 1 == cfg.epochs or progress.epoch % cfg.metrics_every_epochs == 0
+    measured: list[dict[str, Any]] = [{}]
+    if accelerator.is_main_process:
+        rows = training.train_rows, training.val_rows
+        measured = [split_metrics(training.network, training.update.data, *rows, cfg, sampled)]
+    broadcast_object_list(measured)  # all processes must take the same decisions
+    entry = {"epoch": progress.epoch, "step": progress.step, "train_loss": loss, **measured[0]}
+    progress.history.append(entry)
+    _keep_best(training, entry)
+    progress.epoch += 1
+    progress.wall_s += time.monotonic() - started
+    bar.set_postfix_str(f"epoch {progress.epoch}/{cfg.epochs}, loss {loss:.4f}", refresh=False)
+
+
+def _step_through(training: Training, bar: tqdm) -> float:
+    """Make an epoch's updates; return the mean loss over all rows and processes."""
+    update, cfg, progress, watch = training.update, training.cfg, training.progress, training.watch
+    first = progress.step
+    batches = list(epoch_batches(training.train_rows, cfg.batch_size, cfg.seed, progress.epoch))
+    total = torch.zeros((), device=update.accelerator.device)
+    for rows in batches:
+        loss = update(rows, progress.step)
+        watch.add(loss, progress.step)
+        total += loss
         progress.step += 1
         bar.update()
-    total = update.accelerator.reduce(loss)
-    assert isinstance(total, Tensor)
-    return float(total) / len(train_rows)
+        last = progress.step == first + len(batches)
+        if (last or watch.due(progress.step)) and (bad := watch.first()) is not None:
+            raise divergence(update.data, batches[bad - first], bad, progress.epoch)
+    reduced = update.accelerator.reduce(total)
+    assert isinstance(reduced, Tensor)
+    return float(reduced) / len(training.train_rows)
 
 
-def _log_start(
-    accelerator: Accelerator,
-    network: FlowPolicy,
-    train_rows: int,
-    val_rows: int,
-    cfg: TrainFlow,
-    total: int,
-    accumulation: int,
-) -> None:
+def _keep_best(training: Training, entry: dict[str, Any]) -> None:
+    """Keep the network if it is the best so far, by the metric that `best_by` names."""
+    name, progress = training.cfg.best_by, training.progress
+    if name is None or name not in entry or not entry[name] < progress.best:
+        return
+    progress.best, progress.best_epoch = entry[name], entry["epoch"]
+    if training.update.accelerator.is_main_process:
+        write_atomic(training.best, save({k: v.contiguous() for k, v in training.network.state_dict().items()}))
+
+
+def _log_start(training: Training) -> None:
+    accelerator, cfg = training.update.accelerator, training.cfg
     log.info(
         "device %s x %d, precision %s, %s trainable parameters",
         accelerator.device.type,
         accelerator.num_processes,
         accelerator.mixed_precision,
-        f"{network.parameter_counts()['total']:,}",
+        f"{training.network.parameter_counts()['total']:,}",
     )
     log.info(
         "%d training and %d validation rows; %d epochs, %d steps of %d rows, accumulation %d",
-        train_rows,
-        val_rows,
+        len(training.train_rows),
+        len(training.val_rows),
         cfg.epochs,
-        total,
+        training.steps,
         cfg.batch_size,
-        accumulation,
+        training.update.accumulation,
     )

@@ -9,9 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.config import TrainFlow, load
-from pipeline.errors import PipelineError
+from pipeline.errors import DataError, PipelineError
 from pipeline.policy.network import FlowPolicy
 from pipeline.train import checkpoint
+from pipeline.train.data import split_by_episode
+from pipeline.train.evaluation import mean_loss
 from pipeline.train.loop import Progress, train
 from tests.train.synthetic import ARCH, table
 
@@ -121,6 +123,53 @@ def test_learns_an_action_that_its_inputs_determine(tmp_path: Path) -> None:
     assert last["train_loss"] < 0.3 * first["train_loss"]
 
 
-def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="Lower train_flow"):
+def test_a_diverging_network_stops_at_once_and_names_its_batch(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"not finite at step 1 \(epoch 0\).* on rows of .*demo.*Lower train_flow"):
         run(tmp_path, replace(CFG, learning_rate=float("inf")))
+
+
+def test_a_feature_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    data = table()
+    victim = data.episodes[3]
+    data.images["agentview"][victim.first + 2, 1] = float("nan")
+    with pytest.raises(DataError, match=rf"image/agentview of {victim.suite}/{victim.source}\. Check the store"):
+        train(Accelerator(cpu=True), data, ARCH, CFG, 0.0, tmp_path)
+
+
+BEST = replace(CFG, epochs=8, best_by="val_loss", learning_rate=3e-2, metrics_every_epochs=1, schedule="constant")
+
+
+def test_the_best_epoch_is_published_and_training_stops_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, progress = run(tmp_path / "a", BEST)
+    losses = [entry["val_loss"] for entry in progress.history]
+    best = losses.index(min(losses))
+    assert (progress.best_epoch, progress.best) == (best, losses[best])
+    assert 0 < best < 7, "neither the first nor the last: else this shows nothing"
+    data = table()
+    _, val_rows = split_by_episode(data.episodes, BEST.val_fraction, BEST.seed)
+    assert mean_loss(network, data, val_rows, BEST.seed) == pytest.approx(losses[best], rel=1e-5)
+
+    patient = replace(BEST, early_stop_epochs=1)
+    until = next(e for e in range(1, 8) if losses[e] > min(losses[:e]))
+    stopped, short = run(tmp_path / "b", patient)
+    assert [entry["val_loss"] for entry in short.history] == losses[: until + 1]
+
+    def stop(*args: object) -> None:
+        original(*args)
+        raise Stop
+
+    original = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", stop)
+    for _ in short.history:
+        with pytest.raises(Stop):
+            run(tmp_path / "c", patient)
+    monkeypatch.undo()
+    resumed, _ = run(tmp_path / "c", patient)
+    assert same(stopped, resumed)
+
+
+def test_best_by_validation_needs_validation(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no episode is held out"):
+        run(tmp_path, replace(BEST, val_fraction=0.0))
