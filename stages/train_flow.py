@@ -111,7 +111,8 @@ def write_history(out: Path, progress: Progress, parameters: dict[str, int], acc
     }
     write_atomic(out / "train.json", json.dumps(report, indent=2) + "\n")
     curves = io.StringIO()
-    writer = csv.DictWriter(curves, list(progress.history[-1]), restval="", lineterminator="\n")
+    columns = [name for name, value in progress.history[-1].items() if not isinstance(value, dict)]
+    writer = csv.DictWriter(curves, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(progress.history)
     write_atomic(out / "curves.csv", curves.getvalue())

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.config import TrainFlow
@@ -11,20 +11,31 @@ from pipeline.policy.network import ACTION_DIM, FlowPolicy
 from pipeline.train.data import ResidentData
 
 CHUNK = 1024  # rows per forward pass
+ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 
 
 def split_metrics(
     network: FlowPolicy, data: ResidentData, train_rows: Tensor, val_rows: Tensor, cfg: TrainFlow, sample: bool
 ) -> dict[str, Any]:
-    """Return validation loss, and, where `sample`, action MSE and MAE of both splits. None where there are no rows."""
+    """Return val_loss, and, where `sample`, the action error of both splits; None where there are no rows.
+
+    <split>_action_mse and <split>_action_mae are over all dimensions, <split>_action_mse_of by the dimension's name.
+    """
     network.eval()
     metrics: dict[str, Any] = {"val_loss": mean_loss(network, data, val_rows, cfg.seed) if len(val_rows) else None}
     if sample:
         for split, rows in (("train", train_rows), ("val", val_rows)):
-            mse, mae = action_error(network, data, rows, cfg.metrics_rows, cfg.seed) if len(rows) else (None, None)
-            metrics[f"{split}_action_mse"], metrics[f"{split}_action_mae"] = mse, mae
+            metrics |= {f"{split}_{name}": value for name, value in _action_metrics(network, data, rows, cfg).items()}
     network.train()
     return metrics
+
+
+def _action_metrics(network: FlowPolicy, data: ResidentData, rows: Tensor, cfg: TrainFlow) -> dict[str, Any]:
+    if len(rows) == 0:
+        return dict.fromkeys(("action_mse", "action_mae", "action_mse_of"))
+    mse, mae = action_error(network, data, rows, cfg.metrics_rows, cfg.seed)
+    by_name = dict(zip(ACTION_NAMES, mse.tolist(), strict=True))
+    return {"action_mse": float(mse.mean()), "action_mae": float(mae.mean()), "action_mse_of": by_name}
 
 
 @torch.no_grad()
@@ -45,8 +56,8 @@ def mean_loss(network: FlowPolicy, data: ResidentData, rows: Int[Tensor, " N"], 
 @torch.no_grad()
 def action_error(
     network: FlowPolicy, data: ResidentData, rows: Int[Tensor, " N"], limit: int, seed: int
-) -> tuple[float, float]:
-    """Return (MSE, MAE) between sampled and recorded actions in the environment's units, over whole chunks.
+) -> tuple[Float[Tensor, "7"], Float[Tensor, "7"]]:
+    """Return each dimension's (MSE, MAE) between sampled and recorded actions in the environment's units, over chunks.
 
     At most `limit` rows, evenly spread over `rows`, are sampled, with the policy's own number of steps.
     """
@@ -54,12 +65,12 @@ def action_error(
         rows = rows[torch.linspace(0, len(rows) - 1, limit).round().long()]
     generator = torch.Generator().manual_seed(seed)
     device = data.action.device
-    squared = absolute = 0.0
+    squared, absolute = torch.zeros(2, ACTION_DIM, dtype=torch.float64)
     for part in rows.split(CHUNK):
         noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
         batch = data.batch(part.to(device), network.arch.horizon)
         error = network.act(batch.images, batch.text, batch.proprio, noise.to(device)) - batch.actions
-        squared += float(error.square().sum())
-        absolute += float(error.abs().sum())
-    count = len(rows) * network.arch.horizon * ACTION_DIM
+        squared += error.double().square().sum((0, 1)).cpu()
+        absolute += error.double().abs().sum((0, 1)).cpu()
+    count = len(rows) * network.arch.horizon
     return squared / count, absolute / count

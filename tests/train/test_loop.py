@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -49,6 +50,9 @@ def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None
     assert progress.step == 4 * 4  # 55 training rows in batches of 16
     sampled = ["train_action_mse" in entry for entry in progress.history]
     assert sampled == [True, False, True, True], "every second epoch and the last"
+    last = progress.history[-1]
+    assert list(last["val_action_mse_of"])[-1] == "gripper"
+    assert np.mean(list(last["val_action_mse_of"].values())) == pytest.approx(last["val_action_mse"])
 
 
 class Stop(Exception):
