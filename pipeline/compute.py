@@ -6,16 +6,19 @@ A worker is one process with one thread. What is costly to make (a CLIP model, a
     for item, result in map_unordered(record, tasks, params.compute, setup=partial(Recorder, params.sim)):
         ...
 
-`fn`, `setup` and the items travel by pickle. Which worker gets which item, and when, is not determined: a result must
-depend on its item alone.
+`fn` may `tell` how far it is. `fn`, `setup` and the items travel by pickle. Which worker gets which item, and when, is
+not determined: a result must depend on its item alone.
 """
 
 import contextlib
 import logging
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -39,6 +42,8 @@ def map_unordered(
     compute: Compute,
     setup: Callable[[], Any] | None = None,
     lost: Callable[[Item], Result] | None = None,
+    lanes: int = 1,
+    heard: Callable[[Any], None] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, fn(state, item)) as they end.
 
@@ -49,6 +54,9 @@ def map_unordered(
         setup: makes the worker's state; None stands for a state of None. A `close()` of the state is called at the end.
         lost: gives the result of an item that killed its worker process three times. Without it that is an error.
             (A serial run has no other process: there the item kills the run.)
+        lanes: items under way at once in a worker, each in a thread of its own; `fn` must allow for that. A remote
+            worker that was started with fewer threads takes fewer.
+        heard: called with what `fn` tells, from some thread, soon, and not necessarily before the item's result.
 
     Raises:
         PipelineError: no scheduler at the address, unsuitable workers, or a lost item.
@@ -58,9 +66,18 @@ def map_unordered(
     if not todo:
         return
     if compute.scheduler == "serial":
-        yield from _serial(fn, todo, compute, setup)
+        yield from _serial(fn, todo, compute, setup, lanes, heard)
     else:
-        yield from _distributed(fn, todo, compute, setup, lost)
+        yield from _distributed(fn, todo, compute, setup, lost, lanes, heard)
+
+
+_teller: Callable[[Any], None] | None = None  # of this process, while it works on items
+
+
+def tell(message: Any) -> None:
+    """Called by `fn`, in any thread: hand a small message of plain values to whoever called `map_unordered`."""
+    if _teller is not None:
+        _teller(message)
 
 
 def worker_index() -> int:
@@ -95,18 +112,54 @@ def threads(compute: Compute, items: int) -> int:
     return 1  # a cluster's workers are started one per core, or with a GPU
 
 
-def _serial(fn: Callable, items: list, compute: Compute, setup: Callable[[], Any] | None) -> Iterator:
+def _serial(
+    fn: Callable,
+    items: list,
+    compute: Compute,
+    setup: Callable[[], Any] | None,
+    lanes: int,
+    heard: Callable[[Any], None] | None,
+) -> Iterator:
+    global _teller
     _set_threads(threads(compute, len(items)))
     state = setup() if setup else None
+    _teller = heard
     try:
-        for item in items:
-            yield item, fn(state, item)
+        if lanes == 1:
+            for item in items:
+                yield item, fn(state, item)
+        else:
+            yield from _in_lanes(partial(fn, state), items, lanes)
     finally:
+        _teller = None
         _close(state)
 
 
+def _in_lanes(fn: Callable, items: list, lanes: int) -> Iterator:
+    waiting = iter(items)
+    running: dict[Future, Any] = {}
+    pool = ThreadPoolExecutor(lanes)
+    try:
+        while True:
+            for item in islice(waiting, lanes - len(running)):
+                running[pool.submit(fn, item)] = item
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=lambda future: future.exception() is not None):  # no result is lost
+                yield running.pop(future), future.result()
+    finally:  # without waiting: closing the state makes what is under way give up
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _distributed(
-    fn: Callable, items: list, compute: Compute, setup: Callable[[], Any] | None, lost: Callable | None
+    fn: Callable,
+    items: list,
+    compute: Compute,
+    setup: Callable[[], Any] | None,
+    lost: Callable | None,
+    lanes: int,
+    heard: Callable[[Any], None] | None,
 ) -> Iterator:
     import dask
     from distributed import KilledWorker, as_completed
@@ -118,12 +171,14 @@ def _distributed(
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.comm.timeouts.connect": f"{START_TIMEOUT_S}s",
     }
-    with dask.config.set(settings), _client(compute, items) as client:
+    with dask.config.set(settings), _client(compute, items, lanes) as client:
+        if heard is not None:
+            client.subscribe_topic(token, lambda event: heard(event[1]))
         running: dict[str, tuple[Any, Any]] = {}
         done = as_completed(loop=client.loop)
 
         def submit() -> None:
-            free = max(1, len(client.nthreads())) - len(running)  # asked anew: a cluster's workers come and go
+            free = max(1, sum(client.nthreads().values())) - len(running)  # asked anew: workers come and go
             for item in islice(waiting, free):
                 future = client.submit(_call, fn, setup, token, torch_threads, item, pure=False)
                 running[future.key] = (future, item)
@@ -148,7 +203,7 @@ def _distributed(
 
 
 @contextlib.contextmanager
-def _client(compute: Compute, items: list) -> Iterator[Any]:
+def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
     """Yield a client of a fresh local cluster, or of the one at the address."""
     from distributed import Client, LocalCluster
 
@@ -157,7 +212,7 @@ def _client(compute: Compute, items: list) -> Iterator[Any]:
         with (
             LocalCluster(
                 n_workers=worker_count(compute, len(items)),
-                threads_per_worker=1,
+                threads_per_worker=lanes,
                 processes=True,
                 host="127.0.0.1",
                 # No dashboard, and no fixed port that two runs would fight over.
@@ -177,33 +232,39 @@ def _client(compute: Compute, items: list) -> Iterator[Any]:
             "Start one with: dask scheduler; or use compute.scheduler: local"
         ) from error
     with client:
-        _check_workers(client, compute.scheduler)
+        _check_workers(client, compute.scheduler, lanes)
         yield client
 
 
-def _check_workers(client: Any, address: str) -> None:
+def _check_workers(client: Any, address: str, lanes: int) -> None:
     try:
         client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
     except TimeoutError:
         raise PipelineError(
             f"compute.scheduler: {address} has no workers. Start some: dask worker {address} --nthreads 1"
         ) from None
-    if wrong := [worker for worker, n in client.nthreads().items() if n != 1]:
+    if wrong := [worker for worker, n in client.nthreads().items() if n > lanes]:
         raise PipelineError(
-            f"compute.scheduler: the worker {wrong[0]} has several threads; models and simulators need one thread per "
-            f"process. Start it with: dask worker {address} --nthreads 1 --nworkers N"
+            f"compute.scheduler: the worker {wrong[0]} has {client.nthreads()[wrong[0]]} threads; here there may be "
+            f"{lanes} per process. Start it with: dask worker {address} --nthreads 1 --nworkers N"
         )
 
 
 _states: dict[str, Any] = {}  # in a worker process: token of the call -> state; at most one
+_states_lock = threading.Lock()
 
 
 def _call(fn: Callable, setup: Callable[[], Any] | None, token: str, torch_threads: int, item: Any) -> Any:
-    if token not in _states:
-        for old in list(_states):
-            _close(_states.pop(old))
-        _set_threads(torch_threads)
-        _states[token] = setup() if setup else None
+    global _teller
+    from distributed import get_worker
+
+    with _states_lock:
+        if token not in _states:
+            for old in list(_states):
+                _close(_states.pop(old))
+            _set_threads(torch_threads)
+            _teller = partial(get_worker().log_event, token)
+            _states[token] = setup() if setup else None
     return fn(_states[token], item)
 
 

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pipeline.compute import cores, map_unordered, threads, worker_count
+from pipeline.compute import cores, map_unordered, tell, threads, worker_count
 from pipeline.config import Compute
 from pipeline.errors import DataError, PipelineError
 
@@ -89,6 +90,39 @@ def test_errors_keep_their_type_and_text(compute: Compute) -> None:
         list(map_unordered(fail, range(4), compute))
     with pytest.raises(PipelineError, match="no model; fetch it"):
         list(map_unordered(fail, range(4), compute, refuse))
+
+
+def meet(state: Path, item: int) -> int:
+    """Wait until the item's neighbour is under way too."""
+    (state / str(item)).touch()
+    tell(item)
+    deadline = time.monotonic() + 20
+    while not (state / str(item ^ 1)).exists():
+        assert time.monotonic() < deadline, "the other item has not been begun"
+        time.sleep(0.01)
+    return os.getpid()
+
+
+@pytest.mark.parametrize("compute", [SERIAL, ONE], ids=["serial", "one"])
+def test_lanes_and_what_is_told(compute: Compute, tmp_path: Path) -> None:
+    heard: list[int] = []
+    setup = partial(Path, tmp_path)
+    found = {}
+    for item, pid in map_unordered(meet, range(4), compute, setup, lanes=2, heard=heard.append):
+        found[item] = pid
+        while item not in heard:  # soon, though not necessarily before the result
+            time.sleep(0.01)
+    assert len(set(found.values())) == 1  # one process
+    assert sorted(found) == sorted(heard) == [0, 1, 2, 3]
+    tell("nobody listens any more")
+
+
+def test_a_failure_in_one_lane_loses_no_result_of_another() -> None:
+    found = []
+    with pytest.raises(DataError, match="item 2 is bad"):
+        for item, _ in map_unordered(fail, [0, 1, 3, 2], SERIAL, lanes=2):
+            found.append(item)
+    assert sorted(found) == [0, 1, 3]
 
 
 def test_an_item_that_kills_its_worker_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 """Frozen CLIP: frames and instructions to features."""
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, Float64, UInt8
+from open_clip.factory import get_model_config
 from open_clip.transformer import VisionTransformer
 
 from pipeline.config import EncoderParams, GridParams
@@ -13,13 +16,16 @@ from pipeline.encode.transform import Preprocess
 from pipeline.encode.weights import SEEDED, activation, load_model, load_tokenizer, weights_sha256
 from pipeline.errors import ConfigError, DataError
 
+CPU_BATCH = 64
+ACTIVATION_BYTES = 64  # of a token and channel: some ten tensors of two or four bytes live at once in a block
+
 
 def pick_device(index: int = 0) -> str:
     """Return the torch device of local worker `index`: the GPUs in turn, or the CPU when there are none."""
     return f"cuda:{index % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
-def resolve_precision(precision: str, device: str) -> str:
+def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: str) -> Literal["fp32", "bf16"]:
     """Return "fp32" or "bf16". "auto" takes bf16 where the hardware multiplies it: elsewhere it is only slower."""
     if precision != "auto":
         return precision
@@ -29,6 +35,21 @@ def resolve_precision(precision: str, device: str) -> str:
     return "bf16" if fast else "fp32"
 
 
+def default_batch_size(model: str, device: str) -> int:
+    """Return frames per forward pass for an open_clip model on a device: a function of the two alone.
+
+    On a GPU, the power of two up to 1024 whose activations take at most a quarter of its memory.
+    """
+    if torch.device(device).type == "cpu":
+        return CPU_BATCH
+    vision = (get_model_config(model) or {}).get("vision_cfg", {})
+    patch = vision.get("patch_size", 16)
+    tokens = (vision.get("image_size", 224) // patch) ** 2 + 1
+    per_image = tokens * vision.get("width", 1024) * ACTIVATION_BYTES
+    memory = torch.cuda.get_device_properties(torch.device(device)).total_memory
+    return min(1024, 2 ** int(math.log2(max(1, memory / 4 / per_image))))
+
+
 class ClipEncoder:
     """A CLIP model that never trains.
 
@@ -36,10 +57,13 @@ class ClipEncoder:
         params: model, weights and precision.
         device: torch device of the image tower. Text, a few sentences in all, is encoded in fp32 on the CPU.
         grid: patch tokens to give beside the pooled features, from the same forward pass.
+        batch_size: on a GPU, compile the tower for batches of this size, and pad shorter ones to it. None compiles
+            nothing, as does a CPU.
 
     Attributes:
         name: open_clip model name.
         dim: D, the width of the pooled features, the same for images and text.
+        device_name: "cpu", or the name of the GPU.
         tokens: (P, W) of the grid, None without one.
         image_size: pixels; the side of what the image tower takes.
         precision: "fp32" or "bf16", of the image tower.
@@ -52,8 +76,15 @@ class ClipEncoder:
 
     tokens: tuple[int, int] | None = None
 
-    def __init__(self, params: EncoderParams, device: str = "cpu", grid: GridParams | None = None) -> None:
+    def __init__(
+        self,
+        params: EncoderParams,
+        device: str = "cpu",
+        grid: GridParams | None = None,
+        batch_size: int | None = None,
+    ) -> None:
         self.device = torch.device(device)
+        self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         self.precision = resolve_precision(params.precision, device)
         model: Any = load_model(params)
         digest = weights_sha256(model)
@@ -66,6 +97,9 @@ class ClipEncoder:
         if grid:
             self._layer, self._pool, width = _grid_place(self._visual, params.model, grid)
             self.tokens = (grid.size**2, width)
+        self._batch_size = batch_size if self.device.type == "cuda" else None
+        # Not max-autotune: what it picks depends on timing, and so would the last bits.
+        self._run = torch.compile(self._tower, dynamic=False) if self._batch_size else self._tower
         self.name = params.model
         self.image_size = self._preprocess.size
         self.dim = int(self.text(["a"]).shape[1])
@@ -100,7 +134,9 @@ class ClipEncoder:
             light: brightness and contrast factors of each frame, see `pipeline.encode.augment`.
         """
         with torch.inference_mode():
-            images = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device, non_blocking=True)
+            images = torch.from_numpy(np.ascontiguousarray(frames))
+            if self.device.type == "cuda":  # only a copy from pinned memory leaves this thread free to go on
+                images = images.pin_memory().to(self.device, non_blocking=True)
             if light is not None:
                 images = relight(images, light)
             return self._preprocess(images).to(self._dtype)
@@ -111,11 +147,33 @@ class ClipEncoder:
         Raises:
             DataError: features that are not finite in half precision.
         """
+        return self.submit(images)()
+
+    def submit(self, images: Float[torch.Tensor, "B 3 S S"]) -> Callable[[], dict[str, np.ndarray]]:
+        """Start a forward pass; the function returned waits for it and gives what `forward` gives.
+
+        On a GPU this returns at once, so that several passes can be queued there. On a CPU it computes.
+        """
+        rows, done = len(images), None
         with torch.inference_mode():
-            features = {kind: x.to(torch.float16).cpu().numpy() for kind, x in self._tower(images).items()}
-        if not all(np.isfinite(x).all() for x in features.values()):
-            raise DataError(f"{self.name} gives features that are not finite in half precision; use another encoder")
-        return features
+            if self._batch_size and rows < self._batch_size:
+                images = torch.nn.functional.pad(images, (0,) * 7 + (self._batch_size - rows,))
+                images = images.contiguous(memory_format=torch.channels_last)
+            outputs = {kind: x[:rows].to(torch.float16) for kind, x in self._run(images).items()}
+            features = {kind: x.to("cpu", non_blocking=True) for kind, x in outputs.items()}  # into pinned memory
+            if self.device.type == "cuda":
+                done = torch.cuda.Event()
+                done.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> dict[str, np.ndarray]:
+            if done is not None:
+                done.synchronize()
+            found = {kind: x.numpy() for kind, x in features.items()}
+            if not all(np.isfinite(x).all() for x in found.values()):
+                raise DataError(f"{self.name} gives features that are not finite in half precision; use another one")
+            return found
+
+        return wait
 
     def _tower(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.tokens is None:
@@ -146,5 +204,5 @@ def _grid_place(visual: Any, model: str, grid: GridParams) -> tuple[int, int, in
             f"embed.grid.size is {grid.size}, but {model} has {side} x {side} patches: use {' or '.join(fits)}"
         )
     if not -blocks <= grid.layer <= -1:
-        raise ConfigError(f"embed.grid.layer is {grid.layer}; the {blocks} blocks of {model} are -1 (last) to -{blocks}")
+        raise ConfigError(f"embed.grid.layer is {grid.layer}; {model} has the blocks -1 (the last) to -{blocks}")
     return blocks + grid.layer, side // grid.size, int(visual.transformer.width)

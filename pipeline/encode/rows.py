@@ -1,8 +1,13 @@
 """Demonstrations to rows of the embedding store: frames through CLIP, observations paired with actions."""
 
+import contextlib
+import math
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -12,17 +17,33 @@ import torch
 
 from cache.schema import Field
 from cache.units import Segment, Unit
-from pipeline.compute import worker_index
+from pipeline.compute import tell, worker_index
 from pipeline.config import EncoderParams, GridParams
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, pick_device
-from pipeline.errors import AssetError
+from pipeline.errors import AssetError, DataError
 
 Read = Callable[[Any, tuple[str, ...], int, int], dict[str, Any]]
 """read(payload, cameras, start, stop), as pipeline.libero.demonstrations.read gives it."""
 T = TypeVar("T")
-READ_AHEAD = 2
+Work = tuple[str, int, slice, torch.Tensor]
+"""Camera, view, rows of the unit, model input."""
+READ_AHEAD = 2  # batches
+QUEUED = 2  # forward passes on a GPU while one is awaited
+TELL_EVERY_S = 0.5
+LANES = 2  # units under way at once: one is encoded while another is written, or its first batches read
 ACTIONS = ("action", "expert_action")
+
+
+class BrokenEpisode(DataError):
+    """An episode that cannot be read (any more). `payload` is what `MakeRows.read` was given; the text names it."""
+
+    def __init__(self, text: str, payload: Any) -> None:
+        super().__init__(text, payload)  # both, since exceptions are pickled by their arguments
+        self.payload = payload
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @runtime_checkable
@@ -32,8 +53,8 @@ class FrameEncoder(Protocol):
     def prepare(self, frames: np.ndarray, light: np.ndarray | None) -> torch.Tensor:
         """Frames to model input, in the reading thread; `light` is as `Views.factors` gives it."""
 
-    def forward(self, images: torch.Tensor) -> dict[str, np.ndarray]:
-        """Model input to features of each kind of field: "image" (B, D), "grid" (B, P, W)."""
+    def submit(self, images: torch.Tensor) -> Callable[[], dict[str, np.ndarray]]:
+        """Start on model input; what is returned gives features of each kind: "image" (B, D), "grid" (B, P, W)."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +69,11 @@ class Piece:
 
 
 @lru_cache(maxsize=1)
-def shared_encoder(params: EncoderParams, device: str, grid: GridParams | None = None) -> ClipEncoder:
+def shared_encoder(
+    params: EncoderParams, device: str, grid: GridParams | None = None, batch_size: int | None = None
+) -> ClipEncoder:
     """Return the process's encoder: planning and a serial build share one."""
-    return ClipEncoder(params, device, grid)
+    return ClipEncoder(params, device, grid, batch_size)
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,7 @@ class MakeRows:
         Raises:
             AssetError: the weights on this machine are not those the build was planned with.
         """
-        encoder = shared_encoder(self.encoder, pick_device(worker_index()), self.grid)
+        encoder = shared_encoder(self.encoder, pick_device(worker_index()), self.grid, self.batch_size)
         if encoder.identity != self.identity:
             different = [key for key, value in self.identity.items() if encoder.identity.get(key) != value]
             raise AssetError(
@@ -100,18 +123,60 @@ class Embedder:
     def __init__(self, spec: MakeRows, encoder: FrameEncoder) -> None:
         self._spec = spec
         self._encoder = encoder
+        self._thread = ThreadPoolExecutor(1, "encode")  # one, whoever calls: OpenMP keeps threads for each caller
+        self.batch_size = spec.batch_size
+        self._closed = threading.Event()
+        self._told = -math.inf
         self._cameras = tuple(f.name.removeprefix("image/") for f in spec.fields if f.name.startswith("image/"))
 
     def __call__(self, unit: Unit) -> dict[str, np.ndarray]:
-        """Return field name -> (unit.rows, *field.shape)."""
+        """Return field name -> (unit.rows, *field.shape). May be called from several threads, as `LANES` says.
+
+        Tells (unit.index, images encoded of it) now and then: see `pipeline.compute.tell`.
+
+        Raises:
+            BrokenEpisode: a demonstration that cannot be read.
+        """
         out = {field.name: np.empty((unit.rows, *field.shape), field.dtype) for field in self._spec.fields}
-        for camera, view, rows, images in ahead(self._work(unit, out), READ_AHEAD):
-            for kind, features in self._encoder.forward(images).items():
-                out[f"{kind}/{camera}"][rows, view] = features
+        work = ahead(self._work(unit, out), READ_AHEAD)  # this unit is read while another one is encoded
+        try:
+            encoding = self._thread.submit(self._encode, unit, work, out)
+        except RuntimeError as error:  # closed meanwhile
+            work.close()
+            raise CancelledError from error
+        encoding.result()
         return out
 
-    def _work(self, unit: Unit, out: dict[str, np.ndarray]) -> Iterator[tuple[str, int, slice, torch.Tensor]]:
-        """Yield (camera, view, rows of the unit, model input); low-dimensional rows go into `out` at once.
+    def close(self) -> None:
+        """Give up what is under way, after the batch at hand."""
+        self._closed.set()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _encode(self, unit: Unit, work: Generator[Work], out: dict[str, np.ndarray]) -> None:
+        queued: deque[tuple[Work, Callable[[], dict[str, np.ndarray]]]] = deque()
+        encoded = 0
+
+        def finish() -> None:
+            (camera, view, rows, _), wait = queued.popleft()
+            for kind, features in wait().items():
+                out[f"{kind}/{camera}"][rows, view] = features
+
+        with contextlib.closing(work):
+            for item in work:
+                if self._closed.is_set():
+                    raise CancelledError
+                queued.append((item, self._encoder.submit(item[3])))
+                encoded += item[2].stop - item[2].start
+                if time.monotonic() - self._told >= TELL_EVERY_S:
+                    self._told = time.monotonic()
+                    tell((unit.index, encoded))
+                if len(queued) > QUEUED:
+                    finish()
+            while queued:
+                finish()
+
+    def _work(self, unit: Unit, out: dict[str, np.ndarray]) -> Iterator[Work]:
+        """Yield what there is to encode; low-dimensional rows go into `out` at once.
 
         A forward pass sees one view of one camera: the clean one has the same batches, and bytes, as without others.
         """
@@ -151,7 +216,10 @@ class Embedder:
     def _read(self, segment: Segment, low: int, high: int) -> Piece:
         """Pair observation t with action t + obs_shift, for t in `low:high`."""
         shift = self._spec.obs_shift
-        raw = self._spec.read(segment.payload, self._cameras, low, high + shift)
+        try:
+            raw = self._spec.read(segment.payload, self._cameras, low, high + shift)
+        except DataError as error:
+            raise BrokenEpisode(str(error), segment.payload) from error
         names = [f.name.removeprefix("lowdim/") for f in self._spec.fields if f.name.startswith("lowdim/")]
         rows = {name: slice(shift, None) if name in ACTIONS else slice(high - low) for name in names}
         lowdim = {name: raw[name][rows[name]] for name in names}
@@ -159,8 +227,11 @@ class Embedder:
         return Piece(segment.digest, low, high - low, frames, lowdim)
 
 
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Yield the items of an iterator that runs in a thread, at most `depth` items ahead. Its errors are raised here."""
+def ahead(items: Iterable[T], depth: int) -> Generator[T]:
+    """Yield the items of an iterator that runs in a thread, from now on, at most `depth` items ahead.
+
+    Its errors are raised where the items are taken. Close the generator to end the thread before all are.
+    """
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -181,16 +252,22 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
         except BaseException as error:
             put((False, error))
 
+    def take() -> Generator[T]:
+        try:
+            yield  # type: ignore[misc]  # so that closing it ends the thread, even before an item was taken
+            while True:
+                more, item = ready.get()
+                if not more:
+                    if item is not None:
+                        raise item
+                    return
+                yield item
+        finally:
+            stopped.set()
+            thread.join()
+
     thread = threading.Thread(target=produce, daemon=True)
     thread.start()
-    try:
-        while True:
-            more, item = ready.get()
-            if not more:
-                if item is not None:
-                    raise item
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+    taken = take()
+    next(taken)
+    return taken

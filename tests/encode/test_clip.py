@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -23,7 +24,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.encode.clip import ClipEncoder, resolve_precision
+from pipeline.encode.clip import ClipEncoder, default_batch_size, resolve_precision
 from pipeline.encode.weights import load_model, weights_sha256
 from pipeline.errors import AssetError, ConfigError
 from tests.encode import tiny
@@ -127,6 +128,33 @@ def test_threads_do_not_change_bytes(encoder: ClipEncoder) -> None:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_padded_batches_give_the_same_features(encoder: ClipEncoder) -> None:
+    """On a GPU every batch has the size that the tower was compiled for."""
+    padded = ClipEncoder(tiny.PARAMS, batch_size=5)
+    assert padded._batch_size is None  # on a CPU nothing is compiled and nothing padded
+    seen: list[tuple[int, ...]] = []
+    padded._batch_size, tower = 5, padded._tower
+    padded._run = lambda images: seen.append(tuple(images.shape)) or tower(images)  # type: ignore[func-returns-value]
+    frames = np.random.default_rng(0).integers(0, 256, (7, 24, 24, 3), np.uint8)
+    waiting = [padded.submit(padded.prepare(part)) for part in (frames[:5], frames[5:])]
+    found = np.concatenate([wait()["image"] for wait in waiting])
+    assert seen == [(5, 3, 32, 32)] * 2
+    np.testing.assert_allclose(found, encoder.images(frames), rtol=2e-3, atol=2e-3)
+
+
+def test_batches_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_batch_size("ViT-B-16", "cpu") == 64
+    for gib, model, expected in (
+        (141, "ViT-B-16", 1024),
+        (8, "ViT-B-16", 128),
+        (24, "ViT-L-14", 256),
+        (8, "ViT-B-32", 512),
+    ):
+        device = SimpleNamespace(total_memory=gib * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
+        assert default_batch_size(model, "cuda:0") == expected, (gib, model)
 
 
 def test_bf16_is_recorded_and_close(encoder: ClipEncoder) -> None:

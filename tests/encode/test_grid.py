@@ -64,7 +64,7 @@ def test_pooled_features_are_the_same_bits_with_and_without(precision: str) -> N
     ("model", "grid", "message"),
     [
         ("tiny-patches", GridParams(3, -1), r"size is 3, but tiny-patches has 4 x 4 patches: use 1 or 2 or 4"),
-        ("tiny-patches", GridParams(2, -4), r"layer is -4; the 3 blocks of tiny-patches are -1 \(last\) to -3"),
+        ("tiny-patches", GridParams(2, -4), r"layer is -4; tiny-patches has the blocks -1 \(the last\) to -3"),
         ("tiny-patches", GridParams(2, 0), r"layer is 0"),
         (
             "tiny-resnet",

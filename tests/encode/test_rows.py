@@ -1,5 +1,9 @@
 """Observation t goes with action t + obs_shift, in every unit, whatever the batches."""
 
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +14,7 @@ import torch
 from cache.schema import fields
 from cache.units import Episode, units
 from pipeline.encode.augment import Views
-from pipeline.encode.rows import Embedder, MakeRows, ahead
+from pipeline.encode.rows import BrokenEpisode, Embedder, MakeRows, ahead
 from pipeline.errors import AssetError, DataError
 from tests.encode import tiny
 
@@ -37,9 +41,9 @@ class Mean:
     def prepare(self, frames: np.ndarray, light: np.ndarray | None) -> torch.Tensor:
         return torch.from_numpy(frames)
 
-    def forward(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+    def submit(self, images: torch.Tensor) -> Callable[[], dict[str, np.ndarray]]:
         self.batches.append(len(images))
-        return {"image": images[:, 0, 0, :1].numpy().astype(np.float16)}
+        return lambda: {"image": images[:, 0, 0, :1].numpy().astype(np.float16)}
 
 
 VIEWS = Views(1, 0.2, 0.2, 0)
@@ -76,8 +80,10 @@ def test_a_read_error_surfaces() -> None:
         raise DataError("demo_3: cannot be read")
 
     embedder = Embedder(replace(SPEC, read=broken), Mean())  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="demo_3: cannot be read"):
-        embedder(next(units([Episode(5, 0, "", "", 0)], 10)))
+    with pytest.raises(BrokenEpisode, match=r"^demo_3: cannot be read$") as caught:
+        embedder(next(units([Episode(5, 0, "", "", 7)], 10)))
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301  # as a Dask worker sends it
+    assert (str(again), again.payload) == ("demo_3: cannot be read", 7)
 
 
 def test_ahead_keeps_order_and_stops_when_left() -> None:
@@ -97,6 +103,45 @@ def test_ahead_keeps_order_and_stops_when_left() -> None:
     count = len(taken)
     assert 6 <= count <= 10
     assert len(taken) == count  # the thread has ended
+
+
+def test_a_unit_is_read_while_another_one_is_encoded() -> None:
+    begun = threading.Event()
+
+    class Patient(Mean):
+        def submit(self, images: torch.Tensor) -> Callable[[], dict[str, np.ndarray]]:
+            assert images[0, 0, 0, 0] >= 40 or begun.wait(10)  # episode 0 waits for episode 1 to be read
+            return super().submit(images)
+
+    def reading(episode: int, *rest: Any) -> dict[str, Any]:
+        if episode == 1:
+            begun.set()
+        return read(episode, *rest)
+
+    embedder = Embedder(replace(SPEC, read=reading), Patient())  # type: ignore[arg-type]
+    made = units([Episode(6, 0, "", "0", 0), Episode(19, 0, "", "1", 1)], 6)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(embedder, (next(made), next(made)))
+    np.testing.assert_array_equal(first["image/agentview"][:, 0, 0], range(6))
+    np.testing.assert_array_equal(second["image/agentview"][:, 0, 0], range(40, 46))
+
+
+def test_closing_gives_up_what_is_under_way() -> None:
+    class Slow(Mean):
+        def submit(self, images: torch.Tensor) -> Callable[[], dict[str, np.ndarray]]:
+            closing.wait(10)
+            return super().submit(images)
+
+    closing = threading.Event()
+    embedder = Embedder(replace(SPEC, batch_size=1), Slow())  # type: ignore[arg-type]
+    with ThreadPoolExecutor(2) as pool:
+        made = units([Episode(6, 0, "", "0", 0), Episode(19, 0, "", "1", 1)], 6)
+        running = [pool.submit(embedder, unit) for unit in (next(made), next(made))]
+        threading.Timer(0.1, closing.set).start()
+        embedder.close()
+        for future in running:
+            with pytest.raises(CancelledError):
+                future.result(timeout=10)
 
 
 def test_a_worker_with_other_weights_is_refused(tmp_path: Any) -> None:
