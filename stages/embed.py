@@ -2,6 +2,7 @@
 
     python -m stages.embed                            # every suite of params.yaml
     python -m stages.embed --suite libero_spatial     # one of them
+    python -m stages.embed --verify                   # check the stores, and encode a sample of rows once more
 
 Reads data/demos/<suite>/, writes data/embeddings/<suite>.zarr (see cache/schema.py). A store that is there and is of
 the same encoder, settings and demonstrations is left alone. Stopped at any time, also by kill -9, and started again it
@@ -11,31 +12,33 @@ nothing of time or machine; what the build took goes to .scratch/embed/<suite>.j
 
 import json
 import logging
+import sys
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from cache import schema
 from cache.build import build, is_current
+from cache.errors import StoreError
 from cache.fingerprint import Plan
 from cache.ledger import Receipt
-from cache.units import Episode
+from cache.reader import open_store
+from cache.schema import Field
+from cache.verify import verify
 from pipeline.compute import map_unordered, threads, worker_count
-from pipeline.config import Embed, Params, load
-from pipeline.encode.augment import Views
-from pipeline.encode.clip import ClipEncoder, pick_device
-from pipeline.encode.rows import MakeRows, shared_encoder
-from pipeline.encode.transform import TRANSFORM_ID
+from pipeline.config import Params, load
+from pipeline.encode import source
+from pipeline.encode.check import compare, differences
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.rows import LANES, BrokenEpisode
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import Demo, Quarantined, manifest, read, recorded_with, scan
-from pipeline.libero.suites import Task, tasks
-from pipeline.provenance import provenance, versions
+from pipeline.libero.demonstrations import recorded_with, scan
+from pipeline.libero.suites import tasks
+from pipeline.provenance import provenance
 from stages import cli
 
 log = logging.getLogger(__name__)
@@ -48,45 +51,41 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--demos", default="data/demos", help="directory to read (default: %(default)s)")
     parser.add_argument("--out", default="data/embeddings", help="directory to write (default: %(default)s)")
     parser.add_argument("--scratch", default=".scratch/embed", help="unfinished work (default: %(default)s)")
+    parser.add_argument("--verify", action="store_true", help="build nothing; exit status 1 if a store is damaged")
+    parser.add_argument("--sample", type=int, default=256, help="--verify: rows to encode again (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="--verify: of the choice of rows (default: %(default)s)")
     args = parser.parse_args(argv)
     params = load(args.params)
+    problems: list[str] = []
     for suite in (args.suite,) if args.suite else params.data.suites:
-        embed(params, suite, Path(args.demos), Path(args.out), Path(args.scratch))
+        if args.verify:
+            problems += check(params, suite, Path(args.demos), Path(args.out), args.sample, args.seed)
+        else:
+            embed(params, suite, Path(args.demos), Path(args.out), Path(args.scratch))
+    if problems:
+        sys.exit("\n".join([*problems, f"error: {len(problems)} problem(s)"]))
 
 
 def embed(params: Params, suite: str, root: Path, out: Path, scratch: Path) -> None:
     """Bring the store of one suite into `<out>/<suite>.zarr`, whole or not at all."""
-    chosen = tasks(suite, params.data.tasks.get(suite))
-    demos, digests = usable_demos(params.embed, root, suite, chosen)
-    encoder = shared_encoder(params.embed.encoder, pick_device(), params.embed.grid)
-    made = plan(params.embed, suite, chosen, demos, digests, encoder)
+    found = source.find(params.embed, root, suite, tasks(suite, params.data.tasks.get(suite)))
+    encoder, batch_size = source.make_encoder(params.embed)
     target = out / f"{suite}.zarr"
-    if is_current(target, made):
-        print(f"{target}: up to date ({made.rows} rows, fingerprint {made.fingerprint[:12]})")
-        return
-    rows = MakeRows(
-        encoder=replace(params.embed.encoder, precision=encoder.precision),
-        grid=params.embed.grid,
-        identity=encoder.identity,
-        read=read,
-        fields=made.fields,
-        views=views(params.embed),
-        obs_shift=params.embed.obs_shift,
-        batch_size=params.embed.batch_size,
-    )
-    announce(params, made, encoder)
-    progress = Progress(made, len(params.embed.cameras) * params.embed.views)
-    build(
-        made,
-        encoder.text(list(made.instructions)),
-        rows,
-        target,
-        scratch / suite / made.fingerprint[:16],
-        run=partial(map_unordered, compute=params.compute),
-        execution=execution(params.embed, encoder),
-        report=progress.report,
-    )
-    took = progress.close()
+    while True:
+        made = source.plan(params.embed, found, encoder)
+        if is_current(target, made):
+            print(f"{target}: up to date ({made.rows} rows, fingerprint {made.fingerprint[:12]})")
+            return
+        explain(target, made)
+        try:
+            took = run(params, made, encoder, batch_size, target, scratch / suite)
+            break
+        except BrokenEpisode as error:
+            if params.embed.on_invalid == "stop":
+                raise DataError(
+                    f"{error} What is finished is kept. To go on without it, set embed.on_invalid: quarantine"
+                ) from error
+            found = found.without(error.payload, str(error), root, params.embed.cameras)
     record = {"fingerprint": made.fingerprint, "took": took, "embed": asdict(params.embed), "provenance": provenance()}
     (scratch / f"{suite}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(
@@ -95,114 +94,66 @@ def embed(params: Params, suite: str, root: Path, out: Path, scratch: Path) -> N
     )
 
 
-def usable_demos(
-    settings: Embed, root: Path, suite: str, chosen: Sequence[Task]
-) -> tuple[list[Demo], list[dict[str, Any]]]:
-    """Return the demonstrations to embed and their manifest; quarantine or refuse the others, by `embed.on_invalid`.
-
-    All tasks' first demonstrations come first, then all tasks' second ones, and so on: those that are recorded later
-    go to the end of the store, and the shards before them stay as they are.
-
-    Raises:
-        DataError: one is damaged and the setting is "stop", or a task is left without any.
-    """
-    found, left_out = scan(root, suite, chosen, settings.cameras)
-    demos: list[Demo] = []
-    entries: list[dict[str, Any]] = []
-    order = {task: k for k, task in enumerate(chosen)}
-    for demo in sorted(found, key=lambda demo: (int(demo.name.removeprefix("demo_")), order[demo.task])):
-        try:
-            if demo.length <= settings.obs_shift:
-                raise DataError(f"{demo.length} steps are too few for obs_shift {settings.obs_shift}")
-            entries += manifest([demo])
-            demos.append(demo)
-        except DataError as error:
-            left_out.append(Quarantined(demo.file, demo.name, str(error)))
-            log.warning("quarantined %s", left_out[-1])
-    if left_out and settings.on_invalid == "stop":
-        raise DataError(
-            f"{len(left_out)} damaged demonstrations, first {left_out[0]}. "
-            "Make or download them again, or set embed.on_invalid: quarantine to leave them out"
+def run(
+    params: Params, made: Plan, encoder: ClipEncoder, batch_size: int, target: Path, scratch: Path
+) -> dict[str, float]:
+    """Build the store; return what it took."""
+    announce(params, made, encoder, batch_size)
+    progress = Progress(made, len(params.embed.cameras) * params.embed.views)
+    try:
+        build(
+            made,
+            encoder.text(list(made.instructions)),
+            source.make_rows(params.embed, made.fields, encoder, batch_size),
+            target,
+            scratch / made.fingerprint[:16],
+            run=partial(map_unordered, compute=params.compute, lanes=LANES, heard=progress.heard),
+            execution=source.execution(encoder, batch_size),
+            report=progress.report,
         )
-    for task in chosen:
-        if not any(demo.task == task for demo in demos):
-            raise DataError(
-                f"{suite} task {task.id} ({task.name}) has no usable demonstration"
-                f"{f'; the first problem is {left_out[0]}' if left_out else ''}. Make them: python -m stages.demos"
-            )
-    return demos, entries
+    finally:
+        took = progress.close()
+    return took
 
 
-def plan(
-    settings: Embed,
-    suite: str,
-    chosen: Sequence[Task],
-    demos: Sequence[Demo],
-    entries: Sequence[dict[str, Any]],
-    encoder: ClipEncoder,
-) -> Plan:
-    """Return what the store's bytes depend on."""
-    recorded = {file: recorded_with(file) for file in dict.fromkeys(demo.file for demo in demos)}
-    first, sim = next(iter(recorded.items()))
-    if other := next((file for file, value in recorded.items() if value != sim), None):
+def explain(target: Path, made: Plan) -> None:
+    """Log why a store that is there is not the one that is asked for: both sides."""
+    try:
+        found = differences(open_store(target).attrs, made.attributes())
+    except StoreError:
+        return
+    log.warning("%s is of something else and will be replaced: %s", target, "; ".join(found))
+
+
+def check(params: Params, suite: str, root: Path, out: Path, rows: int, seed: int) -> list[str]:
+    """Check the store of one suite against itself and against its demonstrations; return what is wrong."""
+    target = out / f"{suite}.zarr"
+    problems = [f"{target}: {problem}" for problem in verify(target)]
+    store = open_store(target)
+    encoder, batch_size = source.make_encoder(params.embed)
+    chosen = tasks(suite, params.data.tasks.get(suite))
+    demos = {source.source_name(demo): demo for demo in scan(root, suite, chosen, params.embed.cameras)[0]}
+    sim = recorded_with(next(iter(demos.values())).file) if demos else None
+    if other := differences(store.identity, source.identity(params.embed, suite, encoder, sim)):
         raise DataError(
-            f"{other} was recorded with {recorded[other]}, {first} with {sim}. One store takes one kind of rendering: "
-            "make all demonstrations of the suite in the same way"
+            f"{target}: was not made with the settings as they are now: {'; '.join(other)}. "
+            "Set them back to check it, or embed anew: python -m stages.embed"
         )
-    number = {task: k for k, task in enumerate(chosen)}
-    return Plan(
-        identity={
-            "suite": suite,
-            "encoder": encoder.identity,
-            "transform": TRANSFORM_ID,
-            "obs_shift": settings.obs_shift,
-            **views(settings).identity(),
-            **({"grid": asdict(settings.grid)} if settings.grid else {}),
-            "sim": sim,  # null: not recorded by this project, so LIBERO's own full rendering
-        },
-        fields=schema.fields(
-            settings.cameras,
-            settings.views,
-            encoder.dim,
-            all(demo.has_expert_actions for demo in demos),
-            encoder.tokens,
-        ),
-        episodes=tuple(
-            Episode(
-                rows=demo.length - settings.obs_shift,
-                task=number[demo.task],
-                source=f"{entry['file']}/{entry['demo']}",
-                digest=entry["sha256"],
-                payload=demo,
-            )
-            for demo, entry in zip(demos, entries, strict=True)
-        ),
-        instructions=tuple(task.language for task in chosen),
-        task_ids=tuple(task.id for task in chosen),
-        shard_rows=settings.shard_rows,
-        chunk_rows=settings.chunk_rows,
+    fields = [Field(name, (a := store.array(name)).shape[1:], str(a.dtype), ()) for name in store.fields]
+    embedder = source.make_rows(params.embed, fields, encoder, batch_size)()
+    try:
+        result = compare(store, demos, embedder, rows, seed)
+    finally:
+        embedder.close()
+    print(
+        f"{target}: {result.rows} of {store.rows} rows encoded again: {result.equal_rows} equal bit for bit, cosine at "
+        f"least {result.min_cosine:.6f}, largest difference {result.max_difference:.3g}; "
+        f"{result.missing_rows} rows drawn have no demonstration here"
     )
+    return [*problems, *(f"{target}: {problem}" for problem in result.problems)]
 
 
-def views(settings: Embed) -> Views:
-    """Return which views of a frame the settings ask for."""
-    return Views(settings.views, settings.brightness, settings.contrast, settings.view_seed)
-
-
-def execution(settings: Embed, encoder: ClipEncoder) -> dict[str, Any]:
-    """Return what the last bits of a feature may depend on besides the plan: kept in the ledger, not in the store.
-
-    Threads are not among it: a test shows that their number changes nothing.
-    """
-    found = versions()
-    return {
-        "batch_size": settings.batch_size,
-        "device": encoder.device.type,
-        "versions": {name: found[name] for name in ("torch", "open_clip_torch", "numpy", "zarr")},
-    }
-
-
-def announce(params: Params, made: Plan, encoder: ClipEncoder) -> None:
+def announce(params: Params, made: Plan, encoder: ClipEncoder, batch_size: int) -> None:
     """Log where and how fast the encoder runs."""
     workers = worker_count(params.compute, made.unit_count)
     log.info(
@@ -211,13 +162,13 @@ def announce(params: Params, made: Plan, encoder: ClipEncoder) -> None:
         encoder.name,
         encoder.device,
         encoder.precision,
-        params.embed.batch_size,
+        batch_size,
         params.compute.scheduler,
         workers,
         threads(params.compute, made.unit_count),
         made.rows,
         made.unit_count,
-        rate(encoder, min(params.embed.batch_size, 16)),
+        rate(encoder, min(batch_size, 16)),
     )
 
 
@@ -231,24 +182,37 @@ def rate(encoder: ClipEncoder, batch: int) -> float:
 
 
 class Progress:
-    """A bar that counts images, and what the build took."""
+    """A bar that counts images, as they are encoded, and what the build took."""
 
     def __init__(self, made: Plan, per_row: int) -> None:
         self._per_row = per_row
         self._started = time.perf_counter()
         self._images = 0
         self._resumed = 0
+        self._under_way: dict[int, int] = {}  # unit -> images that are counted already
+        self._finished: set[int] = set()
+        self._lock = threading.Lock()
         self._bar = tqdm(total=made.rows * per_row, desc="embeddings", unit="image", smoothing=0)
+
+    def heard(self, message: tuple[int, int]) -> None:
+        """Count what a worker tells: (unit, images of it that are encoded). From any thread."""
+        unit, images = message
+        with self._lock:
+            if unit not in self._finished:  # what is late must not count twice
+                self._bar.update(images - self._under_way.get(unit, 0))
+                self._under_way[unit] = images
 
     def report(self, receipt: Receipt, resumed: bool) -> None:
         """Count one finished unit."""
         images = receipt.rows * self._per_row
-        if resumed:
-            self._resumed += images
-            self._bar.initial += images  # not done now: it must not count towards the rate
-        else:
-            self._images += images
-        self._bar.update(images)
+        with self._lock:
+            self._finished.add(receipt.unit)
+            if resumed:
+                self._resumed += images
+                self._bar.initial += images  # not done now: it must not count towards the rate
+            else:
+                self._images += images
+            self._bar.update(images - self._under_way.pop(receipt.unit, 0))
 
     def close(self) -> dict[str, float]:
         """Return images embedded now and before, seconds, and images per second of now."""

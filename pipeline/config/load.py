@@ -91,7 +91,10 @@ def _check_values(p: Params, origin: str) -> None:
     for name in ("brightness", "contrast"):
         value = getattr(p.embed, name)
         require(value >= 0, f"embed.{name} is {value}; it must not be negative")
-    require(p.embed.batch_size > 0, f"embed.batch_size is {p.embed.batch_size}; it must be positive")
+    require(
+        p.embed.batch_size is None or p.embed.batch_size > 0,
+        f"embed.batch_size is {p.embed.batch_size}; it must be positive",
+    )
     require(
         p.embed.chunk_rows > 0 and p.embed.shard_rows % p.embed.chunk_rows == 0,
         f"embed.shard_rows {p.embed.shard_rows} is not a multiple of embed.chunk_rows {p.embed.chunk_rows}",

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -22,7 +24,7 @@ from pipeline.encode.augment import Views, relight
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import demo_file, read, scan
+from pipeline.libero.demonstrations import Demo, demo_file, read, scan
 from pipeline.libero.suites import tasks
 from stages.embed import main
 from tests.encode import tiny
@@ -248,6 +250,111 @@ def test_damaged_demonstrations_stop_the_build(base: Path, tmp_path: Path, damag
     with pytest.raises(DataError, match=r"3 damaged demonstrations, first .*embed.on_invalid: quarantine"):
         main(arguments(base, tmp_path, damaged, on_invalid="stop"))
     assert not (tmp_path / "out").exists()
+
+
+def breaks(folder: Path, whole_file: bool) -> Callable[..., dict]:
+    """Return a `read` that finds task 3's demo_1 broken at its 20th row, and with it its file, if asked."""
+    victim = demo_file(folder, tasks(SUITE, [3])[0])
+
+    def reading(demo: Demo, cameras: tuple[str, ...], start: int, stop: int) -> dict:
+        if (demo.file, demo.name) == (victim, "demo_1") and stop > 20:
+            if whole_file:
+                victim.write_bytes(victim.read_bytes()[:4000])
+                return read(demo, cameras, start, stop)
+            raise DataError(f"{demo.file} {demo.name}: cannot be read: bad sector")
+        return read(demo, cameras, start, stop)
+
+    return reading
+
+
+@pytest.fixture
+def doomed(tmp_path: Path) -> Path:
+    for task in tasks(SUITE, TASKS):
+        tiny.demonstrations(tmp_path / "demos", task, LENGTHS)
+    return tmp_path / "demos"
+
+
+def test_a_demonstration_that_breaks_during_the_build_is_left_out(
+    base: Path, tmp_path: Path, doomed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.encode.source.read", breaks(doomed, whole_file=False))
+    main(arguments(base, tmp_path, doomed))
+    store = open_store(tmp_path / "out" / f"{SUITE}.zarr")
+    file = demo_file(doomed, tasks(SUITE, [3])[0])
+    assert len(store.episodes) == 7 and f"{file.name}/demo_1" not in store.episodes.source
+    assert f"quarantined {file} demo_1: {file} demo_1: cannot be read: bad sector" in caplog.text
+    assert verify(store.location) == []
+
+
+def test_a_demonstration_that_breaks_during_the_build_stops_it(
+    base: Path, tmp_path: Path, doomed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.encode.source.read", breaks(doomed, whole_file=False))
+        with pytest.raises(DataError, match=r"demo_1: cannot be read: bad sector .* is kept.*: quarantine"):
+            main(arguments(base, tmp_path, doomed, on_invalid="stop"))
+    assert not (tmp_path / "out").exists()
+    main(arguments(base, tmp_path, doomed, on_invalid="stop"))
+    assert json.loads((tmp_path / "scratch" / f"{SUITE}.json").read_text())["took"]["images_resumed"] >= 64
+    assert content(tmp_path) == content(base)
+
+
+def test_a_file_that_breaks_during_the_build(
+    base: Path, tmp_path: Path, doomed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.encode.source.read", breaks(doomed, whole_file=True))
+    with pytest.raises(DataError, match=r"task 3 .* has no usable demonstration; the first problem is .*_demo.hdf5"):
+        main(arguments(base, tmp_path, doomed))
+
+
+def test_verify_encodes_again(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*arguments(base, base), "--verify", "--sample", "100"])
+    found = re.search(
+        r"(\d+) of 224 rows encoded again: \1 equal bit for bit, cosine .* 1.000000", capsys.readouterr().out
+    )
+    assert found and 90 <= int(found[1]) <= 108
+    main([*arguments(base, base, batch_size=7), "--verify", "--sample", "1000"])
+    assert re.search(r"224 of 224 rows .*, cosine at least (0.9999|1.0000)", capsys.readouterr().out)
+
+
+def test_verify_finds_other_frames_and_values(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reading(demo: Demo, cameras: tuple[str, ...], start: int, stop: int) -> dict:
+        rows = read(demo, cameras, start, stop)
+        return {**rows, "images": {c: x[::-1] for c, x in rows["images"].items()}, "gripper": rows["gripper"] + 1e-4}
+
+    monkeypatch.setattr("pipeline.encode.source.read", reading)
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments(base, base), "--verify", "--sample", "12"])
+    assert re.search(r"image/eye_in_hand: row \d+ has cosine 0.9", str(caught.value))
+    assert re.search(r"lowdim/gripper: row \d+ is \[.*\], its demonstration has \[", str(caught.value))
+
+
+def test_verify_finds_what_differs(
+    base: Path, tmp_path: Path, doomed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*arguments(base, tmp_path, doomed), f"--out={base / 'out'}", "--verify", "--sample", "1000"]
+    file = demo_file(doomed, tasks(SUITE, [3])[0])
+    with h5py.File(file, "r+") as opened:
+        opened["data/demo_3/obs/agentview_rgb"][7] = 0
+    with pytest.raises(SystemExit, match=rf"{file} demo_3: has changed since it was embedded"):
+        main(options)
+    with h5py.File(file, "r+") as opened:
+        del opened["data/demo_3"]
+    main(options)
+    assert re.search(r"[1-9]\d* rows drawn have no demonstration here", capsys.readouterr().out)
+    settings(tmp_path, views=2)
+    with pytest.raises(DataError, match=r"views is 1 in the store, 2 now; augment is None .*Set them back"):
+        main(options)
+
+
+def test_other_settings_replace_the_store_and_say_why(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main(arguments(base, tmp_path))
+    assert "will be replaced" not in caplog.text
+    main(arguments(base, tmp_path, obs_shift=0, batch_size=None))
+    text = r"identity.obs_shift is 1 in the store, 0 now"
+    assert text in caplog.text and "rows is 224 in the store, 232 now" in caplog.text
 
 
 def test_missing_demonstrations(base: Path, tmp_path: Path) -> None:
