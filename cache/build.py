@@ -4,32 +4,39 @@ The engine knows neither encoder nor executor. It is handed a picklable `factory
 unit, and `run`, which applies a function to items wherever it likes (pipeline.compute.map_unordered fits).
 """
 
-import errno
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
+from cache import keep as keeping
 from cache import schema
 from cache.decode import shard_key
-from cache.errors import StoreError
+from cache.errors import StoreError, not_written
 from cache.fingerprint import Plan
 from cache.ledger import Ledger, Receipt, fsync_directory, fsync_file
 from cache.lock import exclusive
-from cache.reader import open_store
+from cache.reader import REBUILD, REPLACE, Store, open_store
 from cache.shard import MakeWriter, Rows, Task, write_unit
 from cache.units import starts
-from cache.verify import verify
+from cache.verify import THREADS, verify
 
 log = logging.getLogger(__name__)
 
 Run = Callable[..., Iterator[tuple[Task, Receipt]]]
 """run(fn, items, setup=...) yields (item, fn(setup(), item)) as they end, in any order."""
+Report = Callable[[Receipt, bool], None]
+Found = tuple[Receipt, Mapping[str, Path]]
+"""A finished unit and its files."""
 STORE, LEDGER = "store.zarr", "ledger.jsonl"
 
 
@@ -58,33 +65,118 @@ def build(
     work: Path,
     run: Run = serial,
     execution: Mapping[str, Any] | None = None,
-    report: Callable[[Receipt, bool], None] | None = None,
+    report: Report | None = None,
+    keep: Path | None = None,
 ) -> None:
     """Build the store of `plan` at `target`, going on with what an earlier call left in `work`.
 
     Args:
+        plan: what to build.
         text_embedding: (K, D) float32, of the plan's instructions.
         factory: picklable; `factory()(unit)` gives the rows of a unit.
         target: replaced when the new store is complete and verified, not before.
         work: directory for the unfinished store, of this plan alone. On the same file system a rename publishes.
+        run: applies a function to items.
         execution: JSON-able; how rows are computed beyond the plan, as far as their last bits may depend on it. A
             build that was begun under another execution is begun anew.
-        report: called as report(receipt, resumed) for each unit, also for those of an earlier call.
+        report: called as report(receipt, resumed) for each unit; resumed ones were not computed in this call.
+        keep: directory, of this target alone and on its file system, for links to the finished shards. A later build
+            of another plan takes over from there the units that have not changed, and computes the others.
 
     Raises:
         StoreError: another build at work, no room, rows that do not fit the schema, or failed verification.
     """
-    work = work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    with exclusive(work / "lock"):
-        store, ledger = _open(plan, text_embedding, work, dict(execution or {}))
-        try:
-            _fill(plan, store, ledger, factory, run, report)
+    execution = dict(execution or {})
+    with _working(work, target) as work:
+        store, ledger = _open(plan, text_embedding, work, execution)
+        with contextlib.closing(ledger):
+            tasks = [Task(unit, plan.unit_key(unit)) for unit in plan.units()]
+            if keep is not None:
+                _take(plan, store, ledger, tasks, partial(_kept, keep, execution))
+            _fill(plan, store, ledger, tasks, factory, run, report)
             _finish(plan, store, ledger)
-        finally:
-            ledger.close()
-        publish(store, target)
+        with _explained(target):
+            publish(store, target, plan.fields)
         ledger.path.unlink()
+        if keep is not None:
+            _keep(plan, target, keep, ledger, execution)
+
+
+def repair(
+    plan: Plan,
+    text_embedding: np.ndarray,
+    factory: Callable[[], Rows],
+    target: Path,
+    work: Path,
+    run: Run = serial,
+    execution: Mapping[str, Any] | None = None,
+    report: Report | None = None,
+) -> list[int]:
+    """Make the damaged or missing shards of the store at `target` anew; return the numbers of their units.
+
+    All happens in `work`, on links to (or copies of) the sound shards. The store is replaced by the repaired one when
+    that is complete and verified; until then it stays as it is. Stopped at any time, it goes on where it was.
+
+    Args:
+        plan: what the store was built of.
+        text_embedding: (K, D) float32, of the plan's instructions.
+        factory: as in `build`, and so are target, work, run, execution and report.
+        target: the store, on a local disk.
+        work: the directory that a build of this plan would use.
+        run: applies a function to items.
+        execution: how rows are computed now; if the bytes differ from what was there, a warning says so.
+        report: called for each unit, for sound ones with resumed=True.
+
+    Raises:
+        StoreError: no store there, one of another plan, or with damage outside of its shards: build it anew.
+    """
+    with _working(work, target) as work:
+        found = open_store(target)
+        if found.fingerprint != plan.fingerprint:
+            raise StoreError(
+                f"{target}: was built of something else: its fingerprint is {found.fingerprint}, that of the settings "
+                f"and demonstrations as they are now {plan.fingerprint}. Repairing would mix the two. {REBUILD}"
+            )
+        problems = verify(target)
+        if beyond := [problem for problem in problems if problem.unit is None]:
+            raise StoreError(f"{target}: more than shards is damaged: {beyond[0]}. {REPLACE}")
+        bad = sorted({problem.unit for problem in problems if problem.unit is not None})
+        if not bad:
+            return []
+        log.warning("%s: making %d of %d units anew: %s", target, len(bad), plan.unit_count, bad)
+        store, ledger = _open(plan, text_embedding, work, dict(execution or {}))
+        with contextlib.closing(ledger):
+            tasks = [Task(unit, plan.unit_key(unit)) for unit in plan.units()]
+            _take(plan, store, ledger, tasks, partial(_sound, found, frozenset(bad)))
+            _fill(plan, store, ledger, tasks, factory, run, report)
+            _finish(plan, store, ledger)
+        _compare(found, ledger, bad)
+        with _explained(target):
+            publish(store, target, plan.fields)
+        ledger.path.unlink()
+    return bad
+
+
+@contextlib.contextmanager
+def _working(work: Path, target: Path) -> Iterator[Path]:
+    """Hold the working directory, and put a store back that a kill left aside while its successor was published."""
+    work = work.resolve()
+    with _explained(work):
+        work.mkdir(parents=True, exist_ok=True)
+    with exclusive(work / "lock"):
+        target = target.resolve()
+        if not target.exists() and _replaced(target).exists():
+            _replaced(target).replace(target)
+        yield work
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise not_written(path, error) from error
 
 
 def _open(plan: Plan, text_embedding: np.ndarray, work: Path, execution: dict[str, Any]) -> tuple[Path, Ledger]:
@@ -98,7 +190,8 @@ def _open(plan: Plan, text_embedding: np.ndarray, work: Path, execution: dict[st
             log.warning("%s was begun with other versions or settings and is begun anew", work)
         path.unlink(missing_ok=True)
         shutil.rmtree(store, ignore_errors=True)
-        _create(plan, text_embedding, store)
+        with _explained(store):
+            _create(plan, text_embedding, store)
         ledger = Ledger.begin(path, header)
     return store, ledger
 
@@ -119,28 +212,6 @@ def _create(plan: Plan, text_embedding: np.ndarray, store: Path) -> None:
     schema.create_table(root, "text/task", np.array(plan.task_ids, np.int64), ("text",))
 
 
-def _fill(
-    plan: Plan,
-    store: Path,
-    ledger: Ledger,
-    factory: Callable[[], Rows],
-    run: Run,
-    report: Callable[[Receipt, bool], None] | None,
-) -> None:
-    done = {unit for unit, receipt in ledger.receipts.items() if _intact(store, plan, receipt)}
-    for unit in sorted(done):
-        if report:
-            report(ledger.receipts[unit], True)
-    todo = [Task(unit, plan.unit_key(unit)) for unit in plan.units() if unit.index not in done]
-    if not todo:
-        return
-    setup = MakeWriter(str(store), plan.fingerprint, plan.fields, plan.shard_rows, factory)
-    for _, receipt in run(write_unit, todo, setup=setup):
-        ledger.add(receipt)
-        if report:
-            report(receipt, False)
-
-
 def _shards(store: Path, plan: Plan, unit: int) -> dict[str, Path]:
     """Return the files of a unit."""
     return {field.name: store / shard_key(field.name, 1 + len(field.shape), unit) for field in plan.fields}
@@ -152,6 +223,63 @@ def _intact(store: Path, plan: Plan, receipt: Receipt) -> bool:
     return all(path.is_file() and path.stat().st_size == receipt.shards[name][0] for name, path in paths.items())
 
 
+def _take(plan: Plan, store: Path, ledger: Ledger, tasks: Sequence[Task], find: Callable[[Task], Found | None]) -> None:
+    """Take over the units that `find` finds, but for those that are there already."""
+    missing = [task for task in tasks if task.unit.index not in ledger.receipts]
+    with ThreadPoolExecutor(THREADS) as pool, _explained(store):
+        for found in pool.map(find, missing):
+            if found is None:
+                continue
+            receipt, sources = found
+            for name, path in _shards(store, plan, receipt.unit).items():
+                keeping.adopt(sources[name], path)
+            ledger.add(receipt)
+
+
+def _kept(keep: Path, execution: Mapping[str, Any], task: Task) -> Found | None:
+    receipt = keeping.find(keep, task.key, execution)
+    if receipt is None:
+        return None
+    return replace(receipt, unit=task.unit.index), {name: keep / task.key / name for name in receipt.shards}
+
+
+def _sound(store: Store, bad: frozenset[int], task: Task) -> Found | None:
+    """Find a unit in a store that has been verified."""
+    unit = task.unit.index
+    if unit in bad:
+        return None
+    paths = {name: Path(store.location) / store.shard_key(name, unit) for name in store.fields}
+    digests = store.table("integrity/sha256")[unit]
+    shards = {
+        name: (path.stat().st_size, digests[column].tobytes().hex())
+        for column, (name, path) in enumerate(paths.items())
+    }
+    return Receipt(unit, task.key, task.unit.rows, shards, 0.0), paths
+
+
+def _fill(
+    plan: Plan,
+    store: Path,
+    ledger: Ledger,
+    tasks: Sequence[Task],
+    factory: Callable[[], Rows],
+    run: Run,
+    report: Report | None,
+) -> None:
+    done = {unit for unit, receipt in ledger.receipts.items() if _intact(store, plan, receipt)}
+    for unit in sorted(done):
+        if report:
+            report(ledger.receipts[unit], True)
+    todo = [task for task in tasks if task.unit.index not in done]
+    if not todo:
+        return
+    setup = MakeWriter(str(store), plan.fingerprint, plan.fields, plan.shard_rows, factory)
+    for _, receipt in run(write_unit, todo, setup=setup):
+        ledger.add(receipt)
+        if report:
+            report(receipt, False)
+
+
 def _finish(plan: Plan, store: Path, ledger: Ledger) -> None:
     """Write the table of digests, which makes the store a whole one, and check everything."""
     digests = np.zeros((plan.unit_count, len(plan.fields), 32), np.uint8)
@@ -160,7 +288,9 @@ def _finish(plan: Plan, store: Path, ledger: Ledger) -> None:
             sha256 = ledger.receipts[unit].shards[field.name][1]
             digests[unit, column] = np.frombuffer(bytes.fromhex(sha256), np.uint8)
     shutil.rmtree(store / "integrity", ignore_errors=True)
-    schema.create_table(zarr.open_group(store, mode="r+"), "integrity/sha256", digests, ("shard", "field", "byte"))
+    with _explained(store):
+        root = zarr.open_group(store, mode="r+")
+        schema.create_table(root, "integrity/sha256", digests, ("shard", "field", "byte"))
     problems = verify(store)
     if not problems:
         return
@@ -170,14 +300,32 @@ def _finish(plan: Plan, store: Path, ledger: Ledger) -> None:
     raise StoreError(f"{store}: {len(problems)} problems, first {problems[0]}. Start again: bad shards are made anew")
 
 
-def publish(store: Path, target: Path) -> None:
+def _compare(found: Store, ledger: Ledger, units: Sequence[int]) -> None:
+    """Say so if units came out otherwise than they were: on another device or version, last bits may differ."""
+    digests = found.table("integrity/sha256")
+    for unit in units:
+        for column, name in enumerate(found.fields):
+            if ledger.receipts[unit].shards[name][1] != digests[unit, column].tobytes().hex():
+                log.warning("%s: shard %d of %s differs from what it was before the damage", found.location, unit, name)
+
+
+def _keep(plan: Plan, target: Path, keep: Path, ledger: Ledger, execution: Mapping[str, Any]) -> None:
+    """Link the finished shards into `keep`, and remove what is there of other plans."""
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        for receipt in ledger.receipts.values():
+            keeping.put(keep, receipt, _shards(target, plan, receipt.unit), execution)
+    except OSError as error:
+        log.warning("%s: no hard links to %s (%s): a build of a changed plan will compute all", keep, target, error)
+    keeping.sweep(keep, {receipt.key for receipt in ledger.receipts.values()})
+
+
+def publish(store: Path, target: Path, fields: Sequence[schema.Field]) -> None:
     """Move a finished store into place. What was there before is removed only then."""
-    for path in store.rglob("*"):
-        if path.name == "zarr.json" or path.parent.name == "c":  # metadata and tables; shards are flushed already
-            fsync_directory(path) if path.is_dir() else fsync_file(path)
+    _flush(store, fields)
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    old = target.with_name(f".{target.name}.replaced.partial")
+    old = _replaced(target)
     shutil.rmtree(old, ignore_errors=True)
     staged = _onto_file_system(store, target)
     if target.exists():
@@ -188,16 +336,30 @@ def publish(store: Path, target: Path) -> None:
     shutil.rmtree(store, ignore_errors=True)
 
 
+def _replaced(target: Path) -> Path:
+    """Return where a store is moved while its successor takes its place."""
+    return target.with_name(f".{target.name}.replaced.partial")
+
+
+def _flush(store: Path, fields: Sequence[schema.Field]) -> None:
+    """Flush all directories and files to the disk but the shards, which are there."""
+    shards = tuple(f"{store / field.name / 'c'}{os.sep}" for field in fields)
+    for folder, _, names in os.walk(store):
+        if not f"{folder}{os.sep}".startswith(shards):
+            for name in names:
+                fsync_file(Path(folder, name))
+        fsync_directory(Path(folder))
+
+
 def _onto_file_system(store: Path, target: Path) -> Path:
     """Return a path beside the target from where a rename works: the store itself, if it is on the same file system."""
     if store.stat().st_dev == target.parent.stat().st_dev:
         return store
     staged = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
-    try:
-        shutil.copytree(store, staged)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        hint = " Make room and start again." if error.errno == errno.ENOSPC else ""
-        raise StoreError(f"{target}: cannot be written: {reason}.{hint}") from error
+    shutil.copytree(store, staged)
+    for folder, _, names in os.walk(staged):
+        for name in names:
+            fsync_file(Path(folder, name))
+        fsync_directory(Path(folder))
     return staged

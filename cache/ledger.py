@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from cache.errors import StoreError
+from cache.errors import not_written
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ class Ledger:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise StoreError(
-                f"{self.path}: {error.strerror}. Make room and start again; finished shards are kept"
-            ) from error
+            raise not_written(self.path, error) from error
 
 
 def fsync_file(path: Path) -> None:

@@ -11,12 +11,11 @@ import numpy as np
 import zarr
 
 from cache.decode import shard_key
-from cache.errors import StoreError
+from cache.errors import StoreError, not_written
 from cache.ledger import Receipt, fsync_directory, fsync_file
 from cache.schema import Field
 from cache.units import Unit
 
-MAKE_ROOM = "Make room and start again; finished shards are kept"
 Rows = Callable[[Unit], Mapping[str, np.ndarray]]
 """Computes a unit: field name -> (unit.rows, *field.shape). Must be a pure function of the unit."""
 
@@ -100,7 +99,7 @@ class Writer:
             fsync_file(path)
             fsync_directory(path.parent)
         except OSError as error:
-            raise StoreError(f"{path}: {error.strerror or error}. {MAKE_ROOM}") from error
+            raise not_written(path, error) from error
         content = path.read_bytes()
         return len(content), hashlib.sha256(content).hexdigest()
 
