@@ -18,11 +18,13 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config import Compute
+from pipeline.config import Compute, Tls
 from pipeline.errors import PipelineError
 
 Item = TypeVar("Item")
@@ -225,7 +227,7 @@ def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
             yield client
         return
     try:
-        client = Client(compute.scheduler, timeout=CONNECT_TIMEOUT_S)
+        client = Client(compute.scheduler, timeout=CONNECT_TIMEOUT_S, security=_security(compute.tls))
     except (OSError, TimeoutError, ValueError) as error:
         raise PipelineError(
             f"compute.scheduler: no Dask scheduler answers at {compute.scheduler} ({error}). "
@@ -234,6 +236,17 @@ def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
     with client:
         _check_workers(client, compute.scheduler, lanes)
         yield client
+
+
+def _security(tls: Tls | None) -> Any:
+    if tls is None:
+        return None
+    from distributed import Security
+
+    for name, file in asdict(tls).items():
+        if not Path(file).is_file():
+            raise PipelineError(f"compute.tls.{name}: no file {file}. Give the PEM file that the cluster was made with")
+    return Security(require_encryption=True, tls_ca_file=tls.ca, tls_client_cert=tls.cert, tls_client_key=tls.key)
 
 
 def _check_workers(client: Any, address: str, lanes: int) -> None:

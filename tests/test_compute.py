@@ -5,15 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.compute import cores, map_unordered, tell, threads, worker_count
-from pipeline.config import Compute
-from pipeline.errors import DataError, PipelineError
+from pipeline.config import Compute, Tls, from_dict
+from pipeline.errors import ConfigError, DataError, PipelineError
+from tests.certificates import authority
 
 SERIAL = Compute("serial", None, None)
 ONE = Compute("local", 1, 1)
@@ -171,6 +173,39 @@ def test_remote_scheduler_serves_two_calls(cluster, tmp_path: Path) -> None:
         assert len((tmp_path / run / "made").read_text().split()) == 2  # a state is made anew for each call
 
 
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster, Security
+
+    ours, theirs = authority(tmp_path / "ours"), authority(tmp_path / "theirs")
+    roles = {f"tls_{role}_{part}": getattr(ours, part) for role in ("scheduler", "worker") for part in ("cert", "key")}
+    client = {"tls_client_cert": ours.cert, "tls_client_key": ours.key}
+    security = Security(require_encryption=True, tls_ca_file=ours.ca, **roles, **client)
+    options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50, "security": security}
+    with LocalCluster(n_workers=1, host="tls://127.0.0.1", **options) as made:
+        address = made.scheduler_address
+        assert address.startswith("tls://")
+        assert dict(map_unordered(fail, [0, 1], Compute(address, None, None, ours))) == {0: 0, 1: 1}
+        monkeypatch.setattr("pipeline.compute.CONNECT_TIMEOUT_S", 2.0)
+        for stranger in (Compute(address, None, None, theirs), Compute(address.replace("tls", "tcp"), None, None)):
+            with pytest.raises(PipelineError, match="no Dask scheduler answers at"):
+                list(map_unordered(fail, [0], stranger))
+
+
+def test_tls_files_that_are_not_there(tmp_path: Path) -> None:
+    tls = replace(authority(tmp_path), key=str(tmp_path / "nowhere.pem"))
+    with pytest.raises(PipelineError, match=r"compute.tls.key: no file .*nowhere.pem"):
+        list(map_unordered(fail, [0], Compute("tls://127.0.0.1:1", None, None, tls)))
+
+
+def test_tls_scheduler_and_files_go_together() -> None:
+    tree = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    tree["compute"] |= {"scheduler": "tls://somewhere:8786"}
+    with pytest.raises(ConfigError, match=r"compute.tls is null, but compute.scheduler is 'tls://somewhere:8786'"):
+        from_dict(tree)
+    tree["compute"]["tls"] = {"ca": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
+    assert from_dict(tree).compute.tls == Tls("ca.pem", "cert.pem", "key.pem")
+
+
 def test_workers_with_several_threads_are_refused() -> None:
     from distributed import LocalCluster
 
@@ -196,7 +231,7 @@ def test_sharing_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 SLEEPER = """
 import sys, time
 from pipeline.compute import map_unordered
-from pipeline.config import Compute
+from pipeline.config import Compute, Tls, from_dict
 
 def nap(state, item):
     print("napping", flush=True)

@@ -14,6 +14,7 @@ from pipeline.config.params import (
     PolicyParams,
     Proprio,
     Sim,
+    Tls,
     TrainFlow,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "PolicyParams",
     "Proprio",
     "Sim",
+    "Tls",
     "TrainFlow",
     "from_dict",
     "load",

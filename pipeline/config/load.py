@@ -124,3 +124,8 @@ def _check_values(p: Params, origin: str) -> None:
         scheduler in ("serial", "local") or scheduler.startswith(("tcp://", "tls://")),
         f"compute.scheduler is {scheduler!r}; use serial, local, tcp://host:port or tls://host:port",
     )
+    require(
+        scheduler.startswith("tls://") == (p.compute.tls is not None),
+        f"compute.tls is {'null' if p.compute.tls is None else 'set'}, but compute.scheduler is {scheduler!r}; set "
+        "both (scheduler: tls://host:port, tls: {ca, cert, key}) or none",
+    )

@@ -138,12 +138,22 @@ class EvalLibero:
 
 
 @dataclass(frozen=True)
+class Tls:
+    """Files (PEM) that a Dask cluster is entered with; its scheduler and workers have their own of the same CA."""
+
+    ca: str  # certificate of the authority that signed the others
+    cert: str  # of this client
+    key: str  # to the certificate
+
+
+@dataclass(frozen=True)
 class Compute:
     """Where demos, embed and eval_libero run. Results do not depend on it."""
 
-    scheduler: str  # "serial", "local" (Dask workers on this machine) or tcp://host:port
+    scheduler: str  # "serial", "local" (Dask workers on this machine), tcp://host:port or tls://host:port
     workers: int | None  # local: processes; null is the number of cores
     threads_per_worker: int | None  # torch threads; null shares the cores among the workers
+    tls: Tls | None = None  # for tls://
 
 
 @dataclass(frozen=True)
