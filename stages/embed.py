@@ -2,27 +2,35 @@
 
     python -m stages.embed                            # every suite of params.yaml
     python -m stages.embed --suite libero_spatial     # one of them
+    python -m stages.embed --repair                   # damaged shards, made anew
     python -m stages.embed --verify                   # check the stores, and encode a sample of rows once more
 
 Reads data/demos/<suite>/, writes data/embeddings/<suite>.zarr (see cache/schema.py). A store that is there and is of
 the same encoder, settings and demonstrations is left alone. Stopped at any time, also by kill -9, and started again it
-goes on with the shards that are left, which it keeps in .scratch/embed/, and ends in the same bytes. The store holds
-nothing of time or machine; what the build took goes to .scratch/embed/<suite>.json.
+goes on with the shards that are left, which it keeps in .scratch/embed/, and ends in the same bytes. Shards that did
+not change since the last build are taken over. The store holds nothing of time or machine; what the build took goes to
+.scratch/embed/<suite>.json.
 """
 
+import contextlib
 import json
 import logging
+import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from cache.build import build, is_current
+from cache import keep
+from cache.build import STORE, build, is_current, repair
+from cache.decode import shard_key
 from cache.errors import StoreError
 from cache.fingerprint import Plan
 from cache.ledger import Receipt
@@ -51,7 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--demos", default="data/demos", help="directory to read (default: %(default)s)")
     parser.add_argument("--out", default="data/embeddings", help="directory to write (default: %(default)s)")
     parser.add_argument("--scratch", default=".scratch/embed", help="unfinished work (default: %(default)s)")
-    parser.add_argument("--verify", action="store_true", help="build nothing; exit status 1 if a store is damaged")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--repair", action="store_true", help="make damaged shards of finished stores anew, no others")
+    mode.add_argument("--verify", action="store_true", help="build nothing; exit status 1 if a store is damaged")
     parser.add_argument("--sample", type=int, default=256, help="--verify: rows to encode again (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="--verify: of the choice of rows (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -61,30 +71,36 @@ def main(argv: list[str] | None = None) -> None:
         if args.verify:
             problems += check(params, suite, Path(args.demos), Path(args.out), args.sample, args.seed)
         else:
-            embed(params, suite, Path(args.demos), Path(args.out), Path(args.scratch))
+            embed(params, suite, Path(args.demos), Path(args.out), Path(args.scratch), args.repair)
     if problems:
         sys.exit("\n".join([*problems, f"error: {len(problems)} problem(s)"]))
 
 
-def embed(params: Params, suite: str, root: Path, out: Path, scratch: Path) -> None:
-    """Bring the store of one suite into `<out>/<suite>.zarr`, whole or not at all."""
+def embed(params: Params, suite: str, root: Path, out: Path, scratch: Path, mend: bool = False) -> None:
+    """Bring the store of one suite into `<out>/<suite>.zarr`, whole or not at all; or mend the one that is there."""
     found = source.find(params.embed, root, suite, tasks(suite, params.data.tasks.get(suite)))
     encoder, batch_size = source.make_encoder(params.embed)
     target = out / f"{suite}.zarr"
     while True:
         made = source.plan(params.embed, found, encoder)
+        job = Job(params, made, encoder, batch_size, target, scratch / suite)
+        if mend:
+            units = job.repair()
+            print(f"{target}: {f'made units {units} anew' if units else 'sound, nothing to repair'}")
+            return
         if is_current(target, made):
             print(f"{target}: up to date ({made.rows} rows, fingerprint {made.fingerprint[:12]})")
             return
         explain(target, made)
         try:
-            took = run(params, made, encoder, batch_size, target, scratch / suite)
+            took = job.build()
             break
         except BrokenEpisode as error:
             if params.embed.on_invalid == "stop":
                 raise DataError(
                     f"{error} What is finished is kept. To go on without it, set embed.on_invalid: quarantine"
                 ) from error
+            job.salvage()
             found = found.without(error.payload, str(error), root, params.embed.cameras)
     record = {"fingerprint": made.fingerprint, "took": took, "embed": asdict(params.embed), "provenance": provenance()}
     (scratch / f"{suite}.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -94,26 +110,62 @@ def embed(params: Params, suite: str, root: Path, out: Path, scratch: Path) -> N
     )
 
 
-def run(
-    params: Params, made: Plan, encoder: ClipEncoder, batch_size: int, target: Path, scratch: Path
-) -> dict[str, float]:
-    """Build the store; return what it took."""
-    announce(params, made, encoder, batch_size)
-    progress = Progress(made, len(params.embed.cameras) * params.embed.views)
-    try:
-        build(
-            made,
-            encoder.text(list(made.instructions)),
-            source.make_rows(params.embed, made.fields, encoder, batch_size),
-            target,
-            scratch / made.fingerprint[:16],
-            run=partial(map_unordered, compute=params.compute, lanes=LANES, heard=progress.heard),
-            execution=source.execution(encoder, batch_size),
-            report=progress.report,
-        )
-    finally:
-        took = progress.close()
-    return took
+class Job:
+    """The build, or the repair, of one store."""
+
+    def __init__(
+        self, params: Params, made: Plan, encoder: ClipEncoder, batch_size: int, target: Path, scratch: Path
+    ) -> None:
+        self._params, self._made, self._encoder, self._batch_size = params, made, encoder, batch_size
+        self._target, self._work, self._keep = target, scratch / made.fingerprint[:16], scratch / "units"
+        self._execution = source.execution(encoder, batch_size)
+        self._receipts: list[Receipt] = []
+
+    def build(self) -> dict[str, float]:
+        """Build the store; return what it took."""
+        with self._progress() as progress:
+            build(**self._arguments(progress), keep=self._keep)
+        return progress.took()
+
+    def repair(self) -> list[int]:
+        """Mend the store; return the units that were made anew."""
+        with self._progress() as progress:
+            return repair(**self._arguments(progress))
+
+    def salvage(self) -> None:
+        """Keep the finished units of a build that failed, for the build of another plan, and delete the rest."""
+        for receipt in self._receipts:
+            shards = {
+                field.name: self._work / STORE / shard_key(field.name, 1 + len(field.shape), receipt.unit)
+                for field in self._made.fields
+            }
+            keep.put(self._keep, receipt, shards, self._execution)
+        shutil.rmtree(self._work)
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator["Progress"]:
+        announce(self._params, self._made, self._encoder, self._batch_size)
+        progress = Progress(self._made, len(self._params.embed.cameras) * self._params.embed.views)
+        try:
+            yield progress
+        finally:
+            progress.close()
+
+    def _arguments(self, progress: "Progress") -> dict[str, Any]:
+        def report(receipt: Receipt, resumed: bool) -> None:
+            self._receipts.append(receipt)
+            progress.report(receipt, resumed)
+
+        return {
+            "plan": self._made,
+            "text_embedding": self._encoder.text(list(self._made.instructions)),
+            "factory": source.make_rows(self._params.embed, self._made.fields, self._encoder, self._batch_size),
+            "target": self._target,
+            "work": self._work,
+            "run": partial(map_unordered, compute=self._params.compute, lanes=LANES, heard=progress.heard),
+            "execution": self._execution,
+            "report": report,
+        }
 
 
 def explain(target: Path, made: Plan) -> None:
@@ -214,9 +266,12 @@ class Progress:
                 self._images += images
             self._bar.update(images - self._under_way.pop(receipt.unit, 0))
 
-    def close(self) -> dict[str, float]:
-        """Return images embedded now and before, seconds, and images per second of now."""
+    def close(self) -> None:
+        """Leave the bar as it is."""
         self._bar.close()
+
+    def took(self) -> dict[str, float]:
+        """Return images embedded now and before, seconds since the start, and images per second of now."""
         seconds = time.perf_counter() - self._started
         return {
             "images": self._images,
