@@ -2,5 +2,6 @@
 
 from cache.errors import StoreError
 from cache.reader import Episodes, Store, Texts, open_store
+from cache.stream import RowBatch, stream
 
-__all__ = ["Episodes", "Store", "StoreError", "Texts", "open_store"]
+__all__ = ["Episodes", "RowBatch", "Store", "StoreError", "Texts", "open_store", "stream"]

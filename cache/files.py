@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class LocalFiles:
     @contextlib.contextmanager
     def open(self, key: str) -> Iterator[File]:
         """Open a file. FileNotFoundError if there is none."""
-        with (self._root / key).open("rb", buffering=0) as file:
+        with io.FileIO(f"{self._root}/{key}") as file:
             yield LocalFile(file)
 
     def read(self, key: str) -> bytes:
@@ -118,11 +119,15 @@ class RemoteFile(File):
 
     def fill(self, offset: int, buffers: Sequence[np.ndarray]) -> None:
         """Fill the buffers."""
-        end = offset + sum(len(buffer) for buffer in buffers)
-        starts = list(range(offset, end, RANGE_BYTES))
-        ends = [*starts[1:], end]
-        parts = self._fs.cat_ranges([self._path] * len(starts), starts, ends, max_gap=None, on_error="raise")
-        MemoryFile(b"".join(parts)).fill(0, buffers)
+        ends = offset + np.cumsum([len(buffer) for buffer in buffers])
+        requests = [
+            list(group) for _, group in groupby(range(len(buffers)), lambda i: (ends[i] - offset) // RANGE_BYTES)
+        ]
+        stops = [int(ends[group[-1]]) for group in requests]
+        starts = [offset, *stops[:-1]]
+        parts = self._fs.cat_ranges([self._path] * len(starts), starts, stops, max_gap=None, on_error="raise")
+        for group, part in zip(requests, parts, strict=True):
+            MemoryFile(part).fill(0, [buffers[i] for i in group])
 
 
 class RemoteFiles:

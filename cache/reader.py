@@ -236,18 +236,22 @@ class Store:
     def _fill(self, piece: "Piece") -> None:
         unit, within = divmod(piece.start, self.shard_rows)
         key = self.shard_key(piece.name, unit)
-        what = f"{self.files.name(key)}: shard {unit} of {piece.name}"
         try:
             with self.files.open(key) as file:
                 read_rows(file, self.layout(piece.name), within, piece.out)
         except FileNotFoundError:
-            raise StoreError(f"{what} is missing. {REPAIR}") from None
+            raise self._damaged(piece, "is missing") from None
         except Damage as damage:
-            raise StoreError(f"{what} {damage}. {REPAIR}") from None
+            raise self._damaged(piece, str(damage)) from None
         except (ValueError, StoreError):
             raise
         except Exception as error:  # of the disk, of the network
-            raise unreachable(what, error) from error
+            raise unreachable(self.files.name(key), error) from error
+
+    def _damaged(self, piece: "Piece", what: str) -> StoreError:
+        unit = piece.start // self.shard_rows
+        file = self.files.name(self.shard_key(piece.name, unit))
+        return StoreError(f"{file}: shard {unit} of {piece.name} {what}. {REPAIR}")
 
     def _open(self, name: str) -> zarr.Array:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from cache import open_store
+from cache import open_store, stream
 from cache.__main__ import main
 from cache.build import build
 from cache.errors import StoreError
@@ -107,12 +107,15 @@ def test_damage_is_named(sound: Path, bucket: str, tmp_path: Path) -> None:
 
 
 def test_large_reads_are_split_into_requests(bucket: str) -> None:
-    content = np.random.default_rng(0).integers(0, 256, 2 * RANGE_BYTES + 5, np.uint8)
+    sizes = [7, RANGE_BYTES // 2, 4, RANGE_BYTES // 2, RANGE_BYTES + 1, 3]
+    content = np.random.default_rng(0).integers(0, 256, sum(sizes) + 9, np.uint8)
     fs, path = fsspec.url_to_fs(f"{bucket}/object")
     fs.pipe(path, content.tobytes())
-    first, second = np.empty(RANGE_BYTES + 1, np.uint8), np.empty(RANGE_BYTES, np.uint8)
-    RemoteFile(fs, path).fill(4, [first, second])
-    np.testing.assert_array_equal(np.concatenate([first, second]), content[4:])
+    buffers = [np.empty(size, np.uint8) for size in sizes]
+    RemoteFile(fs, path).fill(4, buffers)
+    np.testing.assert_array_equal(np.concatenate(buffers), content[4:-5])
+    with pytest.raises(EOFError):
+        RemoteFile(fs, path).fill(10, buffers)
 
 
 def test_no_store_there(bucket: str) -> None:
@@ -145,3 +148,15 @@ def test_urls_nobody_understands() -> None:
         open_store("foo://a/s.zarr")
     with pytest.raises(StoreError, match=r"gs://a/s.zarr: .*gcsfs.*Install the package it names"):
         open_store("gs://a/s.zarr")
+
+
+def test_streams_in_the_same_order_as_from_a_disk(sound: Path, bucket: str) -> None:
+    url = uploaded(sound, bucket)
+    names, memory = ["image/agentview", "lowdim/action"], 1_000_000
+    local = list(stream(open_store(sound), names, 10, memory, seed=1))
+    remote = list(stream(open_store(url), names, 10, memory, seed=1))
+    assert len(local) == len(remote) == 9
+    for a, b in zip(local, remote, strict=True):
+        np.testing.assert_array_equal(a.rows, b.rows)
+        for name in names:
+            np.testing.assert_array_equal(a.values[name], b.values[name])
