@@ -1,18 +1,19 @@
 """Write one unit: one whole shard of every row array. Runs on a worker."""
 
 import hashlib
+import os
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
 
-from cache.decode import shard_key
+from cache.decode import ABSENT, CRC_BYTES, Layout, crc, shard_key
 from cache.errors import StoreError, not_written
-from cache.ledger import Receipt, fsync_directory, fsync_file
+from cache.ledger import Receipt, fsync_directory
 from cache.schema import Field
 from cache.units import Unit
 
@@ -50,7 +51,7 @@ class Writer:
         self._spec = spec
         self._root = Path(spec.store)
         try:
-            group = zarr.open_group(spec.store, mode="r+", zarr_format=3)
+            group = zarr.open_group(spec.store, mode="r", zarr_format=3)
             found = group.attrs.get("fingerprint")
         except FileNotFoundError:
             found = None
@@ -59,7 +60,11 @@ class Writer:
                 f"{spec.store}: this worker does not see the store that is being built (fingerprint "
                 f"{str(found)[:12]}, not {spec.fingerprint[:12]}). Workers need the same file system as the stage."
             )
-        self._arrays: dict[str, Any] = {field.name: group[field.name] for field in spec.fields}
+        chunk_rows = int(str(group.attrs["chunk_rows"]))
+        self._layouts = {
+            field.name: Layout(np.dtype(field.dtype), field.shape, chunk_rows, spec.shard_rows // chunk_rows)
+            for field in spec.fields
+        }
         self._rows = spec.factory()
 
     def close(self) -> None:
@@ -76,8 +81,8 @@ class Writer:
         started = time.perf_counter()
         unit = task.unit
         rows = self._rows(unit)
-        if set(rows) != set(self._arrays):
-            raise StoreError(f"unit {unit.index}: got {sorted(rows)}, the store has {sorted(self._arrays)}")
+        if set(rows) != set(self._layouts):
+            raise StoreError(f"unit {unit.index}: got {sorted(rows)}, the store has {sorted(self._layouts)}")
         shards = {field.name: self._write(field, unit, rows[field.name]) for field in self._spec.fields}
         return Receipt(unit.index, task.key, unit.rows, shards, round(time.perf_counter() - started, 3))
 
@@ -89,21 +94,62 @@ class Writer:
             )
         if not np.isfinite(values).all():
             raise StoreError(f"unit {unit.index}: {field.name} has values that are not finite")
-        shard = np.full((self._spec.shard_rows, *field.shape), np.nan, field.dtype)
-        shard[: unit.rows] = values
-        array = self._arrays[field.name]
-        path = self._root / shard_key(field.name, array.ndim, unit.index)
-        start = unit.index * self._spec.shard_rows
+        content = encode_rows(self._layouts[field.name], values)
+        path = self._root / shard_key(field.name, values.ndim, unit.index)
         try:
-            array[start : start + self._spec.shard_rows] = shard  # a whole shard: written once, replaced atomically
-            fsync_file(path)
-            fsync_directory(path.parent)
+            _write_whole(path, content)
         except OSError as error:
             raise not_written(path, error) from error
-        content = path.read_bytes()
-        return len(content), hashlib.sha256(content).hexdigest()
+        return len(content), hashlib.sha256(content.data).hexdigest()
+
+
+def _write_whole(path: Path, content: np.ndarray) -> None:
+    """Write a file such that it is there in full and on the disk, or not at all. Two writers of it do no harm."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
 
 
 def write_unit(writer: Writer, task: Task) -> Receipt:
     """Return `writer.write(task)`: what an executor calls."""
     return writer.write(task)
+
+
+def encode_rows(shard: Layout, values: np.ndarray) -> np.ndarray:
+    """Return the file of one shard, as bytes: those that zarr-python would write, in a fraction of the time.
+
+    Args:
+        shard: its layout.
+        values: (n, *row shape) of the layout's dtype, finite, n at most the rows of a shard. What is missing of the
+            last chunk is filled with NaN; chunks beyond it are absent, as zarr-python has it for chunks of fill values.
+    """
+    rows = len(values)
+    size, chunks = shard.chunk_bytes + CRC_BYTES, -(-rows // shard.chunk_rows)
+    index = np.full((shard.chunks, 2), ABSENT, "<u8")
+    index[:chunks, 0] = np.arange(chunks) * size
+    index[:chunks, 1] = size
+    file = np.empty(chunks * size + shard.index_bytes, np.uint8)
+    for chunk in range(chunks):
+        part = values[chunk * shard.chunk_rows : (chunk + 1) * shard.chunk_rows]
+        if len(part) < shard.chunk_rows:
+            padding = np.full((shard.chunk_rows - len(part), *shard.row_shape), np.nan, shard.dtype)
+            part = np.concatenate([part, padding])
+        _seal(file[chunk * size : (chunk + 1) * size], part)
+    _seal(file[chunks * size :], index)
+    return file
+
+
+def _seal(out: np.ndarray, values: np.ndarray) -> None:
+    """Put the values into `out`, and their checksum behind them."""
+    data = out[:-CRC_BYTES]
+    data[:] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    out[-CRC_BYTES:] = np.frombuffer(crc(data), np.uint8)
