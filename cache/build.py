@@ -192,7 +192,7 @@ def _open(plan: Plan, text_embedding: np.ndarray, work: Path, execution: dict[st
         shutil.rmtree(store, ignore_errors=True)
         with _explained(store):
             _create(plan, text_embedding, store)
-        ledger = Ledger.begin(path, header)
+            ledger = Ledger.begin(path, header)
     return store, ledger
 
 
@@ -297,7 +297,8 @@ def _finish(plan: Plan, store: Path, ledger: Ledger) -> None:
     for problem in problems:
         if problem.unit is not None:  # so that the next run makes it again
             _shards(store, plan, problem.unit)[problem.array].unlink(missing_ok=True)
-    raise StoreError(f"{store}: {len(problems)} problems, first {problems[0]}. Start again: bad shards are made anew")
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise StoreError(f"{store}: {count}, first {problems[0]}. Start again: bad shards are made anew")
 
 
 def _compare(found: Store, ledger: Ledger, units: Sequence[int]) -> None:

@@ -4,12 +4,13 @@ The first line says what the build is (fingerprint) and how it computes (version
 circumstances the bytes might differ in the last bits, so a build that was begun under them is not gone on with.
 """
 
+import io
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cache.errors import not_written
 
@@ -36,7 +37,7 @@ class Receipt:
 class Ledger:
     """Receipts of one build, append-only. Only one process writes it (see `cache.lock`)."""
 
-    def __init__(self, path: Path, file: IO[bytes], receipts: dict[int, Receipt]) -> None:
+    def __init__(self, path: Path, file: io.FileIO, receipts: dict[int, Receipt]) -> None:
         self.path = path
         self.receipts = receipts
         self._file = file
@@ -61,7 +62,7 @@ class Ledger:
                 break
             receipts.append(parse_receipt(value))
             length += len(line)
-        file = path.open("r+b")
+        file = path.open("r+b", buffering=0)
         file.truncate(length)
         file.seek(length)
         return cls(path, file, {receipt.unit: receipt for receipt in receipts})
@@ -69,7 +70,7 @@ class Ledger:
     @classmethod
     def begin(cls, path: Path, header: Mapping[str, Any]) -> "Ledger":
         """Start an empty ledger."""
-        ledger = cls(path, path.open("wb"), {})
+        ledger = cls(path, path.open("wb", buffering=0), {})
         ledger._append(dict(header))
         fsync_directory(path.parent)
         return ledger
@@ -84,9 +85,10 @@ class Ledger:
         self._file.close()
 
     def _append(self, value: dict[str, Any]) -> None:
+        line = json.dumps(value).encode() + b"\n"
         try:
-            self._file.write(json.dumps(value).encode() + b"\n")
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise not_written(self.path, error) from error

@@ -1,11 +1,7 @@
 """A build ends in one and the same store, whatever happens on the way."""
 
 import os
-import random
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,6 @@ from cache.build import build, is_current
 from cache.errors import StoreError
 from cache.fingerprint import Plan
 from cache.ledger import Ledger, Receipt
-from cache.lock import exclusive
 from cache.units import Unit
 from tests.cache.synthetic import TEXT, MakeFake, expected, make_plan, tree
 
@@ -117,46 +112,6 @@ def test_another_execution_begins_anew(tmp_path: Path, caplog: pytest.LogCapture
     assert "begun anew" in caplog.text
 
 
-BUILDER = """
-import sys
-from pathlib import Path
-from cache.build import build
-from tests.cache.synthetic import TEXT, MakeFake, make_plan
-folder = Path(sys.argv[1])
-build(make_plan(shard_rows=8), TEXT, MakeFake(folder / "calls", seconds=0.02), folder / "out.zarr", folder / "work")
-"""
-
-
-def test_kill_nine_at_random_points(tmp_path: Path) -> None:
-    plain = tree(make(tmp_path / "plain", make_plan(shard_rows=8)))
-    rng = random.Random(0)
-    command = [sys.executable, "-c", BUILDER, str(tmp_path)]
-    kills = 0
-    while not (tmp_path / "out.zarr").exists():
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
-        before = _lines(tmp_path / "calls")
-        while process.poll() is None and _lines(tmp_path / "calls") < before + rng.randint(2, 4):
-            time.sleep(0.005)
-        if process.poll() is None:
-            time.sleep(rng.random() * 0.03)
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills >= 3
-    assert tree(tmp_path / "out.zarr") == plain
-
-
-def _lines(path: Path) -> int:
-    return path.read_text().count("\n") if path.exists() else 0
-
-
-def test_two_builders_at_once(tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
-    with exclusive(tmp_path / "work/lock"), pytest.raises(StoreError, match=f"another build.*process {os.getpid()}"):
-        make(tmp_path)
-    make(tmp_path)
-
-
 def test_replaces_a_store_only_with_a_whole_one(tmp_path: Path) -> None:
     old = tree(make(tmp_path))
     plan = make_plan(salt="new")
@@ -202,21 +157,6 @@ def test_publishes_across_file_systems(tmp_path: Path) -> None:
 def test_rows_that_do_not_fit(tmp_path: Path, change: Callable, message: str) -> None:
     with pytest.raises(StoreError, match=f"unit 0: .*{message}"):
         make(tmp_path, factory=lambda: lambda unit: change(MakeFake().rows(unit)))
-
-
-def test_a_full_disk_is_named_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = os.fsync, [0]
-
-    def full(handle: int) -> None:
-        calls[0] += 1
-        if calls[0] == 40:
-            raise OSError(28, "No space left on device")
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match=r"No space left on device. Make room and start again"):
-        make(tmp_path)
-    assert tree(make(tmp_path)) == tree(make(tmp_path / "plain"))
 
 
 def test_ledger_refuses_another_header(tmp_path: Path) -> None:
