@@ -164,7 +164,7 @@ def _distributed(
     heard: Callable[[Any], None] | None,
 ) -> Iterator:
     import dask
-    from distributed import KilledWorker, as_completed
+    from distributed import as_completed
 
     token = uuid.uuid4().hex  # of this call: a cluster's workers outlive it, and so would the state of an earlier one
     torch_threads = threads(compute, len(items))
@@ -173,7 +173,7 @@ def _distributed(
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.comm.timeouts.connect": f"{START_TIMEOUT_S}s",
     }
-    with dask.config.set(settings), _client(compute, items, lanes) as client:
+    with dask.config.set(settings), _client(compute, items, lanes) as client, _connected(compute.scheduler):
         if heard is not None:
             client.subscribe_topic(token, lambda event: heard(event[1]))
         running: dict[str, tuple[Any, Any]] = {}
@@ -189,19 +189,40 @@ def _distributed(
         submit()
         for future in done:
             _, item = running.pop(future.key)
-            try:
-                result = future.result()
-            except KilledWorker as error:
-                if lost is None:
-                    raise PipelineError(
-                        f"item {item!r:.200} killed its worker process {ALLOWED_DEATHS + 1} times (out of memory, or a "
-                        "crash in native code). Try compute.workers: 1, or compute.scheduler: serial to see the crash."
-                    ) from error
-                result = lost(item)
+            result = _result(future, item, lost)
             del future
             submit()
             yield item, result
         _close_all(client, token)
+
+
+def _result(future: Any, item: Any, lost: Callable | None) -> Any:
+    from distributed import KilledWorker
+
+    try:
+        return future.result()
+    except KilledWorker as error:
+        if lost is None:
+            raise PipelineError(
+                f"item {item!r:.200} killed its worker process {ALLOWED_DEATHS + 1} times (out of memory, or a crash "
+                "in native code). Try compute.workers: 1, or compute.scheduler: serial to see the crash."
+            ) from error
+        return lost(item)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Turn a lost connection to the scheduler into an error that says what to do."""
+    from distributed.client import FutureCancelledError
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (FutureCancelledError, CommClosedError) as error:
+        raise PipelineError(
+            f"compute.scheduler: the scheduler at {address} is gone ({str(error).splitlines()[0]}). See to it that it "
+            "and its workers run, then start the same command again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,13 +1,7 @@
 """The stage as it is called: a small CLIP, real files, real kills."""
 
 import json
-import os
-import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +9,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from cache import open_store
 from cache.verify import verify
@@ -28,46 +21,16 @@ from pipeline.libero.demonstrations import Demo, demo_file, read, scan
 from pipeline.libero.suites import tasks
 from stages.embed import main
 from tests.encode import tiny
-
-SUITE = "libero_spatial"
-TASKS = [0, 3]
-LENGTHS = [20, 33, 2, 61]
-ROOT = Path(__file__).parents[2]
+from tests.stages.embedding import LENGTHS, SUITE, TASKS, arguments, content, demonstrations, settings, took
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with demonstrations, settings and a store built in this process."""
     folder = tmp_path_factory.mktemp("embed")
-    tiny.register(folder)
-    for task in tasks(SUITE, TASKS):
-        tiny.demonstrations(folder / "demos", task, LENGTHS)
+    demonstrations(folder)
     main(arguments(folder, folder))
     return folder
-
-
-def settings(folder: Path, scheduler: str = "serial", workers: int | None = None, **embed: object) -> Path:
-    """Write params.yaml: the repository's, with a tiny encoder and small shards."""
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
-    tree["data"] = {"suites": [SUITE], "tasks": {SUITE: TASKS}}
-    tree["embed"] |= {"shard_rows": 32, "chunk_rows": 16, "batch_size": 12, **embed}
-    tree["embed"]["encoder"] = {"model": tiny.MODEL, "pretrained": "seeded", "seed": 0, "precision": "fp32"}
-    tree["compute"] = {"scheduler": scheduler, "workers": workers, "threads_per_worker": None, "tls": None}
-    path = folder / "params.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
-
-
-def arguments(base: Path, folder: Path, demos: Path | None = None, **options: object) -> list[str]:
-    """Return argv that reads the demonstrations of `base` and writes below `folder`."""
-    params = settings(folder, **options)  # type: ignore[arg-type]
-    paths = {"params": params, "demos": demos or base / "demos", "out": folder / "out", "scratch": folder / "scratch"}
-    return [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    root = folder / "out" / f"{SUITE}.zarr"
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def test_rows_are_what_the_files_and_clip_say(base: Path) -> None:
@@ -107,9 +70,9 @@ def test_a_second_run_does_nothing(base: Path, capsys: pytest.CaptureFixture[str
     main(arguments(base, base))
     assert "up to date" in capsys.readouterr().out
     assert content(base) == before
-    took = json.loads((base / "scratch" / f"{SUITE}.json").read_text())
-    assert took["took"]["images"] == 2 * 2 * (sum(LENGTHS) - 4)
-    assert "versions" in took["provenance"]
+    record = json.loads((base / "scratch" / f"{SUITE}.json").read_text())
+    assert record["took"]["images"] == 2 * 2 * (sum(LENGTHS) - 4)
+    assert "versions" in record["provenance"]
 
 
 def test_obs_shift_zero_keeps_all_rows(base: Path, tmp_path: Path) -> None:
@@ -168,10 +131,8 @@ def test_later_demonstrations_cost_the_last_shards_only(base: Path, tmp_path: Pa
         for task in tasks(SUITE, TASKS):
             tiny.demonstrations(tmp_path / "demos", task, [20] * 4 + more)
         main(arguments(tmp_path, tmp_path))
-        took = json.loads((tmp_path / "scratch" / f"{SUITE}.json").read_text())["took"]
-        assert took["images"] == 2 * computed
-    assert took["images_resumed"] == 2 * 4 * 32
-    (tmp_path / "anew").mkdir()
+        assert took(tmp_path)["images"] == 2 * computed
+    assert took(tmp_path)["images_resumed"] == 2 * 4 * 32
     main(arguments(tmp_path, tmp_path / "anew"))
     assert content(tmp_path / "anew") == content(tmp_path)
 
@@ -196,60 +157,6 @@ def test_settings_of_views_that_are_not_there_change_nothing(
     options = [f"--demos={base / 'demos'}", f"--out={base / 'out'}", f"--scratch={tmp_path / 'scratch'}"]
     main([f"--params={tmp_path / 'params.yaml'}", *options])
     assert "up to date" in capsys.readouterr().out
-
-
-RUNNER = """
-import open_clip
-
-open_clip.add_model_config({folder!r})  # at import, so that Dask's spawned workers know tiny-clip as well
-
-if __name__ == "__main__":
-    from stages import cli
-    from stages.embed import main
-
-    cli.run(main)
-"""
-
-
-def start(base: Path, folder: Path, scheduler: str, workers: int | None) -> subprocess.Popen:
-    """Start the stage as a process."""
-    runner = folder / "runner.py"
-    runner.write_text(RUNNER.format(folder=str(base)))
-    return subprocess.Popen(
-        [sys.executable, str(runner), *arguments(base, folder, scheduler=scheduler, workers=workers)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.slow
-def test_dask_and_kill_nine_end_in_the_same_bytes(base: Path, tmp_path: Path) -> None:
-    """Two workers begin, and are killed with the stage; one goes on, and is killed; two end it. `base` was serial."""
-    rng = random.Random(0)
-    before = 1  # the ledger's header
-    for workers in (2, 1):
-        process = start(base, tmp_path, "local", workers)
-        wanted = before + rng.randint(1, 2)
-        while process.poll() is None and receipts(tmp_path) < wanted:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert receipts(tmp_path) > before
-        before = receipts(tmp_path)
-        assert not (tmp_path / "out" / f"{SUITE}.zarr").exists()
-    process = start(base, tmp_path, "local", 2)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    assert content(tmp_path) == content(base)
-    took = json.loads((tmp_path / "scratch" / f"{SUITE}.json").read_text())["took"]
-    assert took["images_resumed"] >= (before - 2) * 32 * 2
-    assert took["images"] + took["images_resumed"] == 2 * 2 * (sum(LENGTHS) - 4)
-
-
-def receipts(folder: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob("scratch/*/*/ledger.jsonl"))
 
 
 @pytest.fixture
@@ -311,10 +218,8 @@ def test_a_demonstration_that_breaks_during_the_build_is_left_out(
     assert len(store.episodes) == 7 and f"{file.name}/demo_1" not in store.episodes.source
     assert f"quarantined {file} demo_1: {file} demo_1: cannot be read: bad sector" in caplog.text
     assert verify(store.location) == []
-    took = json.loads((tmp_path / "scratch" / f"{SUITE}.json").read_text())["took"]
-    assert took["images_resumed"] == 2 * 64  # two shards lie before the demonstration that broke
+    assert took(tmp_path)["images_resumed"] == 2 * 64  # two shards lie before the demonstration that broke
     assert sorted(path.name for path in (tmp_path / "scratch" / SUITE).iterdir()) == [store.fingerprint[:16], "units"]
-    (tmp_path / "anew").mkdir()
     main(arguments(base, tmp_path / "anew", doomed))
     assert content(tmp_path / "anew") == content(tmp_path)
 
@@ -328,7 +233,7 @@ def test_a_demonstration_that_breaks_during_the_build_stops_it(
             main(arguments(base, tmp_path, doomed, on_invalid="stop"))
     assert not (tmp_path / "out").exists()
     main(arguments(base, tmp_path, doomed, on_invalid="stop"))
-    assert json.loads((tmp_path / "scratch" / f"{SUITE}.json").read_text())["took"]["images_resumed"] >= 64
+    assert took(tmp_path)["images_resumed"] >= 64
     assert content(tmp_path) == content(base)
 
 
