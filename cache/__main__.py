@@ -2,6 +2,7 @@
 
 python -m cache info   data/embeddings/libero_spatial.zarr     what it holds
 python -m cache verify data/embeddings/libero_spatial.zarr     read all of it and check it; exit status 1 if damaged
+python -m cache verify s3://bucket/libero_spatial.zarr         the same on object storage (see docs/store.md)
 """
 
 import argparse

@@ -132,9 +132,10 @@ class _Wanted:
     """Which rows of a block are wanted."""
 
     def __init__(self, store: Store, episodes: Sequence[int] | None) -> None:
-        chosen = np.arange(len(store.episodes)) if episodes is None else np.unique(np.asarray(episodes, np.int64))
-        self._start = store.episodes.start[chosen]
-        self._stop = self._start + store.episodes.length[chosen]
+        start, length = store.table("episode/start"), store.table("episode/length")
+        chosen = slice(None) if episodes is None else np.unique(np.asarray(episodes, np.int64))
+        self._start = start[chosen]
+        self._stop = self._start + length[chosen]
 
     def any(self, block: Block) -> bool:
         """Return whether any row is."""
