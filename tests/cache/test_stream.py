@@ -19,7 +19,7 @@ from cache.stream import BLOCKS
 from cache.units import Unit
 from tests.cache.synthetic import FIELDS, TEXT, make_plan
 
-LENGTHS = tuple(int(n) for n in np.random.default_rng(0).integers(1, 60, 300))
+LENGTHS = tuple(int(n) for n in np.random.default_rng(0).integers(1, 60, 160))
 NAMES = ["image/agentview", "lowdim/action"]
 ROW_BYTES = 2 * 6 * 2 + 7 * 4
 
@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def order(store: Store, **options: object) -> np.ndarray:
     """Return the numbers of the rows as they come, after a look at the batches."""
-    settings = {"batch_rows": 32, "memory_bytes": 200_000, "seed": 0, **options}
+    settings = {"batch_rows": 32, "memory_bytes": 150_000, "seed": 0, **options}
     sizes, rows = [], []
     for batch in stream(store, NAMES, **settings):  # type: ignore[arg-type]
         np.testing.assert_array_equal(batch.values["lowdim/action"][:, 0], batch.rows)
@@ -56,7 +56,7 @@ def order(store: Store, **options: object) -> np.ndarray:
     return np.concatenate(rows)
 
 
-@pytest.mark.parametrize(("memory_bytes", "batch_rows"), [(30_000, 32), (200_000, 1), (200_000, 50), (10_000_000, 32)])
+@pytest.mark.parametrize(("memory_bytes", "batch_rows"), [(30_000, 32), (100_000, 3), (200_000, 50), (10_000_000, 32)])
 def test_each_row_once(store: Store, memory_bytes: int, batch_rows: int) -> None:
     rows = order(store, memory_bytes=memory_bytes, batch_rows=batch_rows)
     np.testing.assert_array_equal(np.sort(rows), np.arange(store.rows))
@@ -67,7 +67,7 @@ def test_batches_larger_than_windows(store: Store) -> None:
     np.testing.assert_array_equal(np.sort(rows), np.arange(store.rows))
 
 
-@pytest.mark.parametrize("episodes", [[3], [7, 8, 9, 250], list(range(0, 300, 2)), [], [299, 0]])
+@pytest.mark.parametrize("episodes", [[3], [7, 8, 9, 150], list(range(0, 160, 2)), [], [159, 0]])
 def test_rows_of_chosen_episodes(store: Store, episodes: list[int]) -> None:
     index = store.episodes
     expected = [np.arange(index.start[e], index.start[e] + index.length[e]) for e in sorted(episodes)]
@@ -83,7 +83,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(store: Store) -> None:
         assert (order(store, **other) != first).mean() > 0.99
 
 
-@pytest.mark.parametrize(("memory_bytes", "episodes"), [(200_000, 24), (10_000_000, 29)])
+@pytest.mark.parametrize(("memory_bytes", "episodes"), [(150_000, 23), (10_000_000, 27)])
 def test_it_shuffles_well(store: Store, memory_bytes: int, episodes: int) -> None:
     """The statistics of a full shuffle, some of them within what windows of an eighth of the store can give."""
     rows = order(store, memory_bytes=memory_bytes)
@@ -99,22 +99,22 @@ def test_it_shuffles_well(store: Store, memory_bytes: int, episodes: int) -> Non
     assert 0.7 < means.std() / (n / np.sqrt(12 * 32)) < 1.4
     episode = np.searchsorted(store.episodes.start, rows, side="right")
     distinct = [len(set(episode[i : i + 32])) for i in range(0, n - 32, 32)]
-    assert np.mean(distinct) > episodes  # a full shuffle has 30, a sample of 64 blocks 25
+    assert np.mean(distinct) > episodes  # a full shuffle has 29, a sample of 64 blocks 25
 
 
 def test_memory_stays_within_the_bound(tmp_path: Path) -> None:
     plan = make_plan((4000,) * 8, shard_rows=8192, chunk_rows=128)
     build(plan, TEXT, lambda: lambda unit: numbered(plan, unit), tmp_path / "s.zarr", tmp_path / "work")
     store = open_store(tmp_path / "s.zarr")
-    for memory_bytes in (600_000, 1_000_000):
-        gc.collect()
-        tracemalloc.start()
-        count = sum(len(batch.rows) for batch in stream(store, NAMES, 256, memory_bytes, seed=0))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert count == store.rows
-        assert store.rows * ROW_BYTES > 1.5 * memory_bytes
-        assert 0.4 * memory_bytes < peak < memory_bytes + 200_000  # and what Python needs to read at all
+    memory_bytes = 700_000
+    gc.collect()
+    tracemalloc.start()
+    count = sum(len(batch.rows) for batch in stream(store, NAMES, 256, memory_bytes, seed=0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == store.rows
+    assert store.rows * ROW_BYTES > 2 * memory_bytes
+    assert 0.4 * memory_bytes < peak < memory_bytes + 200_000  # and what Python needs to read at all
 
 
 def test_too_little_memory(store: Store, caplog: pytest.LogCaptureFixture) -> None:
