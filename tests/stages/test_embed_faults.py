@@ -54,15 +54,8 @@ class Cluster:
         self.scheduler = self._forker.start("scheduler", argv, self._folder / "scheduler.log")
 
     def start_worker(self, threads: int = 1) -> None:
-        argv = [
-            self.address,
-            "--nthreads",
-            str(threads),
-            "--no-nanny",
-            "--no-dashboard",
-            "--local-directory",
-            str(self._folder),
-        ]
+        place = ["--no-nanny", "--no-dashboard", "--local-directory", str(self._folder)]
+        argv = [self.address, "--nthreads", str(threads), *place]
         log = self._folder / f"worker{len(self.workers)}.log"
         self.workers.append(self._forker.start("worker", argv, log))
         until(lambda: "Registered to" in log.read_text() if log.exists() else False)
