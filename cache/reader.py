@@ -172,7 +172,13 @@ class Store:
             StoreError: no such array, or one of another format.
         """
         if name not in self._layouts:
-            self._layouts[name] = layout(self.array(name), self.location)
+            found = layout(self.array(name), self.location)
+            if found.chunk_rows * found.chunks != self.shard_rows:
+                raise StoreError(
+                    f"{self.location}: {name} has {found.chunk_rows * found.chunks} rows a shard, the store's attributes "
+                    f"say {self.shard_rows}. {REPLACE}"
+                )
+            self._layouts[name] = found
         return self._layouts[name]
 
     def read(self, name: str, start: int = 0, stop: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
@@ -180,7 +186,7 @@ class Store:
 
         Args:
             name: one of `fields`.
-            start: first row.
+            start: first row, not negative.
             stop: row after the last; None, or one beyond the data, stands for `rows`.
             out: C-contiguous memory of that shape and the array's dtype to read into; allocated if None.
 
@@ -190,6 +196,8 @@ class Store:
         shape = self.layout(name)
         stop = self.rows if stop is None else min(stop, self.rows)
         expected = (max(stop - start, 0), *shape.row_shape)
+        if start < 0:
+            raise ValueError(f"start is {start}; rows are counted from the front")
         if out is None:
             out = np.empty(expected, shape.dtype)
         elif out.shape != expected:

@@ -44,6 +44,8 @@ def test_reads_into_memory_it_is_given(sound: Path) -> None:
     out = np.zeros((60, 2, 6), np.float16)
     assert store.read("image/agentview", 20, 80, out) is out
     np.testing.assert_array_equal(out, expected(make_plan())["image/agentview"][20:80])
+    with pytest.raises(ValueError, match="counted from the front"):
+        store.read("image/agentview", -3)
     with pytest.raises(ValueError, match=r"rows 20:87 of image/agentview have \(67, 2, 6\)"):
         store.read("image/agentview", 20, 90, out)
 
@@ -145,6 +147,13 @@ def test_what_is_no_store(store: Path, tmp_path: Path) -> None:
 def test_an_unfinished_store(store: Path) -> None:
     shutil.rmtree(store / "integrity")
     with pytest.raises(StoreError, match="the build was never finished"):
+        open_store(store)
+
+
+def test_attributes_that_contradict_the_arrays(store: Path) -> None:
+    root = zarr.open_group(store, mode="r+")
+    root.attrs["shard_rows"] = 8
+    with pytest.raises(StoreError, match="image/agentview has 16 rows a shard, the store's attributes say 8"):
         open_store(store)
 
 
