@@ -173,10 +173,11 @@ class Store:
         """
         if name not in self._layouts:
             found = layout(self.array(name), self.location)
-            if found.chunk_rows * found.chunks != self.shard_rows:
+            rows = found.chunk_rows * found.chunks
+            if rows != self.shard_rows:
                 raise StoreError(
-                    f"{self.location}: {name} has {found.chunk_rows * found.chunks} rows a shard, the store's attributes "
-                    f"say {self.shard_rows}. {REPLACE}"
+                    f"{self.location}: {name} has {rows} rows a shard, the store's attributes say {self.shard_rows}. "
+                    f"{REPLACE}"
                 )
             self._layouts[name] = found
         return self._layouts[name]
