@@ -86,5 +86,5 @@ def test_expert_figures_are_what_the_benchmark_wrote() -> None:
 
 def test_overfit_figures_are_what_the_stages_wrote() -> None:
     final = figures("single_task_overfit_scripted")["epochs"][-1]
-    cells = [f"{final[k]:.2g}" for k in ("train_loss", "train_action_mse", "train_action_mae")]
+    cells = [f"{final[k]:.3g}" for k in ("train_loss", "train_action_mse", "train_action_mae")]
     assert f"| {final['epoch'] + 1} | {' | '.join(cells)} |" in TEXT
