@@ -88,6 +88,10 @@ def _resize(images: UInt8[torch.Tensor, "B 3 H W"], size: int) -> torch.Tensor:
         return images
     if images.device.type == "cpu":
         return _interpolate(images, size)
+    return _resize_float(images, size)
+
+
+def _resize_float(images: UInt8[torch.Tensor, "B 3 H W"], size: int) -> torch.Tensor:
     return _interpolate(images.float(), size).round_().clamp_(0, 255)
 
 

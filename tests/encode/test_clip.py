@@ -24,6 +24,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipeline.encode import transform
 from pipeline.encode.clip import ClipEncoder, default_batch_size, resolve_precision
 from pipeline.encode.weights import load_model, weights_sha256
 from pipeline.errors import AssetError, ConfigError
@@ -57,8 +58,13 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
 
 
+@pytest.mark.parametrize("gpu_resize", [False, True])
 @pytest.mark.parametrize("side", [24, 128])
-def test_features_are_open_clips(encoder: ClipEncoder, side: int) -> None:
+def test_features_are_open_clips(
+    encoder: ClipEncoder, side: int, gpu_resize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if gpu_resize:
+        monkeypatch.setattr(transform, "_resize", transform._resize_float)
     frames = pictures(side)
     cfg = PreprocessCfg(**{k: v for k, v in encoder._model.visual.preprocess_cfg.items() if k != "mode"})
     apply = image_transform_v2(cfg, is_train=False)
