@@ -206,13 +206,12 @@ def check(params: Params, suite: str, root: Path, out: Path, rows: int, seed: in
 
 
 def announce(params: Params, made: Plan, encoder: ClipEncoder, batch_size: int) -> None:
-    """Log where and how fast the encoder runs."""
+    """Log where the encoder runs, and how fast."""
     workers = worker_count(params.compute, made.unit_count)
     log.info(
-        "%s on %s in %s, batches of %d; %s, %d worker(s) with %d thread(s); %d rows in %d shards; "
-        "%.0f images/s in this process",
+        "%s on %s in %s, batches of %d; %s, %d worker(s) with %d thread(s); %d rows in %d shards%s",
         encoder.name,
-        encoder.device,
+        encoder.device_name,
         encoder.precision,
         batch_size,
         params.compute.scheduler,
@@ -220,8 +219,17 @@ def announce(params: Params, made: Plan, encoder: ClipEncoder, batch_size: int) 
         threads(params.compute, made.unit_count),
         made.rows,
         made.unit_count,
-        rate(encoder, min(batch_size, 16)),
+        speed(params, encoder, batch_size),
     )
+
+
+def speed(params: Params, encoder: ClipEncoder, batch_size: int) -> str:
+    """Return what the encoder alone does, as text; nothing where finding out would keep a GPU from its workers."""
+    if encoder.device.type == "cpu":
+        return f"; {rate(encoder, min(batch_size, 16)):.0f} images/s in this process"
+    if params.compute.scheduler == "serial":
+        return f"; {rate(encoder, batch_size):.0f} images/s"
+    return ""
 
 
 def rate(encoder: ClipEncoder, batch: int) -> float:
