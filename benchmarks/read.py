@@ -79,6 +79,7 @@ class MakeNoise:
 
 def measure(store: Store, rounds: int) -> dict[str, Any]:
     """Return the figures."""
+    load = round(os.getloadavg()[0], 1)
     files = [Path(store.location) / store.shard_key(n, unit) for n in store.fields for unit in range(store.units)]
     size = sum(store.rows * store.layout(name).row_bytes for name in store.fields)
     ways: dict[str, Callable[[], object]] = {
@@ -99,7 +100,7 @@ def measure(store: Store, rounds: int) -> dict[str, Any]:
                 of[name].append(round(size / seconds(way) / 1e9, 3))
             ways["np_fromfile"]()  # warm again
     return {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": load},
         "versions": {name: versions()[name] for name in ("python", "numpy", "zarr")},
         "bytes": size,
         "shards": len(files),

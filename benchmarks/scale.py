@@ -61,7 +61,7 @@ def main() -> None:
 
 def measure(rows: int, folder: Path) -> dict[str, Any]:
     """Return the figures."""
-    store = folder / "large.zarr"
+    store, load = folder / "large.zarr", round(os.getloadavg()[0], 1)
     phases = {"imports": phase(nothing), "plan": phase(partial(make_plan, rows, EPISODE_ROWS))}
     phases["build"] = phase(partial(make_store, rows, EPISODE_ROWS, store))
     phases["verify"] = phase(partial(check, store))
@@ -76,7 +76,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     small = phase(partial(make_store, rows // 10, EPISODE_ROWS, folder / "small.zarr"))
     episodes = -(-rows // EPISODE_ROWS)
     return {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": load},
         "versions": {name: versions()[name] for name in ("python", "numpy", "zarr")},
         "rows": rows,
         "episodes": episodes,
