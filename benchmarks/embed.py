@@ -1,21 +1,31 @@
-"""How near the embedding stage comes to the encoder alone.
+"""What the embedding stage costs beside the encoder.
 
-    python -m benchmarks.embed [--model ViT-S-32] [--frames 1024] [--threads 1]
+    python -m benchmarks.embed [--quick]
 
-Writes made-up demonstrations of 128-pixel frames, then measures in this one process, by turns: the bare encoder on
-batches that are prepared already, and the build end to end (reading HDF5, resizing, encoding, writing, fsync,
-verifying). Writes benchmarks/results/embed.json.
+Made-up demonstrations of 128-pixel frames, and in one run:
+
+- the bare encoder on batches that are prepared already against the build end to end (reading HDF5, resizing, encoding,
+  writing, fsync, verifying), by turns, for ViT-B-32 and for the smallest encoder in use;
+- two local workers against one, from when each may have ended a unit: without the time that Python takes to start;
+- the peak memory of a build of n and of 4 n frames, with an encoder that costs nothing.
+
+One thread per process. Writes benchmarks/results/embed.json.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,78 +33,209 @@ import torch
 from cache import schema, units
 from cache.build import build
 from cache.fingerprint import Plan
+from cache.ledger import Receipt
 from pipeline.compute import cores, map_unordered
 from pipeline.config import Compute, EncoderParams, Sim
 from pipeline.encode.augment import Views
-from pipeline.encode.clip import pick_device, resolve_precision
-from pipeline.encode.rows import MakeRows, shared_encoder
+from pipeline.encode.clip import default_batch_size, pick_device, resolve_precision
+from pipeline.encode.rows import LANES, Embedder, MakeRows, shared_encoder
+from pipeline.encode.transform import Preprocess
 from pipeline.libero.demonstrations import Demo, demo_file, read, scan
 from pipeline.libero.recording import Episode, Origin, write_demos
 from pipeline.libero.suites import tasks
 from pipeline.provenance import versions
 
+SMALLEST = "ViT-S-32"
 CAMERAS = ("agentview", "eye_in_hand")
 SUITE = "libero_spatial"
 SIDE = 128
 SIM = Sim("embedded", None, "fast", "auto", SIDE, 10, 0)
 STEPS = 128  # of a demonstration
+SERIAL = Compute("serial", None, 1)
+RESULT = Path(__file__).parent / "results" / "embed.json"
 
 
 def main() -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-S-32")
-    parser.add_argument("--frames", type=int, default=1024, help="images in all, both cameras together")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/embed.json"))
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, and nothing written: to try it out")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    device = pick_device()
     folder = Path(tempfile.mkdtemp(prefix="bench-embed-"))
     try:
-        result = measure(args, folder)
+        result = {
+            "machine": {
+                "cpu": cpu_name(),
+                "cores": cores(),
+                "device": device,
+                "threads": 1,
+                "load": os.getloadavg()[0],
+            },
+            "versions": versions(),
+            "encoders": {
+                model: share_of_bare(folder / model, model, device, rows=rows // (8 if quick else 1))
+                for model, rows in (("ViT-B-32", 64), (SMALLEST, 192))
+            },
+            "workers": speedup(folder / "workers", device, batches=4 if quick else 8, rounds=1 if quick else 2),
+            "memory": memory(folder / "memory", 100 if quick else 500),
+        }
     finally:
         shutil.rmtree(folder)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+    if not quick:
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict:
-    """Return the figures."""
-    device = pick_device()
-    params = EncoderParams(args.model, "seeded", 0, resolve_precision("auto", device))
-    encoder = shared_encoder(params, device)
-    rows = args.frames // len(CAMERAS)
-    demos = write(folder, rows)
-    made = plan(demos, encoder.dim)
-    factory = MakeRows(params, None, encoder.identity, read, made.fields, Views(1, 0.0, 0.0, 0), 0, args.batch)
-    frames = read(demos[0], CAMERAS[:1], 0, args.batch)["images"][CAMERAS[0]]
+def share_of_bare(folder: Path, model: str, device: str, rows: int, rounds: int = 3) -> dict[str, Any]:
+    """Return images per second of the encoder alone, of the build, and the ratio."""
+    factory, demos = job(folder, model, device, rows, default_batch_size(model, device))
+    encoder = shared_encoder(factory.encoder, device, None, factory.batch_size)
+    size = min(factory.batch_size, rows)
+    frames = read(demos[0], CAMERAS[:1], 0, size)["images"][CAMERAS[0]]
     batches = [encoder.prepare(frames), encoder.prepare(frames[::-1])]
-    text = np.ones((1, encoder.dim), np.float32)
-    run = partial(map_unordered, compute=Compute("serial", None, args.threads))
     encoder.forward(batches[0])
+    images = rows * len(CAMERAS)
     bare, whole = [], []
-    for turn in range(args.rounds):
-        started = time.perf_counter()
-        for i in range(args.frames // args.batch):
-            encoder.forward(batches[i % 2])
-        bare.append(args.frames // args.batch * args.batch / (time.perf_counter() - started))
-        started = time.perf_counter()
-        build(made, text, factory, folder / f"{turn}.zarr", folder / f"work{turn}", run=run)
-        whole.append(rows * len(CAMERAS) / (time.perf_counter() - started))
+    for turn in range(rounds):
+        bare.append(seconds(lambda: [encoder.forward(batches[i % 2]) for i in range(images // size)]))
+        whole.append(seconds(partial(make, folder / str(turn), plan(demos, factory.fields), factory, SERIAL)))
+    shares = [statistics.median(b[clock] / w[clock] for b, w in zip(bare, whole, strict=True)) for clock in range(2)]
     return {
-        "machine": {"cpu": cpu_name(), "cores": cores(), "device": device, "threads": args.threads},
-        "versions": versions(),
-        "model": args.model,
         "precision": encoder.precision,
-        "batch": args.batch,
-        "images": rows * len(CAMERAS),
-        "bare_encoder_images_per_s": [round(x, 2) for x in bare],
-        "end_to_end_images_per_s": [round(x, 2) for x in whole],
-        "share_of_bare": round(statistics.median(w / b for w, b in zip(whole, bare, strict=True)), 3),
+        "batch": size,
+        "images": images,
+        "bare_encoder_images_per_s": [round(images / wall, 2) for wall, _ in bare],
+        "end_to_end_images_per_s": [round(images / wall, 2) for wall, _ in whole],
+        "share_of_bare": round(shares[0], 3),
+        "share_of_bare_in_processor_time": round(shares[1], 3),  # where others are at work on the machine too
     }
+
+
+def seconds(function: Callable[[], object]) -> tuple[float, float]:
+    """Return the wall and the processor time of a call."""
+    wall, processor = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def speedup(folder: Path, device: str, batches: int, rounds: int) -> dict[str, Any]:
+    """Return images per second of one and of two local workers, and the ratio."""
+    size = 32
+    factory, demos = job(folder, SMALLEST, device, batches * size, size)
+    made = plan(demos, factory.fields, shard_rows=size)
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(rounds):
+        for workers in rates:
+            ends: list[float] = []
+
+            def report(receipt: Receipt, resumed: bool, ends: list[float] = ends) -> None:
+                ends.append(time.perf_counter())
+
+            make(folder / f"{turn}-{workers}", made, factory, Compute("local", workers, 1), report)
+            later = (len(ends) - workers) * size * len(CAMERAS)
+            rates[workers].append(later / (ends[-1] - ends[workers - 1]))
+    return {
+        "model": SMALLEST,
+        "images": batches * size * len(CAMERAS),
+        "one_worker_images_per_s": [round(x, 2) for x in rates[1]],
+        "two_workers_images_per_s": [round(x, 2) for x in rates[2]],
+        "speedup": round(statistics.median(b / a for a, b in zip(rates[1], rates[2], strict=True)), 3),
+    }
+
+
+def memory(folder: Path, rows: int) -> dict[str, Any]:
+    """Return the peak memory of builds of `rows` and of four times as many rows, each in a process of its own."""
+    peaks: dict[int, tuple[float, float]] = {}
+    for n in (rows, 4 * rows):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(write, folder / str(n), n).result()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            peaks[n] = pool.submit(peak_mib, folder / str(n)).result()
+    images = {n: n * len(CAMERAS) for n in peaks}
+    return {
+        "mib_before_the_build": {str(images[n]): round(before, 1) for n, (before, _) in peaks.items()},
+        "peak_mib_of_the_build": {str(images[n]): round(peak, 1) for n, (_, peak) in peaks.items()},
+        "mib_of_the_frames": {str(images[n]): round(images[n] * SIDE * SIDE * 3 / 2**20, 1) for n in peaks},
+        "ratio": round(peaks[4 * rows][1] / peaks[rows][1], 3),
+    }
+
+
+def peak_mib(folder: Path) -> tuple[float, float]:
+    """Build from the demonstrations in a folder; return resident memory in MiB before, and its peak (Linux only)."""
+    demos = scan(folder, SUITE, [tasks(SUITE, [0])[0]])[0]
+    fields = schema.fields(CAMERAS, 1, 3, True)
+    factory = MakeCheapRows(EncoderParams(SMALLEST, "seeded", 0, "fp32"), None, {}, read, fields, VIEWS, 0, 64)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of the imports
+    before = status_mib("VmRSS")
+    make(folder / "build", plan(demos, fields, shard_rows=128), factory, SERIAL)
+    return before, status_mib("VmHWM")
+
+
+def status_mib(name: str) -> float:
+    """Return an entry of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+class Mean:
+    """An encoder that does all but encode."""
+
+    preprocess = Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    def prepare(self, frames: np.ndarray, light: np.ndarray | None) -> torch.Tensor:
+        """Resize and normalise."""
+        return self.preprocess(torch.from_numpy(frames))
+
+    def submit(self, images: torch.Tensor) -> Callable[[], dict[str, np.ndarray]]:
+        """Take the mean colour."""
+        means = images.mean((2, 3)).to(torch.float16).numpy()
+        return lambda: {"image": means}
+
+
+class MakeCheapRows(MakeRows):
+    """Rows by `Mean`."""
+
+    def __call__(self) -> Embedder:
+        """Return the embedder."""
+        return Embedder(self, Mean())
+
+
+VIEWS = Views(1, 0.0, 0.0, 0)
+
+
+def job(folder: Path, model: str, device: str, rows: int, batch_size: int) -> tuple[MakeRows, list[Demo]]:
+    """Return what encodes with a seeded model, and demonstrations of `rows` steps in all."""
+    params = EncoderParams(model, "seeded", 0, resolve_precision("auto", device))
+    encoder = shared_encoder(params, device, None, batch_size)
+    fields = schema.fields(CAMERAS, 1, encoder.dim, True)
+    return MakeRows(params, None, encoder.identity, read, fields, VIEWS, 0, batch_size), write(folder, rows)
+
+
+def make(
+    folder: Path,
+    made: Plan,
+    factory: MakeRows,
+    compute: Compute,
+    report: Callable[[Receipt, bool], None] | None = None,
+) -> None:
+    """Build as the stage does."""
+    text = np.ones((1, 8), np.float32)
+    run = partial(map_unordered, compute=compute, lanes=LANES)
+    build(made, text, factory, folder / "store.zarr", folder / "work", run=run, report=report)
+
+
+def plan(demos: list[Demo], fields: tuple[schema.Field, ...], shard_rows: int = 256) -> Plan:
+    """Return a plan over the demonstrations."""
+    return Plan(
+        identity={"benchmark": True},
+        fields=fields,
+        episodes=tuple(units.Episode(demo.length, 0, demo.name, demo.name, payload=demo) for demo in demos),
+        instructions=("none",),
+        task_ids=(0,),
+        shard_rows=shard_rows,
+        chunk_rows=shard_rows,
+    )
 
 
 def write(root: Path, rows: int) -> list[Demo]:
@@ -122,19 +263,6 @@ def episode(length: int, seed: int) -> Episode:
         model_xml="<mujoco/>",
         env_name="Libero_Tabletop_Manipulation",
         origin=Origin(0, 0, 0),
-    )
-
-
-def plan(demos: list[Demo], dim: int) -> Plan:
-    """Return a plan over the demonstrations."""
-    return Plan(
-        identity={"benchmark": True},
-        fields=schema.fields(CAMERAS, 1, dim, True),
-        episodes=tuple(units.Episode(demo.length, 0, demo.name, demo.name, payload=demo) for demo in demos),
-        instructions=("none",),
-        task_ids=(0,),
-        shard_rows=256,
-        chunk_rows=256,
     )
 
 
