@@ -77,14 +77,18 @@ def _seeded(params: EncoderParams) -> torch.nn.Module:
 
     torch's normal_ differs in the last bits between CPUs with and without AVX2, so what open_clip drew is drawn again:
     uniform, with LeCun's variance 1/fan_in, from numpy's PCG64 by exactly rounded operations only. What is constant
-    at creation (biases of zero, norms, the logit scale) stays.
+    at creation (biases of zero, norms, the logit scale) stays. Embeddings of positions and of the class token have
+    variance 1, as the embedded patches have: with less, an untrained transformer is all but blind to where things are.
     """
     model = _create(params, None)
     generator = np.random.Generator(np.random.PCG64(params.seed))
-    for _, weight in sorted(model.named_parameters()):
+    for name, weight in sorted(model.named_parameters()):
         if weight.ndim == 0 or (weight == weight.flatten()[0]).all():
             continue
-        bound = math.sqrt(3 / (weight[0].numel() if weight.ndim > 1 else weight.numel()))
+        fan_in = weight[0].numel() if weight.ndim > 1 else weight.numel()
+        if name.endswith(("positional_embedding", "class_embedding")):
+            fan_in = 1
+        bound = math.sqrt(3 / fan_in)
         draw = ((generator.random(weight.shape) * 2 - 1) * bound).astype(np.float32)
         with torch.no_grad():
             weight.copy_(torch.from_numpy(draw))

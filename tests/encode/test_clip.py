@@ -31,7 +31,7 @@ from pipeline.errors import AssetError, ConfigError
 from tests.encode import tiny
 from tests.encode.test_transform import pictures
 
-SEEDED_SHA256 = "f8c0d5c06a7e982a3ef31347105885d0bef87ac84249e858a198a284a4dbefd9"
+SEEDED_SHA256 = "bc4a589095d4f5e741803f1e5097051043f2c7f6565d58b90eaf249fa9b74869"
 
 
 @pytest.fixture(scope="module", autouse=True)
