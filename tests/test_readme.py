@@ -18,6 +18,8 @@ RUN_ELSEWHERE = {
     "make repro": "tests/test_pipeline.py",
     "python -m stages.demos": "tests/stages/test_demos.py",
     "python -m stages.embed": "tests/stages/test_embed.py",
+    "python -m stages.embed --verify": "tests/stages/test_embed.py",
+    "python -m stages.embed --repair": "tests/stages/test_embed.py",
     "accelerate launch stages/train_flow.py": "tests/stages/test_train_flow.py",
     "accelerate launch -m stages.train_flow": "tests/test_pipeline.py",
     "accelerate launch --config_file configs/accelerate/cpu2.yaml -m stages.train_flow": (
