@@ -182,8 +182,7 @@ def _explained(path: Path) -> Iterator[None]:
 def _open(plan: Plan, text_embedding: np.ndarray, work: Path, execution: dict[str, Any]) -> tuple[Path, Ledger]:
     store, path = work / STORE, work / LEDGER
     header = {"fingerprint": plan.fingerprint, "execution": execution}
-    for orphan in work.rglob("*.partial"):  # of writers that were killed
-        orphan.unlink(missing_ok=True)
+    _sweep(work)
     ledger = Ledger.resume(path, header) if store.exists() else None
     if ledger is None:
         if path.exists():
@@ -332,9 +331,16 @@ def publish(store: Path, target: Path, fields: Sequence[schema.Field]) -> None:
     if target.exists():
         target.replace(old)
     staged.replace(target)
+    _sweep(target)  # nobody writes there by now: a unit made twice is still written to where the store was
     fsync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(store, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left half written."""
+    for orphan in folder.rglob("*.partial"):
+        orphan.unlink(missing_ok=True)
 
 
 def _replaced(target: Path) -> Path:

@@ -262,7 +262,7 @@ def test_no_worker_outlives_an_interrupt(kill: signal.Signals, tmp_path: Path) -
     assert process.stdout is not None
     process.stdout.readline()
     os.killpg(process.pid, kill) if kill == signal.SIGINT else process.kill()
-    _, stderr = process.communicate(timeout=40)
+    _, stderr = process.communicate(timeout=120)
     if kill == signal.SIGINT:
         assert process.returncode == 1
         assert stderr.strip().splitlines()[-1] == "interrupted"

@@ -170,3 +170,15 @@ def test_ledger_refuses_another_header(tmp_path: Path) -> None:
     assert again is not None
     assert again.receipts == {4: Receipt(4, "key", 16, {"image/agentview": (5, "00")}, 0.1)}
     again.close()
+
+
+def test_what_a_killed_worker_left_is_not_published(tmp_path: Path) -> None:
+    def leaving_halves(fn: Callable, items: Iterable, setup: Callable) -> Iterator:
+        state = setup()
+        for item in items:
+            yield item, fn(state, item)
+            shards = tmp_path / "work/store.zarr/image/agentview/c/0/0"
+            (shards / f"0.{item.unit.index}.partial").write_bytes(b"half")
+
+    make(tmp_path, run=leaving_halves)
+    assert tree(tmp_path / "out.zarr") == tree(make(tmp_path / "other"))

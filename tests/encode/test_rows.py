@@ -146,5 +146,5 @@ def test_closing_gives_up_what_is_under_way() -> None:
 
 def test_a_worker_with_other_weights_is_refused(tmp_path: Any) -> None:
     tiny.register(tmp_path)
-    with pytest.raises(AssetError, match=r"differs in weights_sha256 from the one .*\(f8c0d5c0.*, not 00\)"):
+    with pytest.raises(AssetError, match=r"differs in weights_sha256 from the one .*\(bc4a5890.*, not 00\)"):
         replace(SPEC, identity={"weights_sha256": "00"})()
