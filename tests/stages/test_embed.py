@@ -218,7 +218,8 @@ def test_a_demonstration_that_breaks_during_the_build_is_left_out(
     assert len(store.episodes) == 7 and f"{file.name}/demo_1" not in store.episodes.source
     assert f"quarantined {file} demo_1: {file} demo_1: cannot be read: bad sector" in caplog.text
     assert verify(store.location) == []
-    assert took(tmp_path)["images_resumed"] == 2 * 64  # two shards lie before the demonstration that broke
+    # Two shards lie before the demonstration that broke; the second may not have been written by then.
+    assert took(tmp_path)["images_resumed"] in (64, 2 * 64)
     assert sorted(path.name for path in (tmp_path / "scratch" / SUITE).iterdir()) == [store.fingerprint[:16], "units"]
     main(arguments(base, tmp_path / "anew", doomed))
     assert content(tmp_path / "anew") == content(tmp_path)
