@@ -258,6 +258,7 @@ def test_no_worker_outlives_an_interrupt(kill: signal.Signals, tmp_path: Path) -
         text=True,
         start_new_session=True,
         env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert process.stdout is not None
     process.stdout.readline()
