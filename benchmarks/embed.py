@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.scale import cpu_name
 from cache import schema, units
 from cache.build import build
 from cache.fingerprint import Plan
@@ -264,13 +264,6 @@ def episode(length: int, seed: int) -> Episode:
         env_name="Libero_Tabletop_Manipulation",
         origin=Origin(0, 0, 0),
     )
-
-
-def cpu_name() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

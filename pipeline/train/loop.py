@@ -29,7 +29,7 @@ from pipeline.train import checkpoint
 from pipeline.train.data import ResidentData, split_by_episode
 from pipeline.train.divergence import LossWatch, divergence, refuse_nonfinite
 from pipeline.train.evaluation import split_metrics
-from pipeline.train.plan import accumulation_steps, epoch_batches, learning_rate_factor
+from pipeline.train.plan import accumulation_steps, epoch_batches, learning_rate_factor, total_steps
 from pipeline.train.update import Update
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Training:
     @property
     def steps(self) -> int:
         """Optimiser steps of all epochs."""
-        return self.cfg.epochs * math.ceil(len(self.train_rows) / self.cfg.batch_size)
+        return total_steps(self.cfg, len(self.train_rows))
 
     @property
     def done(self) -> bool:
@@ -154,7 +154,7 @@ def _prepare(
     )
     accumulation = accumulation_steps(cfg, accelerator.num_processes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
-    total = cfg.epochs * math.ceil(len(train_rows) / cfg.batch_size)
+    total = total_steps(cfg, len(train_rows))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, total, cfg.warmup_steps, cfg.schedule)
     )

@@ -24,6 +24,11 @@ def epoch_batches(rows: Int[Tensor, " N"], batch_size: int, seed: int, epoch: in
     yield from rows[order].split(batch_size)
 
 
+def total_steps(cfg: TrainFlow, rows: int) -> int:
+    """Return the optimiser steps of all epochs over `rows` training rows."""
+    return cfg.epochs * math.ceil(rows / cfg.batch_size)
+
+
 def accumulation_steps(cfg: TrainFlow, processes: int) -> int:
     """Return how many forward passes make up one process's share of the global batch.
 

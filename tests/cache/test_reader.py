@@ -10,17 +10,9 @@ import zarr
 
 from cache import open_store
 from cache.__main__ import main
-from cache.build import build
 from cache.errors import StoreError
 from cache.verify import verify
-from tests.cache.synthetic import TEXT, MakeFake, expected, make_plan
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
-    build(make_plan(), TEXT, MakeFake(), folder / "s.zarr", folder / "work")
-    return folder / "s.zarr"
+from tests.cache.synthetic import expected, make_plan
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ from moto.server import ThreadedMotoServer
 
 from cache import open_store, stream
 from cache.__main__ import main
-from cache.build import build
 from cache.errors import StoreError
 from cache.files import RANGE_BYTES, RemoteFile
 from cache.verify import verify
-from tests.cache.synthetic import TEXT, MakeFake, expected, make_plan
+from tests.cache.synthetic import TEXT, expected, make_plan
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +26,6 @@ def endpoint() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
-    build(make_plan(), TEXT, MakeFake(), folder / "s.zarr", folder / "work")
-    return folder / "s.zarr"
 
 
 @pytest.fixture
