@@ -195,7 +195,7 @@ def stream_all(target: Path) -> None:
     """Stream one epoch of all of a store; see that each row comes once."""
     store = open_store(target)
     seen = np.zeros(store.rows, np.uint8)
-    for batch in stream(store, store.fields, 4096, STREAM_BYTES, seed=0):
+    for batch in stream([store], store.fields, 4096, STREAM_BYTES, seed=0):
         assert (numbers(batch.values["lowdim/action"]) == batch.rows).all()
         seen[batch.rows] += 1
     assert (seen == 1).all()

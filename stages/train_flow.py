@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from cache.fingerprint import digest
 from cache.reader import Store, open_store
 from pipeline.config import Params, load
 from pipeline.files import write_atomic
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture
 from pipeline.provenance import provenance
+from pipeline.train import checkpoint
 from pipeline.train.data import load_stores
 from pipeline.train.loop import Progress, train
 from stages import cli
@@ -51,16 +51,19 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.device.type == "cpu":  # accelerate launch allows one thread, whatever the machine has
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
-    data = load_stores(
+    table = load_stores(
         [(suite, store, params.data.tasks[suite]) for suite, store in stores.items()],
         params.policy.cameras,
         params.policy.proprio,
         params.train_flow.action,
+        params.train_flow.data_mode,
+        params.train_flow.memory_mib,
     )
-    arch = Architecture.of(params.policy, next(iter(data.images.values())).shape[1], data.text.shape[1])
+    arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1])
     identity = training_identity(params, arch, stores)
-    scratch = Path(args.scratch) / digest(identity)[:16]
-    network, progress = train(accelerator, data, arch, params.train_flow, params.policy.feature_noise, scratch)
+    with accelerator.main_process_first():
+        scratch = checkpoint.claim(Path(args.scratch), identity)
+    network, progress = train(accelerator, table, arch, params.train_flow, params.policy.feature_noise, scratch)
     if accelerator.is_main_process:
         out = Path(args.out)
         store = next(iter(stores.values()))

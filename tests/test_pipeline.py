@@ -83,13 +83,12 @@ def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
     assert ran(run(checkout, "dvc", "repro")) == set(), "a second repro runs nothing"
 
     compose(checkout, "train_flow.epochs=1")
-    assert ran(run(checkout, "dvc", "repro", "--dry")) >= {"train_flow"}
-    assert not ran(run(checkout, "dvc", "repro", "--dry")) & {"demos", "embed"}
     assert ran(run(checkout, "dvc", "repro")) == {"train_flow", "eval_libero", "report"}
 
     compose(checkout, "train_flow.epochs=1", "policy.velocity_width=64")
-    assert ran(run(checkout, "dvc", "repro")) == {"train_flow", "eval_libero", "report"}
+    would_run = ran(run(checkout, "dvc", "repro", "--dry"))
+    assert "train_flow" in would_run and not would_run & {"demos", "embed"}
 
-    compose(checkout, "train_flow.epochs=1", "policy.velocity_width=64", "embed.encoder.seed=1")
+    compose(checkout, "train_flow.epochs=1", "embed.encoder.seed=1")
     would_run = ran(run(checkout, "dvc", "repro", "--dry"))
     assert "embed" in would_run and "demos" not in would_run

@@ -104,7 +104,14 @@ def _check_values(p: Params, origin: str) -> None:
         f"policy.execute {p.policy.execute} is not between 1 and policy.horizon {p.policy.horizon}",
     )
     require(p.policy.sampling_steps >= 1, f"policy.sampling_steps is {p.policy.sampling_steps}; it must be 1 or more")
-    for name in ("epochs", "batch_size", "metrics_every_epochs", "metrics_rows", "checkpoint_every_epochs"):
+    for name in (
+        "epochs",
+        "batch_size",
+        "metrics_every_epochs",
+        "metrics_rows",
+        "checkpoint_every_epochs",
+        "memory_mib",
+    ):
         value = getattr(p.train_flow, name)
         require(value > 0, f"train_flow.{name} is {value}; it must be positive")
     require(0 <= p.train_flow.val_fraction < 1, f"train_flow.val_fraction is {p.train_flow.val_fraction}; use [0, 1)")

@@ -122,6 +122,9 @@ class TrainFlow:
     metrics_rows: int  # rows of each split that action MSE and MAE are sampled on
     checkpoint_every_epochs: int
     precision: Literal["no", "bf16", "fp16"]
+    data_mode: Literal["auto", "resident", "streaming"]  # image features in memory or streamed; auto: by their size
+    memory_mib: int  # most that image features may take: auto streams beyond it, and streaming keeps to it
+    balance: Literal["none", "task"]  # every row once an epoch, or every task equally often
     seed: int
 
 

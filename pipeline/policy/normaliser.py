@@ -3,13 +3,45 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 # Below this spread a dimension is taken as constant. Actions are in [-1, 1]; positions in metres and radians:
 # 0.01 is half a millimetre of commanded motion, or under one degree of a joint.
 MIN_STD = 1e-2
 FEATURE_MIN_STD = 1e-4  # features have no unit; this only guards against a division by zero
+
+
+class Moments:
+    """Mean and standard deviation per dimension of rows that come in parts, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = torch.zeros(())
+        self._squares = torch.zeros(())  # sum of squared deviations from the mean
+
+    def add(self, rows: Num[Tensor, "N D"]) -> None:
+        """Take more rows in, by the pairwise update of Chan, Golub and LeVeque."""
+        wide = rows.double()
+        mean = wide.mean(0)
+        squares = (wide - mean).square().sum(0)
+        if self.count == 0:
+            self._mean, self._squares = torch.zeros_like(mean), torch.zeros_like(mean)
+        total = self.count + len(rows)
+        delta = mean - self._mean
+        self._squares = self._squares + squares + delta.square() * (self.count * len(rows) / total)
+        self._mean = self._mean + delta * (len(rows) / total)
+        self.count = total
+
+    @property
+    def mean(self) -> Float[Tensor, " D"]:
+        """Mean."""
+        return self._mean
+
+    @property
+    def std(self) -> Float[Tensor, " D"]:
+        """Standard deviation, of the rows themselves (divided by their number)."""
+        return (self._squares / self.count).sqrt()
 
 
 class Standardiser(nn.Module):
@@ -23,11 +55,10 @@ class Standardiser(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 
-    def fit(self, rows: Float[Tensor, "N D"], min_std: float = MIN_STD) -> None:
-        """Take mean and standard deviation from the rows of the training set."""
-        wide = rows.double()
-        self.mean.copy_(wide.mean(0))
-        self.std.copy_(wide.std(0, correction=0).clamp_min(min_std))
+    def fit(self, moments: Moments, min_std: float = MIN_STD) -> None:
+        """Take mean and standard deviation of the training set's rows."""
+        self.mean.copy_(moments.mean)
+        self.std.copy_(moments.std.clamp_min(min_std))
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         return (x - self.mean) / self.std
@@ -51,12 +82,12 @@ class Normaliser(nn.Module):
         self.action = Standardiser(action_dim)
         self._standardise_actions = standardise_actions  # otherwise mean 0, spread 1
 
-    def fit(self, images: Mapping[str, Tensor], proprio: Mapping[str, Tensor], action: Float[Tensor, "N A"]) -> None:
-        """Take the statistics of the training rows: images name -> (N, D), proprio name -> (N, k)."""
-        for name, rows in images.items():
-            _standardiser(self.images, name).fit(rows.float(), FEATURE_MIN_STD)
-        for name, rows in proprio.items():
-            _standardiser(self.proprio, name).fit(rows.float())
+    def fit(self, images: Mapping[str, Moments], proprio: Mapping[str, Moments], action: Moments) -> None:
+        """Take the statistics of the training rows, of each camera's features, each input of proprio, and actions."""
+        for name, moments in images.items():
+            _standardiser(self.images, name).fit(moments, FEATURE_MIN_STD)
+        for name, moments in proprio.items():
+            _standardiser(self.proprio, name).fit(moments)
         if self._standardise_actions:
             self.action.fit(action)
 

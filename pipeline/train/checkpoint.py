@@ -1,25 +1,77 @@
 """Checkpoints: written beside, flushed to disk, renamed, so that one is whole or not there."""
 
+import json
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
+from cache.fingerprint import digest
 from cache.ledger import fsync_directory, fsync_file
 from pipeline.errors import PipelineError
+from pipeline.files import write_atomic
 
 log = logging.getLogger(__name__)
 
 KEEP = 2
+IDENTITY = "identity.json"
 _NAME = re.compile(r"step-(\d{9})")
+
+
+def claim(scratch: Path, identity: Mapping[str, Any]) -> Path:
+    """Return the directory for the checkpoints of this training. Those of others beside it are left, and reported.
+
+    Args:
+        scratch: directory of all trainings' checkpoints.
+        identity: all that the weights depend on, as plain JSON values.
+    """
+    mine = scratch / digest(identity)[:16]
+    if not mine.exists():
+        for path in sorted(scratch.glob(f"*/{IDENTITY}")):
+            if checkpoints(path.parent):
+                _report(path, identity)
+        write_atomic(mine / IDENTITY, json.dumps(identity, indent=1))
+    return mine
+
+
+def _report(path: Path, identity: Mapping[str, Any]) -> None:
+    try:
+        other = _flat(json.loads(path.read_text()))
+    except ValueError:
+        return
+    mine = _flat(json.loads(json.dumps(identity)))
+    sides = [
+        f"{name} {other.get(name)!r} there, {mine.get(name)!r} here"
+        for name in sorted({*other, *mine})
+        if other.get(name) != mine.get(name)
+    ]
+    log.warning(
+        "%s: has checkpoints of another training, which are not gone on with: %s. To go on with them put that back; "
+        "else the directory can be deleted",
+        path.parent,
+        "; ".join(sides),
+    )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def save(accelerator: Accelerator, directory: Path, step: int) -> None:
     """Write the state of everything that `accelerator` prepared or registered as directory/step-<step>.
 
     Every process must call it. The last KEEP checkpoints stay.
+
+    Raises:
+        PipelineError: the file system refuses. Older checkpoints are as they were.
     """
     final = directory / f"step-{step:09d}"
     partial = final.with_name(final.name + ".partial")
@@ -27,16 +79,27 @@ def save(accelerator: Accelerator, directory: Path, step: int) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _publish(partial, final)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise PipelineError(
+            f"{partial}: the checkpoint cannot be written ({error}). Make room, or set --scratch to another disk, and "
+            "start again: it goes on from the checkpoint before"
+        ) from error
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _flush(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        fsync_directory(directory)
-        for old in checkpoints(directory)[:-KEEP]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+
+
+def _publish(partial: Path, final: Path) -> None:
+    _flush(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    fsync_directory(final.parent)
+    for old in checkpoints(final.parent)[:-KEEP]:
+        shutil.rmtree(old)
 
 
 def resume(accelerator: Accelerator, directory: Path) -> bool:

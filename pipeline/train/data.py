@@ -1,7 +1,12 @@
-"""Cached features in memory: tensors on the training device, batches by index, no DataLoader."""
+"""The table that a policy is trained on: cached features of the episodes of one or more stores.
 
+Low-dimensional arrays (some 100 bytes a row) are held in memory, image features too if they fit, or they are streamed.
+"""
+
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +17,11 @@ from cache.reader import Store
 from pipeline.errors import DataError, did_you_mean
 from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.windows import action_windows
+from pipeline.train.images import Features, Images, ResidentImages, Span, StreamedImages, read_clean
+
+log = logging.getLogger(__name__)
+Mode = Literal["auto", "resident", "streaming"]
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,20 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class ResidentData:
-    """All rows of one or more stores, on one device."""
+class Selection:
+    """Which part of a store belongs to the table: `episodes` are their numbers in the store, ascending."""
+
+    suite: str
+    store: Store
+    episodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows: episode after episode, store after store."""
 
     episodes: tuple[Episode, ...]
-    images: dict[str, Float[Tensor, "N D"]]  # f16, view 0
+    images: Images
     text: Float[Tensor, "K Dt"]
     text_of_row: Int[Tensor, " N"]
     proprio: dict[str, Float[Tensor, "N _"]]
@@ -55,20 +74,32 @@ class ResidentData:
         episode = next(e for e in self.episodes if e.first <= row < e.first + e.length)
         return f"{episode.suite}/{episode.source}"
 
-    def batch(self, rows: Int[Tensor, " B"], horizon: int) -> Batch:
-        """Gather the rows with their action windows (B, H, 7). Features stay f16; the normaliser widens them."""
+    def tasks(self) -> Int[Tensor, " N"]:
+        """Return a number for each row that tells the tasks, of all suites, apart."""
+        numbers: dict[tuple[str, int], int] = {}
+        of_episode = [numbers.setdefault((e.suite, e.task), len(numbers)) for e in self.episodes]
+        return torch.tensor(of_episode).repeat_interleave(torch.tensor([e.length for e in self.episodes]))
+
+    def batch(self, rows: Int[Tensor, " B"], horizon: int, images: Features | None = None) -> Batch:
+        """Gather the rows with their action windows (B, H, 7) on the table's device.
+
+        `images` are their features, if they are at hand. They stay f16; the normaliser widens them.
+        """
+        features = self.images.at(rows) if images is None else images
+        device = self.action.device
+        rows = rows.to(device)
         return Batch(
-            images={name: x[rows] for name, x in self.images.items()},
+            images={name: x.to(device) for name, x in features.items()},
             text=self.text[self.text_of_row[rows]],
             proprio={name: x[rows] for name, x in self.proprio.items()},
             actions=action_windows(self.action, self.last, rows, horizon),
         )
 
-    def to(self, device: torch.device) -> "ResidentData":
-        """Return the same data with its tensors on `device`."""
+    def to(self, device: torch.device) -> "Table":
+        """Return the same table with what it holds in memory on `device`."""
         return replace(
             self,
-            images={k: v.to(device) for k, v in self.images.items()},
+            images=self.images.to(device),
             text=self.text.to(device),
             text_of_row=self.text_of_row.to(device),
             proprio={k: v.to(device) for k, v in self.proprio.items()},
@@ -82,7 +113,9 @@ def load_stores(
     cameras: Sequence[str],
     proprio: Sequence[str],
     action: str,
-) -> ResidentData:
+    mode: Mode = "auto",
+    memory_mib: int = 4096,
+) -> Table:
     """Read stores into one table.
 
     Args:
@@ -90,25 +123,32 @@ def load_stores(
         cameras: cameras to read.
         proprio: low-dimensional inputs to read, keys of PROPRIO_DIMS.
         action: array to learn from, "action" or "expert_action".
+        mode: image features in memory, or streamed; auto: in memory if they take no more than `memory_mib`.
+        memory_mib: bound on streamed image features.
 
     Raises:
         DataError: a store lacks a camera, an array or a task, or the stores' features are of different encoders.
     """
-    parts = [_load_store(suite, store, tasks, cameras, proprio, action) for suite, store, tasks in stores]
-    first_suite, first, _ = stores[0]
-    for suite, store, _ in stores:
-        for what in ("encoder", "transform", "sim"):
-            if store.identity[what] != first.identity[what]:
-                raise DataError(
-                    f"the stores of {first_suite} and {suite} differ in {what}: {first.identity[what]} and "
-                    f"{store.identity[what]}. Make both in the same way: dvc repro embed"
-                )
-    return _concatenate(parts)
+    selected = [_select(suite, store, tasks, cameras, action) for suite, store, tasks in stores]
+    _require_alike(selected)
+    episodes, spans = _index(selected)
+    rows = sum(episode.length for episode in episodes)
+    lengths = torch.tensor([e.length for e in episodes])
+    ends = torch.tensor([e.first + e.length - 1 for e in episodes])
+    texts_before = np.cumsum([0, *(len(s.store.texts.embedding) for s in selected)])
+    text_of = [int(texts_before[k] + s.store.episodes.task[i]) for k, s in enumerate(selected) for i in s.episodes]
+    return Table(
+        episodes=episodes,
+        images=_images(selected, spans, rows, cameras, mode, memory_mib),
+        text=torch.cat([torch.from_numpy(np.asarray(s.store.texts.embedding, np.float32)) for s in selected]),
+        text_of_row=torch.tensor(text_of).repeat_interleave(lengths),
+        proprio={name: _lowdim(selected, name) for name in proprio if name in PROPRIO_DIMS},
+        action=_lowdim(selected, action),
+        last=ends.repeat_interleave(lengths),
+    )
 
 
-def _load_store(
-    suite: str, store: Store, tasks: Sequence[int] | None, cameras: Sequence[str], proprio: Sequence[str], action: str
-) -> ResidentData:
+def _select(suite: str, store: Store, tasks: Sequence[int] | None, cameras: Sequence[str], action: str) -> Selection:
     for camera in cameras:
         if camera not in store.cameras:
             raise DataError(
@@ -127,54 +167,81 @@ def _load_store(
         raise DataError(
             f"{store.location}: has no episode of task {sorted(missing)} of {suite}. Run: dvc repro demos embed"
         )
-    rows = np.concatenate([_rows(store, i) for i in wanted])
-    episodes, first = [], 0
-    for i in wanted:
-        length = int(store.episodes.length[i])
-        episodes.append(Episode(suite, int(task_ids[i]), store.episodes.source[i], first, length))
-        first += length
+    return Selection(suite, store, tuple(wanted))
 
-    def take(name: str) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(store.read(name)[rows]))
 
-    lengths = torch.tensor([e.length for e in episodes])
-    ends = torch.tensor([e.first + e.length - 1 for e in episodes])
-    texts = torch.from_numpy(store.episodes.task[wanted])
-    return ResidentData(
-        episodes=tuple(episodes),
-        images={c: take(f"image/{c}")[:, 0].contiguous() for c in cameras},
-        text=torch.from_numpy(np.asarray(store.texts.embedding, np.float32)),
-        text_of_row=torch.repeat_interleave(texts, lengths),
-        proprio={name: take(f"lowdim/{name}") for name in proprio if name in PROPRIO_DIMS},
-        action=take(f"lowdim/{action}"),
-        last=torch.repeat_interleave(ends, lengths),
+def _require_alike(selected: Sequence[Selection]) -> None:
+    first = selected[0]
+    for other in selected[1:]:
+        for what in ("encoder", "transform", "sim"):
+            if other.store.identity[what] != first.store.identity[what]:
+                raise DataError(
+                    f"the stores of {first.suite} and {other.suite} differ in {what}: {first.store.identity[what]} and "
+                    f"{other.store.identity[what]}. Make both in the same way: dvc repro embed"
+                )
+
+
+def _index(selected: Sequence[Selection]) -> tuple[tuple[Episode, ...], list[Span]]:
+    """Return the table's episodes, and where their rows lie in the stores."""
+    episodes, spans, first = [], [], 0
+    for number, part in enumerate(selected):
+        index, texts = part.store.episodes, part.store.texts
+        for i in part.episodes:
+            length, task = int(index.length[i]), int(texts.task_ids[index.task[i]])
+            episodes.append(Episode(part.suite, task, index.source[i], first, length))
+            spans.append(Span(number, int(index.start[i]), first, length))
+            first += length
+    return tuple(episodes), spans
+
+
+def _images(
+    selected: Sequence[Selection],
+    spans: Sequence[Span],
+    rows: int,
+    cameras: Sequence[str],
+    mode: Mode,
+    memory_mib: int,
+) -> Images:
+    stores = [part.store for part in selected]
+    dim = stores[0].dim
+    size = rows * len(cameras) * dim * 2 / MIB
+    resident = mode == "resident" or (mode == "auto" and size <= memory_mib)
+    log.info(
+        "%d rows, %.0f MiB of image features: %s (train_flow.data_mode %s, memory_mib %d)",
+        rows,
+        size,
+        "held in memory" if resident else "streamed",
+        mode,
+        memory_mib,
     )
+    if not resident:
+        return StreamedImages(stores, spans, [part.episodes for part in selected], cameras, memory_mib * MIB)
+    features = {camera: torch.empty(rows, dim, dtype=torch.float16) for camera in cameras}
+    for run in _joined(spans):
+        for camera, out in features.items():
+            read_clean(stores[run.store], camera, run.start, run.start + run.length, out[run.first :][: run.length])
+    return ResidentImages(features)
 
 
-def _rows(store: Store, episode: int) -> np.ndarray:
-    start = int(store.episodes.start[episode])
-    return np.arange(start, start + int(store.episodes.length[episode]))
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Return the spans with those that follow each other in their store made one."""
+    joined: list[Span] = []
+    for span in spans:
+        before = joined[-1] if joined else None
+        if before and before.store == span.store and before.start + before.length == span.start:
+            joined[-1] = replace(before, length=before.length + span.length)
+        else:
+            joined.append(span)
+    return joined
 
 
-def _concatenate(parts: Sequence[ResidentData]) -> ResidentData:
-    episodes: list[Episode] = []
-    last, text_of_row = [], []
-    rows = texts = 0
-    for part in parts:
-        episodes += [replace(e, first=e.first + rows) for e in part.episodes]
-        last.append(part.last + rows)
-        text_of_row.append(part.text_of_row + texts)
-        rows += len(part)
-        texts += len(part.text)
-    return ResidentData(
-        episodes=tuple(episodes),
-        images={c: torch.cat([p.images[c] for p in parts]) for c in parts[0].images},
-        text=torch.cat([p.text for p in parts]),
-        text_of_row=torch.cat(text_of_row),
-        proprio={n: torch.cat([p.proprio[n] for p in parts]) for n in parts[0].proprio},
-        action=torch.cat([p.action for p in parts]),
-        last=torch.cat(last),
-    )
+def _lowdim(selected: Sequence[Selection], name: str) -> Tensor:
+    parts = []
+    for part in selected:
+        index = part.store.episodes
+        rows = [np.arange(index.start[i], index.start[i] + index.length[i]) for i in part.episodes]
+        parts.append(torch.from_numpy(part.store.read(f"lowdim/{name}")[np.concatenate(rows)]))
+    return torch.cat(parts)
 
 
 def split_by_episode(

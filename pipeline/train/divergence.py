@@ -1,11 +1,11 @@
-"""Keep values that are not finite out of a training, and say which episodes they came from."""
+"""A loss that is not finite stops a training at once, and names the episodes of its batch."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.errors import DataError, PipelineError
-from pipeline.train.data import ResidentData
+from pipeline.errors import PipelineError
+from pipeline.train.data import Table
 
 SHOWN = 5
 LOOK_EVERY = 50
@@ -34,28 +34,11 @@ class LossWatch:
         return None if step < 0 else step
 
 
-def divergence(data: ResidentData, rows: Int[Tensor, " B"], step: int, epoch: int) -> PipelineError:
+def divergence(table: Table, rows: Int[Tensor, " B"], step: int, epoch: int) -> PipelineError:
     """Return the error for a loss that was not finite at `step`, on the batch `rows`, whose inputs were."""
-    sources = sorted({data.episode_of(row) for row in rows.tolist()})
+    sources = sorted({table.episode_of(row) for row in rows.tolist()})
+    more = f" and {len(sources) - SHOWN} more" if len(sources) > SHOWN else ""
     return PipelineError(
         f"the loss is not finite at step {step} (epoch {epoch}): the network diverged, on rows of "
-        f"{', '.join(sources[:SHOWN])}{_more(len(sources))}. Lower train_flow.learning_rate or train_flow.clip_norm"
+        f"{', '.join(sources[:SHOWN])}{more}. Lower train_flow.learning_rate or train_flow.clip_norm"
     )
-
-
-def refuse_nonfinite(data: ResidentData) -> None:
-    """Raise DataError if a feature, an input or an action is not finite; it names the episodes."""
-    parts = {**{f"image/{k}": v for k, v in data.images.items()}, **data.proprio, "action": data.action}
-    found = []
-    for name, values in parts.items():
-        rows = (~torch.isfinite(values).all(1)).nonzero().flatten().tolist()
-        found += sorted({f"{name} of {data.episode_of(row)}" for row in rows})
-    if found:
-        raise DataError(
-            f"values that are not finite: {'; '.join(found[:SHOWN])}{_more(len(found))}. Check the store "
-            "(python -m cache verify STORE) and embed again, or leave these demonstrations out"
-        )
-
-
-def _more(count: int) -> str:
-    return f" and {count - SHOWN} more" if count > SHOWN else ""

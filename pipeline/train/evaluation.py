@@ -8,46 +8,46 @@ from torch import Tensor
 
 from pipeline.config import TrainFlow
 from pipeline.policy.network import ACTION_DIM, FlowPolicy
-from pipeline.train.data import ResidentData
+from pipeline.train.data import Table
 
 CHUNK = 1024  # rows per forward pass
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 
 
 def split_metrics(
-    network: FlowPolicy, data: ResidentData, train_rows: Tensor, val_rows: Tensor, cfg: TrainFlow, sample: bool
+    network: FlowPolicy, table: Table, train_rows: Tensor, val_rows: Tensor, cfg: TrainFlow, sample: bool
 ) -> dict[str, Any]:
     """Return val_loss, and, where `sample`, the action error of both splits; None where there are no rows.
 
     <split>_action_mse and <split>_action_mae are over all dimensions, <split>_action_mse_of by the dimension's name.
     """
     network.eval()
-    metrics: dict[str, Any] = {"val_loss": mean_loss(network, data, val_rows, cfg.seed) if len(val_rows) else None}
+    metrics: dict[str, Any] = {"val_loss": mean_loss(network, table, val_rows, cfg.seed) if len(val_rows) else None}
     if sample:
         for split, rows in (("train", train_rows), ("val", val_rows)):
-            metrics |= {f"{split}_{name}": value for name, value in _action_metrics(network, data, rows, cfg).items()}
+            metrics |= {f"{split}_{name}": value for name, value in _action_metrics(network, table, rows, cfg).items()}
     network.train()
     return metrics
 
 
-def _action_metrics(network: FlowPolicy, data: ResidentData, rows: Tensor, cfg: TrainFlow) -> dict[str, Any]:
+def _action_metrics(network: FlowPolicy, table: Table, rows: Tensor, cfg: TrainFlow) -> dict[str, Any]:
     if len(rows) == 0:
         return dict.fromkeys(("action_mse", "action_mae", "action_mse_of"))
-    mse, mae = action_error(network, data, rows, cfg.metrics_rows, cfg.seed)
+    mse, mae = action_error(network, table, rows, cfg.metrics_rows, cfg.seed)
     by_name = dict(zip(ACTION_NAMES, mse.tolist(), strict=True))
     return {"action_mse": float(mse.mean()), "action_mae": float(mae.mean()), "action_mse_of": by_name}
 
 
 @torch.no_grad()
-def mean_loss(network: FlowPolicy, data: ResidentData, rows: Int[Tensor, " N"], seed: int) -> float:
+def mean_loss(network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], seed: int) -> float:
     """Return the mean flow loss over `rows`, with the same noise and times at every call."""
     generator = torch.Generator().manual_seed(seed)
-    device = data.action.device
+    device = table.action.device
     total = 0.0
     for part in rows.split(CHUNK):
         noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
         t = torch.rand(len(part), generator=generator)
-        batch = data.batch(part.to(device), network.arch.horizon)
+        batch = table.batch(part, network.arch.horizon)
         loss = network(batch.images, batch.text, batch.proprio, batch.actions, noise.to(device), t.to(device))
         total += float(loss.sum())
     return total / len(rows)
@@ -55,7 +55,7 @@ def mean_loss(network: FlowPolicy, data: ResidentData, rows: Int[Tensor, " N"], 
 
 @torch.no_grad()
 def action_error(
-    network: FlowPolicy, data: ResidentData, rows: Int[Tensor, " N"], limit: int, seed: int
+    network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int
 ) -> tuple[Float[Tensor, "7"], Float[Tensor, "7"]]:
     """Return each dimension's (MSE, MAE) between sampled and recorded actions in the environment's units, over chunks.
 
@@ -64,11 +64,11 @@ def action_error(
     if len(rows) > limit:
         rows = rows[torch.linspace(0, len(rows) - 1, limit).round().long()]
     generator = torch.Generator().manual_seed(seed)
-    device = data.action.device
+    device = table.action.device
     squared, absolute = torch.zeros(2, ACTION_DIM, dtype=torch.float64)
     for part in rows.split(CHUNK):
         noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
-        batch = data.batch(part.to(device), network.arch.horizon)
+        batch = table.batch(part, network.arch.horizon)
         error = network.act(batch.images, batch.text, batch.proprio, noise.to(device)) - batch.actions
         squared += error.double().square().sum((0, 1)).cpu()
         absolute += error.double().abs().sum((0, 1)).cpu()

@@ -8,6 +8,7 @@ checkpoint needs no generator state.
 import logging
 import math
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from pipeline.errors import DataError
 from pipeline.files import write_atomic
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.train import checkpoint
-from pipeline.train.data import ResidentData, split_by_episode
-from pipeline.train.divergence import LossWatch, divergence, refuse_nonfinite
+from pipeline.train.data import Table, split_by_episode
+from pipeline.train.divergence import LOOK_EVERY, LossWatch, divergence
 from pipeline.train.evaluation import split_metrics
-from pipeline.train.plan import accumulation_steps, epoch_batches, learning_rate_factor, total_steps
+from pipeline.train.plan import accumulation_steps, learning_rate_factor, row_counts, total_steps
+from pipeline.train.statistics import measure
 from pipeline.train.update import Update
 
 log = logging.getLogger(__name__)
@@ -85,19 +87,19 @@ class Training:
 
 def train(
     accelerator: Accelerator,
-    data: ResidentData,
+    table: Table,
     arch: Architecture,
     cfg: TrainFlow,
     feature_noise: float,
     scratch: Path,
 ) -> tuple[FlowPolicy, Progress]:
-    """Fit a policy to `data`; return the network to use and how it went.
+    """Fit a policy to `table`; return the network to use and how it went.
 
     The network is the average if `ema_decay` keeps one, of the last epoch, or of the one that was best by `best_by`.
 
     Args:
         accelerator: made by the caller, which decides devices and precision.
-        data: all rows, training and validation.
+        table: all rows, training and validation.
         arch: the network to build.
         cfg: the train_flow section.
         feature_noise: std of Gaussian noise on standardised image features.
@@ -108,7 +110,7 @@ def train(
         DataError: there are no training rows, or no validation rows for `best_by`, or values that are not finite.
         PipelineError: the loss is not finite, or no checkpoint can be read.
     """
-    training = _prepare(accelerator, data, arch, cfg, feature_noise, scratch)
+    training = _prepare(accelerator, table, arch, cfg, feature_noise, scratch)
     progress = training.progress
     if checkpoint.resume(accelerator, scratch):
         log.info("going on after epoch %d, step %d", progress.epoch, progress.step)
@@ -130,28 +132,24 @@ def train(
 
 def _prepare(
     accelerator: Accelerator,
-    data: ResidentData,
+    table: Table,
     arch: Architecture,
     cfg: TrainFlow,
     feature_noise: float,
     scratch: Path,
 ) -> Training:
     """Make network, optimiser, schedule and average, and register what a checkpoint has to hold."""
-    train_rows, val_rows = split_by_episode(data.episodes, cfg.val_fraction, cfg.seed)
+    train_rows, val_rows = split_by_episode(table.episodes, cfg.val_fraction, cfg.seed)
     if len(train_rows) == 0:
         raise DataError("the store has no training rows. Record more demonstrations: demos.episodes")
     if len(val_rows) == 0 and (cfg.best_by or "").startswith("val"):
         raise DataError(
             f"train_flow.best_by is {cfg.best_by}, but no episode is held out. Raise train_flow.val_fraction"
         )
-    refuse_nonfinite(data)
+    statistics = measure(table, train_rows)
     torch.manual_seed(cfg.seed)
     network = FlowPolicy(arch)
-    network.normaliser.fit(
-        {name: x[train_rows] for name, x in data.images.items()},
-        {name: x[train_rows] for name, x in data.proprio.items()},
-        data.action[train_rows],
-    )
+    network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
     accumulation = accumulation_steps(cfg, accelerator.num_processes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     total = total_steps(cfg, len(train_rows))
@@ -170,7 +168,7 @@ def _prepare(
         optimizer,
         scheduler,
         average,
-        data.to(accelerator.device),
+        table.to(accelerator.device),
         arch,
         cfg,
         feature_noise,
@@ -191,7 +189,7 @@ def _run_epoch(training: Training, bar: tqdm) -> None:
     measured: list[dict[str, Any]] = [{}]
     if accelerator.is_main_process:
         rows = training.train_rows, training.val_rows
-        measured = [split_metrics(training.network, training.update.data, *rows, cfg, sampled)]
+        measured = [split_metrics(training.network, training.update.table, *rows, cfg, sampled)]
     broadcast_object_list(measured)  # all processes must take the same decisions
     entry = {"epoch": progress.epoch, "step": progress.step, "train_loss": loss, **measured[0]}
     progress.history.append(entry)
@@ -204,18 +202,19 @@ def _run_epoch(training: Training, bar: tqdm) -> None:
 def _step_through(training: Training, bar: tqdm) -> float:
     """Make an epoch's updates; return the mean loss over all rows and processes."""
     update, cfg, progress, watch = training.update, training.cfg, training.progress, training.watch
-    first = progress.step
-    batches = list(epoch_batches(training.train_rows, cfg.batch_size, cfg.seed, progress.epoch))
+    counts = row_counts(training.train_rows, update.table.tasks(), cfg.balance, cfg.seed, progress.epoch)
+    end = progress.step + math.ceil(len(training.train_rows) / cfg.batch_size)
     total = torch.zeros((), device=update.accelerator.device)
-    for rows in batches:
-        loss = update(rows, progress.step)
+    recent: deque[tuple[int, Tensor]] = deque(maxlen=LOOK_EVERY)
+    for rows, images in update.table.images.epoch(counts, cfg.batch_size, cfg.seed, progress.epoch):
+        loss = update(rows, images, progress.step)
         watch.add(loss, progress.step)
+        recent.append((progress.step, rows))
         total += loss
         progress.step += 1
         bar.update()
-        last = progress.step == first + len(batches)
-        if (last or watch.due(progress.step)) and (bad := watch.first()) is not None:
-            raise divergence(update.data, batches[bad - first], bad, progress.epoch)
+        if (progress.step == end or watch.due(progress.step)) and (bad := watch.first()) is not None:
+            raise divergence(update.table, dict(recent)[bad], bad, progress.epoch)
     reduced = update.accelerator.reduce(total)
     assert isinstance(reduced, Tensor)
     return float(reduced) / len(training.train_rows)

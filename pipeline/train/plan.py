@@ -24,6 +24,28 @@ def epoch_batches(rows: Int[Tensor, " N"], batch_size: int, seed: int, epoch: in
     yield from rows[order].split(batch_size)
 
 
+def row_counts(
+    rows: Int[Tensor, " n"], tasks: Int[Tensor, " N"], balance: str, seed: int, epoch: int
+) -> Int[Tensor, " N"]:
+    """Return how often each of N rows comes in an epoch: 0 for those that are not in `rows`, len(rows) in all.
+
+    With balance "none" each comes once. With "task" each task comes equally often: the rows of a task that has m and is
+    to have n come n // m or n // m + 1 times, those with one more evenly spread, from a place that epoch and seed tell.
+    """
+    counts = torch.zeros(len(tasks), dtype=torch.int64)
+    if balance == "none":
+        counts[rows] = 1
+        return counts
+    generator = torch.Generator().manual_seed(step_seed(seed + 2, epoch))
+    found = tasks[rows].unique().tolist()
+    for k, task in enumerate(found):
+        members = rows[tasks[rows] == task]
+        m, n = len(members), len(rows) // len(found) + (k < len(rows) % len(found))
+        edges = torch.arange(m + 1) * n + torch.randint(m, (1,), generator=generator)
+        counts[members] = (edges // m).diff()
+    return counts
+
+
 def total_steps(cfg: TrainFlow, rows: int) -> int:
     """Return the optimiser steps of all epochs over `rows` training rows."""
     return cfg.epochs * math.ceil(rows / cfg.batch_size)

@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipeline.config import TrainFlow
 from pipeline.policy.network import ACTION_DIM, Architecture
-from pipeline.train.data import ResidentData
+from pipeline.train.data import Table
+from pipeline.train.images import Features
 from pipeline.train.plan import step_seed
 
 
@@ -25,19 +26,20 @@ class Update:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     average: AveragedModel | None
-    data: ResidentData
+    table: Table
     arch: Architecture
     cfg: TrainFlow
     feature_noise: float
     accumulation: int  # forward passes per process
 
-    def __call__(self, rows: Int[Tensor, " B"], step: int) -> Float[Tensor, ""]:
-        """Update on the global batch `rows`; return the sum of this process's row losses."""
+    def __call__(self, rows: Int[Tensor, " B"], images: Features, step: int) -> Float[Tensor, ""]:
+        """Update on the global batch `rows`, whose features are `images`; return the sum of this process's losses."""
         accelerator = self.accelerator
         draws = self._draw(len(rows), step)
         total = torch.zeros((), device=accelerator.device)
         for part, weight, sync in self._parts(len(rows)):
-            batch = self.data.batch(rows[part].to(accelerator.device), self.arch.horizon)
+            features = {name: x[part.to(x.device)] for name, x in images.items()}
+            batch = self.table.batch(rows[part], self.arch.horizon, features)
             noise, t, extra = (None if d is None else _take(d, part, accelerator.device) for d in draws)
             with sync, accelerator.autocast():
                 losses = self.model(batch.images, batch.text, batch.proprio, batch.actions, noise, t, extra)

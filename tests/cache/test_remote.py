@@ -145,8 +145,8 @@ def test_urls_nobody_understands() -> None:
 def test_streams_in_the_same_order_as_from_a_disk(sound: Path, bucket: str) -> None:
     url = uploaded(sound, bucket)
     names, memory = ["image/agentview", "lowdim/action"], 1_000_000
-    local = list(stream(open_store(sound), names, 10, memory, seed=1))
-    remote = list(stream(open_store(url), names, 10, memory, seed=1))
+    local = list(stream([open_store(sound)], names, 10, memory, seed=1))
+    remote = list(stream([open_store(url)], names, 10, memory, seed=1))
     assert len(local) == len(remote) == 9
     for a, b in zip(local, remote, strict=True):
         np.testing.assert_array_equal(a.rows, b.rows)

@@ -45,7 +45,7 @@ def order(store: Store, **options: object) -> np.ndarray:
     """Return the numbers of the rows as they come, after a look at the batches."""
     settings = {"batch_rows": 32, "memory_bytes": 150_000, "seed": 0, **options}
     sizes, rows = [], []
-    for batch in stream(store, NAMES, **settings):  # type: ignore[arg-type]
+    for batch in stream([store], NAMES, **settings):  # type: ignore[arg-type]
         np.testing.assert_array_equal(batch.values["lowdim/action"][:, 0], batch.rows)
         np.testing.assert_array_equal(batch.values["image/agentview"][:, 1, 2], batch.rows % 1000 + 1)
         assert batch.values["image/agentview"].shape == (len(batch.rows), 2, 6)
@@ -71,9 +71,41 @@ def test_batches_larger_than_windows(store: Store) -> None:
 def test_rows_of_chosen_episodes(store: Store, episodes: list[int]) -> None:
     index = store.episodes
     expected = [np.arange(index.start[e], index.start[e] + index.length[e]) for e in sorted(episodes)]
-    batches = list(stream(store, NAMES, 16, 100_000, seed=0, episodes=episodes))
+    batches = list(stream([store], NAMES, 16, 100_000, seed=0, episodes=[episodes]))
     rows = np.concatenate([batch.rows for batch in batches]) if batches else np.empty(0)
     np.testing.assert_array_equal(np.sort(rows), np.concatenate(expected) if expected else np.empty(0))
+
+
+def small(folder: Path, lengths: tuple[int, ...], shard_rows: int = 256) -> Store:
+    plan = make_plan(lengths, shard_rows=shard_rows, chunk_rows=8)
+    build(plan, TEXT, lambda: lambda unit: numbered(plan, unit), folder / "s.zarr", folder / "work")
+    return open_store(folder / "s.zarr")
+
+
+def test_several_stores_are_shuffled_together(store: Store, tmp_path: Path) -> None:
+    other = small(tmp_path, (30, 70, 500))
+    batches = list(stream([store, other], NAMES, 32, 150_000, seed=0, episodes=[None, [0, 2]]))
+    rows = np.concatenate([batch.rows for batch in batches])
+    wanted = np.r_[: store.rows, store.rows : store.rows + 30, store.rows + 100 : store.rows + 600]
+    np.testing.assert_array_equal(np.sort(rows), wanted)
+    for batch in batches:
+        within = np.where(batch.rows < store.rows, batch.rows, batch.rows - store.rows)
+        np.testing.assert_array_equal(batch.values["lowdim/action"][:, 0], within)
+    mixed = [0 < (batch.rows < store.rows).sum() < len(batch.rows) for batch in batches]
+    assert np.mean(mixed) > 0.9
+
+
+def test_stores_of_other_shards_are_refused(store: Store, tmp_path: Path) -> None:
+    other = small(tmp_path, (30, 70), shard_rows=128)
+    with pytest.raises(StoreError, match=r"differ in shard_rows: 256 and 128"):
+        stream([store, other], NAMES, 32, 150_000, seed=0)
+
+
+def test_rows_come_as_often_as_they_are_wanted(store: Store) -> None:
+    batches = list(stream([store], NAMES, 32, 150_000, seed=0, copies=lambda rows: rows % 3))
+    rows = np.concatenate([batch.rows for batch in batches])
+    np.testing.assert_array_equal(np.sort(rows), np.repeat(np.arange(store.rows), np.arange(store.rows) % 3))
+    assert [len(batch.rows) for batch in batches[:-1]] == [32] * (len(batches) - 1)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(store: Store) -> None:
@@ -109,7 +141,7 @@ def test_memory_stays_within_the_bound(tmp_path: Path) -> None:
     memory_bytes = 700_000
     gc.collect()
     tracemalloc.start()
-    count = sum(len(batch.rows) for batch in stream(store, NAMES, 256, memory_bytes, seed=0))
+    count = sum(len(batch.rows) for batch in stream([store], NAMES, 256, memory_bytes, seed=0))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == store.rows
@@ -119,11 +151,11 @@ def test_memory_stays_within_the_bound(tmp_path: Path) -> None:
 
 def test_too_little_memory(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(StoreError, match=r"1000 bytes are too little to stream image/agentview, lowdim/action"):
-        stream(store, NAMES, 32, 1000, seed=0)
-    stream(store, NAMES, 1, 5000, seed=0)
+        stream([store], NAMES, 32, 1000, seed=0)
+    stream([store], NAMES, 1, 5000, seed=0)
     assert "the rows are shuffled badly" in caplog.text
     caplog.clear()
-    stream(store, NAMES, 32, 4 * BLOCKS * 4 * (ROW_BYTES + 40), seed=0)
+    stream([store], NAMES, 32, 4 * BLOCKS * 4 * (ROW_BYTES + 40), seed=0)
     assert not caplog.text
 
 
@@ -131,20 +163,20 @@ def test_the_thread_ends_with_its_reader(store: Store) -> None:
     def threads() -> int:
         return sum(thread.name == "stream" for thread in threading.enumerate())
 
-    batches = stream(store, NAMES, 32, 200_000, seed=0)
+    batches = stream([store], NAMES, 32, 200_000, seed=0)
     assert threads() == 0  # nothing is read before somebody asks
     next(batches)
     assert threads() == 1
     batches.close()  # type: ignore[attr-defined]
     assert threads() == 0
-    for batch in stream(store, NAMES, 32, 200_000, seed=0):
+    for batch in stream([store], NAMES, 32, 200_000, seed=0):
         if len(batch.rows):
             break
     del batch
     gc.collect()
     assert threads() == 0
     with pytest.raises(RuntimeError, match="a step failed"):
-        for _ in stream(store, NAMES, 32, 200_000, seed=0):
+        for _ in stream([store], NAMES, 32, 200_000, seed=0):
             raise RuntimeError("a step failed")
     gc.collect()
     deadline = time.monotonic() + 5
@@ -154,7 +186,7 @@ def test_the_thread_ends_with_its_reader(store: Store) -> None:
 
 
 def test_batches_can_be_kept(store: Store) -> None:
-    kept = list(stream(store, NAMES, 32, 30_000, seed=0))
+    kept = list(stream([store], NAMES, 32, 30_000, seed=0))
     for batch in kept:
         np.testing.assert_array_equal(batch.values["lowdim/action"][:, 0], batch.rows)
 
@@ -166,6 +198,6 @@ def test_damage_is_raised_where_the_rows_are_used(store: Store, tmp_path: Path) 
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(StoreError, match="shard 7 of lowdim/action is damaged: the checksum of chunk 0 differs"):
-        for _ in stream(open_store(damaged), NAMES, 32, 200_000, seed=0):
+        for _ in stream([open_store(damaged)], NAMES, 32, 200_000, seed=0):
             pass
     assert not any(thread.name == "stream" for thread in threading.enumerate())

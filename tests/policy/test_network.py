@@ -14,7 +14,7 @@ from pipeline.config.load import from_dict
 from pipeline.errors import DataError
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture, FlowPolicy
-from pipeline.policy.normaliser import Normaliser, Standardiser
+from pipeline.policy.normaliser import Moments, Normaliser, Standardiser
 from pipeline.policy.velocity import sinusoid
 from pipeline.policy.windows import action_windows
 
@@ -65,10 +65,26 @@ def test_quickstart_differs_from_the_reference_only_where_it_says() -> None:
     assert (reference.cameras, reference.horizon, reference.sampling_steps) == (("agentview",), 1, 50)
 
 
+def moments(rows: torch.Tensor, parts: tuple[int, ...] = (1, 99)) -> Moments:
+    """Return the moments of rows that come in parts, the last one as large as is left."""
+    made = Moments()
+    for part in rows.split([*parts, len(rows) - sum(parts)]):
+        made.add(part)
+    return made
+
+
+def test_moments_are_those_of_all_parts_together() -> None:
+    rows = 1000 + torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    for parts in ((1, 99), (250,), ()):
+        made = moments(rows, parts)
+        torch.testing.assert_close(made.mean, rows.double().mean(0), rtol=1e-12, atol=0)
+        torch.testing.assert_close(made.std, rows.double().std(0, correction=0), rtol=1e-9, atol=0)
+
+
 def test_standardiser_gives_zero_mean_unit_spread_and_inverts() -> None:
     rows = torch.randn(1000, 3) * torch.tensor([1.0, 0.2, 0.0]) + torch.tensor([5.0, -1.0, 2.0])
     module = Standardiser(3)
-    module.fit(rows)
+    module.fit(moments(rows))
     scaled = module(rows)
     torch.testing.assert_close(scaled[:, :2].mean(0), torch.zeros(2), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled[:, :2].std(0, correction=0), torch.ones(2), atol=1e-4, rtol=0)
@@ -84,7 +100,11 @@ def test_the_flow_loss_is_in_standardised_or_in_the_environments_units(standardi
     images, text, proprio = inputs(arch, 512)
     spread = torch.tensor([0.4, 0.3, 0.4, 0.02, 0.07, 0.05, 1.0])
     actions = 0.1 + spread * torch.randn(512, 3, 7)
-    network.normaliser.fit(images, proprio, actions.flatten(0, 1))
+    network.normaliser.fit(
+        {name: moments(x) for name, x in images.items()},
+        {name: moments(x) for name, x in proprio.items()},
+        moments(actions.flatten(0, 1)),
+    )
     network.head.velocity = Still()
     noise = torch.randn(512, 3, 7)
     loss = network(images, text, proprio, actions, noise, torch.rand(512)).mean()
@@ -142,7 +162,7 @@ def spec(arch: Architecture) -> bundle.PolicySpec:
 def test_bundle_round_trip_acts_the_same(tmp_path: Path) -> None:
     arch = small_architecture()
     network = FlowPolicy(arch)
-    network.normaliser.action.fit(torch.randn(50, 7) * 0.3)
+    network.normaliser.action.fit(moments(torch.randn(50, 7) * 0.3, ()))
     bundle.save(tmp_path / "policy", network, spec(arch))
     assert sorted(p.name for p in (tmp_path / "policy").iterdir()) == ["policy.json", "weights.safetensors"]
     loaded = bundle.load(tmp_path / "policy")

@@ -122,8 +122,9 @@ def test_two_processes_train_the_same_policy_as_one(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_and_started_again_ends_in_the_same_policy(project: Path) -> None:
-    change(project, epochs=60)
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_killed_at_any_time_and_started_again_ends_in_the_same_policy(project: Path, mode: str) -> None:
+    change(project, epochs=60, data_mode=mode)
     launch = [sys.executable, "-m", "stages.train_flow"]
     finish(project, [*launch, "--out", "runs/whole", "--scratch", "whole"])
     for _ in range(2):

@@ -3,7 +3,8 @@
 import torch
 
 from pipeline.policy.network import Architecture
-from pipeline.train.data import Episode, ResidentData
+from pipeline.train.data import Episode, Table
+from pipeline.train.images import ResidentImages
 
 ARCH = Architecture(
     cameras=("agentview",),
@@ -21,7 +22,7 @@ ARCH = Architecture(
 )
 
 
-def table(episodes: int = 6, length: int = 11, seed: int = 0) -> ResidentData:
+def table(episodes: int = 6, length: int = 11, seed: int = 0) -> Table:
     """Return random features and joint positions, and actions that are a fixed linear function of them."""
     generator = torch.Generator().manual_seed(seed)
     rows = episodes * length
@@ -29,9 +30,9 @@ def table(episodes: int = 6, length: int = 11, seed: int = 0) -> ResidentData:
     joints = torch.randn(rows, 7, generator=generator)
     mix = torch.randn(8, 7, generator=generator) * 0.15
     first = torch.arange(episodes).repeat_interleave(length) * length
-    return ResidentData(
+    return Table(
         episodes=tuple(Episode("libero_spatial", 0, f"demo_{i}", i * length, length) for i in range(episodes)),
-        images={"agentview": images},
+        images=ResidentImages({"agentview": images}),
         text=torch.ones(1, 4),
         text_of_row=torch.zeros(rows, dtype=torch.int64),
         proprio={"joint_pos": joints},

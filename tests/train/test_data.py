@@ -11,7 +11,8 @@ from cache.build import build
 from cache.errors import StoreError
 from cache.reader import open_store
 from pipeline.errors import DataError
-from pipeline.train.data import ResidentData, load_stores
+from pipeline.train.data import Mode, Table, load_stores
+from pipeline.train.images import ResidentImages, StreamedImages
 from tests.cache.synthetic import LENGTHS, TEXT, MakeFake, episode_rows, make_plan
 
 
@@ -25,7 +26,7 @@ def location(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "a.zarr"
 
 
-def read(location: Path, tasks: tuple[int, ...] | None, cameras: tuple[str, ...] = ("eye_in_hand",)) -> ResidentData:
+def read(location: Path, tasks: tuple[int, ...] | None, cameras: tuple[str, ...] = ("eye_in_hand",)) -> Table:
     return load_stores([("libero_spatial", open_store(location), tasks)], cameras, ("joint_pos",), "action")
 
 
@@ -33,10 +34,11 @@ def test_rows_are_the_episodes_one_after_the_other(location: Path) -> None:
     data = read(location, None)
     assert [e.length for e in data.episodes] == list(LENGTHS)
     assert [e.task for e in data.episodes] == [3, 7] * 4
+    features = data.images.at(torch.arange(len(data)))["eye_in_hand"]
     for number, episode in enumerate(data.episodes):
         rows = slice(episode.first, episode.first + episode.length)
         expected = episode_rows(number, episode.length)
-        np.testing.assert_array_equal(data.images["eye_in_hand"][rows].numpy(), expected["image/eye_in_hand"][:, 0])
+        np.testing.assert_array_equal(features[rows].numpy(), expected["image/eye_in_hand"][:, 0])
         np.testing.assert_array_equal(data.proprio["joint_pos"][rows].numpy(), expected["lowdim/joint_pos"])
         np.testing.assert_array_equal(data.action[rows].numpy(), expected["lowdim/action"])
         np.testing.assert_array_equal(
@@ -74,3 +76,54 @@ def test_what_is_not_in_the_store_is_refused_by_name(location: Path) -> None:
         load_stores([("s", open_store(location), None)], ("agentview",), (), "expert_action")
     with pytest.raises(StoreError, match="lowdim/gripper"):
         load_stores([("s", open_store(location), None)], ("agentview",), ("gripper",), "action")
+
+
+def streamed_and_resident(location: Path, tasks: tuple[int, ...] | None = (7,)) -> tuple[Table, Table]:
+    """Return two stores joined, held in memory and streamed."""
+    stores = [("a", open_store(location), tasks), ("b", open_store(location), None)]
+
+    def load(mode: Mode) -> Table:
+        return load_stores(stores, ("agentview", "eye_in_hand"), ("joint_pos",), "action", mode, memory_mib=1)
+
+    return load("streaming"), load("resident")
+
+
+def test_streamed_images_are_those_in_memory(location: Path) -> None:
+    streamed, resident = streamed_and_resident(location)
+    for rows in (torch.arange(len(resident)), torch.tensor([0, 1, 20, 21, 40, 60, 100]), torch.tensor([5])):
+        for camera, features in resident.images.at(rows).items():
+            assert torch.equal(streamed.images.at(rows)[camera], features)
+    assert streamed.images.dim == resident.images.dim == 6
+
+
+def test_a_streamed_epoch_has_the_right_features_and_each_row_as_often_as_asked(location: Path) -> None:
+    streamed, resident = streamed_and_resident(location)
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 3, (len(resident),), generator=generator)
+    orders = []
+    for epoch in (0, 1):
+        rows = []
+        for batch, images in streamed.images.epoch(counts, 8, seed=0, epoch=epoch):
+            for camera, features in resident.images.at(batch).items():
+                assert torch.equal(images[camera], features)
+            rows.append(batch)
+        assert [len(part) for part in rows[:-1]] == [8] * (len(rows) - 1)
+        orders.append(torch.cat(rows))
+        assert torch.equal(torch.bincount(orders[-1], minlength=len(resident)), counts)
+    assert not torch.equal(*orders)
+
+
+def test_the_mode_follows_from_the_size(location: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stores = [("s", open_store(location), None)]
+    with caplog.at_level("INFO"):
+        assert isinstance(load_stores(stores, ("agentview",), (), "action", "auto", 1).images, ResidentImages)
+        assert isinstance(load_stores(stores, ("agentview",), (), "action", "auto", 0).images, StreamedImages)
+    assert "87 rows, 0 MiB of image features: held in memory" in caplog.text and ": streamed" in caplog.text
+
+
+def test_tasks_of_all_suites_have_numbers_of_their_own(location: Path) -> None:
+    streamed, _ = streamed_and_resident(location)
+    n = sum(LENGTHS[1::2])
+    tasks = streamed.tasks()
+    assert set(tasks[:n].tolist()) == {0} and set(tasks[n:].tolist()) == {1, 2}
+    assert tasks[n : n + 6].tolist() == [1] * 5 + [2]

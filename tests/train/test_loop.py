@@ -135,7 +135,7 @@ def test_a_diverging_network_stops_at_once_and_names_its_batch(tmp_path: Path) -
 def test_a_feature_that_is_not_finite_is_named(tmp_path: Path) -> None:
     data = table()
     victim = data.episodes[3]
-    data.images["agentview"][victim.first + 2, 1] = float("nan")
+    data.images.features["agentview"][victim.first + 2, 1] = float("nan")
     with pytest.raises(DataError, match=rf"image/agentview of {victim.suite}/{victim.source}\. Check the store"):
         train(Accelerator(cpu=True), data, ARCH, CFG, 0.0, tmp_path)
 

@@ -8,7 +8,7 @@ import torch
 from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.train.data import Episode, split_by_episode
-from pipeline.train.plan import accumulation_steps, epoch_batches, learning_rate_factor, step_seed
+from pipeline.train.plan import accumulation_steps, epoch_batches, learning_rate_factor, row_counts, step_seed
 
 CFG = load("params.yaml").train_flow
 
@@ -21,6 +21,26 @@ def test_an_epoch_has_every_row_once_and_its_own_order() -> None:
     assert not torch.equal(first, torch.cat(list(epoch_batches(rows, 16, seed=0, epoch=1))))
     assert not torch.equal(first, torch.cat(list(epoch_batches(rows, 16, seed=1, epoch=0))))
     assert [len(b) for b in epoch_batches(rows, 16, 0, 0)] == [16] * 6 + [7]
+
+
+def test_without_balance_each_training_row_comes_once() -> None:
+    counts = row_counts(torch.tensor([1, 2, 5]), torch.tensor([0, 0, 0, 1, 1, 1]), "none", seed=0, epoch=0)
+    assert counts.tolist() == [0, 1, 1, 0, 0, 1]
+
+
+def test_balanced_tasks_come_equally_often_and_no_row_is_left_out_for_long() -> None:
+    tasks = torch.arange(3).repeat_interleave(torch.tensor([50, 11, 200]))
+    rows = torch.arange(2, 260)
+    epochs = [row_counts(rows, tasks, "task", seed=0, epoch=e) for e in range(40)]
+    for counts in epochs:
+        assert counts.sum() == len(rows) and counts[:2].sum() == 0 and counts[260:].sum() == 0
+        assert [int(counts[tasks == k].sum()) for k in range(3)] == [86, 86, 86]
+        assert set(counts[tasks == 0][2:].tolist()) == {1, 2} and set(counts[tasks == 1].tolist()) == {7, 8}
+        left_out = (counts[tasks == 2][:199] == 0).nonzero().flatten()
+        assert left_out.diff().max() <= 2, "evenly spread"
+    total = torch.stack(epochs).sum(0)[rows]
+    assert total.min() > 5, "which rows come more often changes from epoch to epoch"
+    assert torch.equal(epochs[3], row_counts(rows, tasks, "task", seed=0, epoch=3))
 
 
 def test_step_seeds_do_not_collide() -> None:

@@ -1,0 +1,174 @@
+"""Image features of a table's rows, in memory or read as they are needed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cache.reader import Store
+from cache.stream import stream
+from pipeline.train.plan import epoch_batches
+
+Features = dict[str, Tensor]
+"""Camera -> (B, D) float16."""
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Where the image features of a table's rows come from."""
+
+    @property
+    def dim(self) -> int:
+        """D, width of a feature."""
+
+    def to(self, device: torch.device) -> "Images":
+        """Return the same images, on `device` if they are held in memory."""
+
+    def at(self, rows: Int[Tensor, " B"]) -> Features:
+        """Return the features of these rows."""
+
+    def epoch(
+        self, counts: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int
+    ) -> Iterator[tuple[Int[Tensor, " B"], Features]]:
+        """Yield the global batches of an epoch, rows and their features: row i counts[i] times, the last one smaller.
+
+        The order is a function of the arguments alone.
+        """
+
+
+@dataclass(frozen=True)
+class ResidentImages:
+    """All of them in memory."""
+
+    features: dict[str, Float[Tensor, "N D"]]
+
+    @property
+    def dim(self) -> int:
+        """D, width of a feature."""
+        return next(iter(self.features.values())).shape[1]
+
+    def to(self, device: torch.device) -> "ResidentImages":
+        """Return them on `device`."""
+        return ResidentImages({name: x.to(device) for name, x in self.features.items()})
+
+    def at(self, rows: Int[Tensor, " B"]) -> Features:
+        """Return the features of these rows."""
+        return {name: x[rows.to(x.device)] for name, x in self.features.items()}
+
+    def epoch(
+        self, counts: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int
+    ) -> Iterator[tuple[Int[Tensor, " B"], Features]]:
+        """Yield the batches of a random permutation."""
+        rows = torch.arange(len(counts)).repeat_interleave(counts)
+        for batch in epoch_batches(rows, batch_size, seed, epoch):
+            yield batch, self.at(batch)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows of a table that follow each other in a store: table row `first` + i is row `start` + i of store `store`."""
+
+    store: int
+    start: int
+    first: int
+    length: int
+
+
+class StreamedImages:
+    """Read from the stores, with bounded memory, in an order that a window of rows allows (see cache/stream.py)."""
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        spans: Sequence[Span],
+        episodes: Sequence[Sequence[int]],
+        cameras: Sequence[str],
+        memory_bytes: int,
+    ) -> None:
+        """Stream from `stores`.
+
+        Args:
+            stores: of one encoder.
+            spans: the table's episodes, in its order.
+            episodes: of each store, the numbers of the table's episodes.
+            cameras: cameras to read.
+            memory_bytes: bound on the features that are held at a time.
+        """
+        self._stores = stores
+        self._episodes = episodes
+        self._cameras = cameras
+        self._memory_bytes = memory_bytes
+        before = np.cumsum([0, *(store.rows for store in stores)])
+        self._first = np.array([span.first for span in spans])
+        self._store = np.array([span.store for span in spans])
+        self._start = np.array([span.start for span in spans])
+        self._number = before[self._store] + self._start  # as `stream` counts
+
+    @property
+    def dim(self) -> int:
+        """D, width of a feature."""
+        return self._stores[0].dim
+
+    def to(self, device: torch.device) -> "StreamedImages":
+        """Return itself: batches are moved one by one."""
+        return self
+
+    def at(self, rows: Int[Tensor, " B"]) -> Features:
+        """Read the features of these rows, ascending; neighbours are read together."""
+        wanted = rows.numpy()
+        span = np.searchsorted(self._first, wanted, side="right") - 1
+        where = self._start[span] + wanted - self._first[span]
+        cuts = np.flatnonzero((np.diff(where) != 1) | (np.diff(self._store[span]) != 0)) + 1
+        edges = [0, *cuts.tolist(), len(wanted)]
+        out = {name: torch.empty(len(wanted), self.dim, dtype=torch.float16) for name in self._cameras}
+        for a, b in pairwise(edges):
+            if a < b:
+                store, start = self._stores[self._store[span[a]]], int(where[a])
+                for name, features in out.items():
+                    read_clean(store, name, start, start + b - a, features[a:b])
+        return out
+
+    def epoch(
+        self, counts: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int
+    ) -> Iterator[tuple[Int[Tensor, " B"], Features]]:
+        """Yield the batches as the stores are streamed."""
+        names = [f"image/{camera}" for camera in self._cameras]
+        copies = counts.numpy()
+        batches = stream(
+            self._stores,
+            names,
+            batch_size,
+            self._memory_bytes,
+            seed,
+            epoch,
+            self._episodes,
+            lambda numbers: copies[self._rows(numbers)],
+        )
+        for batch in batches:
+            features = {
+                camera: torch.from_numpy(batch.values[name][:, 0])
+                for camera, name in zip(self._cameras, names, strict=True)
+            }
+            yield torch.from_numpy(self._rows(batch.rows)), features
+
+    def _rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the table's rows for row numbers of the stores."""
+        span = np.searchsorted(self._number, numbers, side="right") - 1
+        return self._first[span] + numbers - self._number[span]
+
+
+def read_clean(store: Store, camera: str, start: int, stop: int, out: Float[Tensor, "N D"]) -> None:
+    """Read the features of the frames themselves, view 0, of rows start ... stop - 1 into `out`, shard by shard."""
+    name, target = f"image/{camera}", out.numpy()
+    edges = [start, *range(start - start % store.shard_rows + store.shard_rows, stop, store.shard_rows), stop]
+    for a, b in pairwise(edges):
+        part = target[a - start : b - start]
+        if store.layout(name).row_shape[0] == 1:
+            store.read(name, a, b, part[:, None])
+        else:
+            part[:] = store.read(name, a, b)[:, 0]

@@ -1,0 +1,66 @@
+"""One look at every row before training starts: the normaliser's statistics, and values that are not finite."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.policy.normaliser import Moments
+from pipeline.train.data import Table
+
+SHOWN = 5
+CHUNK = 8192  # rows at a time
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the training rows: features by camera, inputs by name, and actions."""
+
+    images: dict[str, Moments]
+    proprio: dict[str, Moments]
+    action: Moments
+
+
+def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
+    """Return the statistics of `train_rows`. The features of all rows are read once, in the order they lie in.
+
+    Raises:
+        DataError: a feature, an input or an action of any row is not finite; it names the episodes.
+    """
+    training = torch.zeros(len(table), dtype=torch.bool)
+    training[train_rows] = True
+    images: dict[str, Moments] = {}
+    bad: dict[str, None] = {}
+    for rows in torch.arange(len(table)).split(CHUNK):
+        for camera, features in table.images.at(rows).items():
+            bad |= dict.fromkeys(_not_finite(table, f"image/{camera}", features, rows))
+            if (keep := training[rows]).any():
+                images.setdefault(camera, Moments()).add(features[keep].float())
+    lowdim = {**table.proprio, "action": table.action}
+    for name, values in lowdim.items():
+        bad |= dict.fromkeys(_not_finite(table, name, values, torch.arange(len(table))))
+    if bad:
+        found = list(bad)
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise DataError(
+            f"values that are not finite: {'; '.join(found[:SHOWN])}{more}. Check the store "
+            "(python -m cache verify STORE) and embed again, or leave these demonstrations out"
+        )
+    moments = {name: _moments(values, training) for name, values in lowdim.items()}
+    action = moments.pop("action")
+    return Statistics(images, moments, action)
+
+
+def _not_finite(table: Table, name: str, values: Tensor, rows: Tensor) -> list[str]:
+    wrong = rows[~torch.isfinite(values).all(1)]
+    return sorted({f"{name} of {table.episode_of(row)}" for row in wrong.tolist()})
+
+
+def _moments(values: Tensor, training: Bool[Tensor, " N"]) -> Moments:
+    moments = Moments()
+    for part, keep in zip(values.split(CHUNK), training.split(CHUNK), strict=True):
+        if keep.any():
+            moments.add(part[keep].float())
+    return moments
