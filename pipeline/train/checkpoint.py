@@ -85,10 +85,11 @@ def save(accelerator: Accelerator, directory: Path, step: int) -> None:
         if accelerator.is_main_process:
             _publish(partial, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        free = shutil.disk_usage(directory).free
         shutil.rmtree(partial, ignore_errors=True)
         raise PipelineError(
-            f"{partial}: the checkpoint cannot be written ({error}). Make room, or set --scratch to another disk, and "
-            "start again: it goes on from the checkpoint before"
+            f"{partial}: the checkpoint cannot be written, {free / 2**20:.0f} MiB are free there ({error}). Make room "
+            "and start again: it goes on from the checkpoint before"
         ) from error
     accelerator.wait_for_everyone()
 

@@ -1,13 +1,11 @@
 """What happens to a build from outside: kills, a full disk, a second builder. The store is the same in the end."""
 
-import contextlib
 import json
 import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from cache.errors import StoreError
 from cache.shard import MakeWriter
 from cache.verify import verify
 from tests.cache.synthetic import FIELDS, TEXT, MakeFake, make_plan, tree
+from tests.disk import small_disk
 
 ROOT = Path(__file__).parents[2]
 PLAN = make_plan(shard_rows=8)  # 11 units
@@ -100,21 +99,6 @@ def test_two_builders_at_once(tmp_path: Path, plain: dict[str, bytes]) -> None:
         first.kill()
         first.wait()
     assert tree(tmp_path / "out.zarr") == plain
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, kib: int) -> Iterator[Path]:
-    """Mount a file system that is soon full."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no right to mount a small file system: {error}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("free_kib", [8, 60, 150, 250])

@@ -139,3 +139,34 @@ def test_killed_at_any_time_and_started_again_ends_in_the_same_policy(project: P
         assert torch.equal(weights(project)[name], tensor), name
     histories = [json.loads((project / f"runs/{n}/train.json").read_text())["epochs"] for n in ("whole", "flow")]
     assert histories[0] == histories[1]
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_both_end_and_a_restart_goes_on(project: Path) -> None:
+    change(project, epochs=60, data_mode="streaming")
+    config = str(ROOT / "configs/accelerate/cpu2.yaml")
+    launch = command("--config_file", config, "-m", "stages.train_flow")
+    process = start(project, launch)
+    while not newest(project):
+        assert process.poll() is None, (project / "log").read_text()[-4000:]
+        time.sleep(0.01)
+    ranks = [child for child in descendants(process.pid) if "stages.train_flow" in command_line(child)]
+    os.kill(ranks[-1], signal.SIGKILL)
+    assert process.wait(timeout=120) != 0
+    assert "Signal 9 (SIGKILL) received" in (project / "log").read_text()
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    output = finish(project, launch)
+    assert "going on after epoch" in output and "device cpu x 2" in output
+    history = json.loads((project / "runs/flow/train.json").read_text())["epochs"]
+    assert [entry["epoch"] for entry in history] == list(range(60))
+
+
+def descendants(pid: int) -> list[int]:
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return [*children, *(below for child in children for below in descendants(child))]
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()

@@ -16,6 +16,7 @@ from pipeline.train import checkpoint
 from pipeline.train.data import split_by_episode
 from pipeline.train.evaluation import mean_loss
 from pipeline.train.loop import Progress, train
+from tests.disk import small_disk
 from tests.train.synthetic import ARCH, table
 
 CFG = replace(
@@ -105,6 +106,36 @@ def test_a_kill_while_writing_a_checkpoint_leaves_the_older_ones(tmp_path: Path)
     again, _ = run(tmp_path / "a")
     assert same(whole, again)
     assert len(checkpoint.checkpoints(tmp_path / "a")) == 2
+
+
+def test_a_full_disk_leaves_the_older_checkpoints_and_training_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "whole")
+    size = sum(path.stat().st_size for path in checkpoint.checkpoints(tmp_path / "whole")[0].rglob("*"))
+    with small_disk(tmp_path / "disk", kib=3 * size // 1024) as disk:
+        filler = disk / "filler"
+        filler.write_bytes(bytes(size))  # two checkpoints have room, a third one has not
+        with pytest.raises(
+            PipelineError, match=r"step-000000012\.partial: the checkpoint cannot be written .*Make room"
+        ):
+            run(disk / "run")
+        assert [path.name for path in checkpoint.checkpoints(disk / "run")] == ["step-000000004", "step-000000008"]
+        assert not list(disk.glob("run/*.partial"))
+        filler.unlink()
+        assert same(run(disk / "run")[0], whole)
+
+
+def test_checkpoints_of_another_training_are_left_and_the_difference_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = {"train_flow": {"learning_rate": 3e-4, "epochs": 4}, "data": {"tasks": (0, 1)}}
+    first = checkpoint.claim(tmp_path, identity)
+    assert checkpoint.claim(tmp_path, identity) == first
+    (first / "step-000000004").mkdir()
+    changed = {"train_flow": {"learning_rate": 1e-3, "epochs": 4}, "data": {"tasks": (0, 1)}}
+    assert checkpoint.claim(tmp_path, changed) != first
+    assert f"{first}: has checkpoints of another training" in caplog.text
+    assert "not gone on with: train_flow.learning_rate 0.0003 there, 0.001 here. To go on" in caplog.text
+    assert (first / "step-000000004").exists()
 
 
 def test_accumulation_does_not_change_the_update(tmp_path: Path) -> None:
