@@ -110,13 +110,11 @@ def test_a_kill_while_writing_a_checkpoint_leaves_the_older_ones(tmp_path: Path)
 
 def test_a_full_disk_leaves_the_older_checkpoints_and_training_goes_on_when_there_is_room(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole")
-    size = sum(path.stat().st_size for path in checkpoint.checkpoints(tmp_path / "whole")[0].rglob("*"))
-    with small_disk(tmp_path / "disk", kib=3 * size // 1024) as disk:
+    pages = sum(1 + path.stat().st_size // 4096 for path in checkpoint.checkpoints(tmp_path / "whole")[0].rglob("*"))
+    with small_disk(tmp_path / "disk", kib=3 * pages * 4) as disk:
         filler = disk / "filler"
-        filler.write_bytes(bytes(size))  # two checkpoints have room, a third one has not
-        with pytest.raises(
-            PipelineError, match=r"step-000000012\.partial: the checkpoint cannot be written .*Make room"
-        ):
+        filler.write_bytes(bytes(3 * pages * 4096 // 4))  # two checkpoints have room, a third one has not
+        with pytest.raises(PipelineError, match=r"step-000000012\.partial: .* cannot be written, 0 MiB .*Make room"):
             run(disk / "run")
         assert [path.name for path in checkpoint.checkpoints(disk / "run")] == ["step-000000004", "step-000000008"]
         assert not list(disk.glob("run/*.partial"))
