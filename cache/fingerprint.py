@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,20 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return the SHA-256 of the canonical JSON of `value`, in hexadecimal."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def differences(
+    stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str = "in the store", prefix: str = ""
+) -> list[str]:
+    """Return where two trees of plain values differ, one line each, with both values."""
+    found: list[str] = []
+    for key in dict.fromkeys((*stored, *wanted)):
+        a, b, name = stored.get(key), wanted.get(key), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, where, f"{name}.")
+        elif a != b:
+            found.append(f"{name} is {a!r} {where}, {b!r} now")
+    return found
 
 
 @dataclass(frozen=True)

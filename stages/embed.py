@@ -32,7 +32,7 @@ from cache import keep
 from cache.build import STORE, build, is_current, repair
 from cache.decode import shard_key
 from cache.errors import StoreError
-from cache.fingerprint import Plan
+from cache.fingerprint import Plan, differences
 from cache.ledger import Receipt
 from cache.reader import open_store
 from cache.schema import Field
@@ -40,7 +40,7 @@ from cache.verify import verify
 from pipeline.compute import map_unordered, threads, worker_count
 from pipeline.config import Params, load
 from pipeline.encode import source
-from pipeline.encode.check import compare, differences
+from pipeline.encode.check import compare
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.rows import LANES, BrokenEpisode
 from pipeline.errors import DataError

@@ -27,7 +27,8 @@ from pipeline.files import write_atomic
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture
 from pipeline.provenance import provenance
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, curves
+from pipeline.train.curves import TRACKERS, make_trackers
 from pipeline.train.data import load_stores
 from pipeline.train.loop import Progress, train
 from stages import cli
@@ -44,10 +45,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--embeddings", default="data/embeddings", help="where the stores are (default: %(default)s)")
     parser.add_argument("--out", default="runs/flow", help="directory to write (default: %(default)s)")
     parser.add_argument("--scratch", default=".scratch/train", help="directory of checkpoints (default: %(default)s)")
+    parser.add_argument(
+        "--track",
+        nargs="*",
+        choices=TRACKERS,
+        default=TRACKERS,
+        help="curves to write while it runs, below --out (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     params = load(args.params)
     # Without cpu=True, Accelerate on a machine without a GPU takes several processes for as many single ones.
-    accelerator = Accelerator(mixed_precision=params.train_flow.precision, cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(
+        mixed_precision=params.train_flow.precision,
+        cpu=not torch.accelerator.is_available(),
+        log_with=make_trackers(args.track, Path(args.out)) or None,
+    )
     if accelerator.device.type == "cpu":  # accelerate launch allows one thread, whatever the machine has
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
@@ -63,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     identity = training_identity(params, arch, stores)
     with accelerator.main_process_first():
         scratch = checkpoint.claim(Path(args.scratch), identity)
+    curves.begin(accelerator, args.track, Path(args.out))
     network, progress = train(accelerator, table, arch, params.train_flow, params.policy.feature_noise, scratch)
     if accelerator.is_main_process:
         out = Path(args.out)

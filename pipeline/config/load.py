@@ -1,5 +1,6 @@
 """params.yaml -> Params, strictly."""
 
+import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -120,6 +121,12 @@ def _check_values(p: Params, origin: str) -> None:
         p.train_flow.early_stop_epochs is None or p.train_flow.best_by is not None,
         f"train_flow.early_stop_epochs is {p.train_flow.early_stop_epochs}, but train_flow.best_by is null: "
         "set it to val_action_mse, say",
+    )
+    sampled = (p.train_flow.best_by or "").endswith("action_mse")
+    require(
+        not sampled or (p.train_flow.early_stop_epochs or math.inf) >= p.train_flow.metrics_every_epochs,
+        f"train_flow.early_stop_epochs {p.train_flow.early_stop_epochs} is less than metrics_every_epochs "
+        f"{p.train_flow.metrics_every_epochs}: {p.train_flow.best_by} is not measured in that time. Change one of them",
     )
     require(p.demos.source != "path" or bool(p.demos.path), "demos.source is 'path' but demos.path is null; set it")
     require(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -37,18 +36,6 @@ class Comparison:
     min_cosine: float
     max_difference: float
     problems: list[str]
-
-
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return where two trees of plain values differ, one line each, with both values."""
-    found: list[str] = []
-    for key in dict.fromkeys((*stored, *wanted)):
-        a, b, name = stored.get(key), wanted.get(key), f"{prefix}{key}"
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{name}.")
-        elif a != b:
-            found.append(f"{name} is {a!r} in the store, {b!r} now")
-    return found
 
 
 def compare(store: Store, demos: Mapping[str, Demo], embedder: Embedder, rows: int, seed: int) -> Comparison:

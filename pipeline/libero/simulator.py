@@ -29,6 +29,7 @@ from pipeline.libero.suites import Task
 
 log = logging.getLogger(__name__)
 
+ARM_NOISE_STD = 0.02  # rad: the spread of the arm's joints in LIBERO's init states, and robosuite's default
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
 """Our names, as in LIBERO's HDF5 files, to the environment's."""
 
@@ -109,7 +110,8 @@ class Simulator:
         other way round, or without, results depend on the episodes before.
 
         Args:
-            init_state: row of `suites.init_states`; None keeps the placement that the environment draws.
+            init_state: row of `suites.init_states`; None keeps the placement that the environment draws, and gives the
+                arm a pose near its usual one, as the benchmark's init states have.
             seed: of the environment.
 
         Raises:
@@ -125,10 +127,16 @@ class Simulator:
         del self.env.object_property_initializers[self._initializers :]
         self.env.seed(seed)
         _retry_placement(self.env.reset)
-        if init_state is not None:
-            self.set_state(init_state)
+        self.set_state(self._drawn(seed) if init_state is None else init_state)
         for _ in range(self._sim.settle_steps):
             self.step(NO_OP)
+
+    def _drawn(self, seed: int) -> Float[np.ndarray, "D"]:
+        """Return the present state with noise on the arm's joints, which LIBERO's environment leaves out."""
+        state = self.state().copy()
+        joints = 1 + np.asarray(self.env.robots[0]._ref_joint_pos_indexes)  # after the time
+        state[joints] += ARM_NOISE_STD * np.random.default_rng(seed).normal(size=len(joints))
+        return state
 
     def _prepare(self, model: Any) -> None:
         if self._sim.render == "fast":

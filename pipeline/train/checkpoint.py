@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from cache.fingerprint import digest
+from cache.fingerprint import differences, digest
 from cache.ledger import fsync_directory, fsync_file
 from pipeline.errors import PipelineError
 from pipeline.files import write_atomic
@@ -41,28 +41,15 @@ def claim(scratch: Path, identity: Mapping[str, Any]) -> Path:
 
 def _report(path: Path, identity: Mapping[str, Any]) -> None:
     try:
-        other = _flat(json.loads(path.read_text()))
+        other = json.loads(path.read_text())
     except ValueError:
         return
-    mine = _flat(json.loads(json.dumps(identity)))
-    sides = [
-        f"{name} {other.get(name)!r} there, {mine.get(name)!r} here"
-        for name in sorted({*other, *mine})
-        if other.get(name) != mine.get(name)
-    ]
     log.warning(
         "%s: has checkpoints of another training, which are not gone on with: %s. To go on with them put that back; "
         "else the directory can be deleted",
         path.parent,
-        "; ".join(sides),
+        "; ".join(differences(other, json.loads(json.dumps(identity)), "there")),
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def save(accelerator: Accelerator, directory: Path, step: int) -> None:

@@ -27,6 +27,7 @@ from pipeline.errors import DataError
 from pipeline.files import write_atomic
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.train import checkpoint
+from pipeline.train.curves import log_epoch
 from pipeline.train.data import Table, split_by_episode
 from pipeline.train.divergence import LOOK_EVERY, LossWatch, divergence
 from pipeline.train.evaluation import split_metrics
@@ -116,6 +117,8 @@ def train(
         log.info("going on after epoch %d, step %d", progress.epoch, progress.step)
     if accelerator.is_main_process:
         _log_start(training)
+    for entry in progress.history:
+        log_epoch(accelerator, entry)
     hidden = not accelerator.is_main_process
     with tqdm(
         total=training.steps, initial=progress.step, desc="train", unit="step", mininterval=1.0, disable=hidden
@@ -124,7 +127,7 @@ def train(
             _run_epoch(training, bar)
             if training.done or progress.epoch % cfg.checkpoint_every_epochs == 0:
                 checkpoint.save(accelerator, scratch, progress.step)
-    if progress.best_epoch >= 0:
+    if progress.best_epoch >= 0 and accelerator.is_main_process:  # who has written it, and publishes it
         training.network.load_state_dict(load_file(training.best))
         log.info("epoch %d was best: %s %.5g", progress.best_epoch, cfg.best_by, progress.best)
     return training.network, progress
@@ -193,10 +196,15 @@ def _run_epoch(training: Training, bar: tqdm) -> None:
     broadcast_object_list(measured)  # all processes must take the same decisions
     entry = {"epoch": progress.epoch, "step": progress.step, "train_loss": loss, **measured[0]}
     progress.history.append(entry)
+    log_epoch(accelerator, entry)
     _keep_best(training, entry)
     progress.epoch += 1
-    progress.wall_s += time.monotonic() - started
-    bar.set_postfix_str(f"epoch {progress.epoch}/{cfg.epochs}, loss {loss:.4f}", refresh=False)
+    seconds = time.monotonic() - started
+    progress.wall_s += seconds
+    rate = len(training.train_rows) / seconds
+    bar.set_postfix_str(
+        f"epoch {progress.epoch}/{cfg.epochs} in {seconds:.2f} s, {rate:.0f} samples/s, loss {loss:.4f}", refresh=False
+    )
 
 
 def _step_through(training: Training, bar: tqdm) -> float:

@@ -202,6 +202,20 @@ def test_resets_and_steps_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             simulator.observe()
 
 
+def test_drawn_placements_are_like_the_benchmarks() -> None:
+    with Simulator(spatial(0), replace(SIM, settle_steps=0)) as simulator:
+        drawn = []
+        for seed in (*range(12), 3):
+            simulator.reset(None, seed)
+            drawn.append(simulator.state())
+    np.testing.assert_array_equal(drawn[-1], drawn[3])
+    rows = init_states(spatial(0))
+    for part, tolerance in ((slice(1, 8), 0.02), (slice(10, 13), 0.01)):  # the arm's joints, the bowl's place
+        values = np.array(drawn[:-1])[:, part]
+        np.testing.assert_allclose(values.mean(0), rows[:, part].mean(0), atol=tolerance)
+        assert 0.6 < values.std(0).mean() / rows[:, part].std(0).mean() < 1.6
+
+
 def test_success_is_seen_and_stepping_goes_on(simulator: Simulator) -> None:
     simulator.reset(init_states(simulator.task)[0], 7)
     assert not simulator.success()

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cache.build import build
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
 from pipeline.policy import bundle
+from pipeline.train import checkpoint
 from stages import train_flow
 from tests.cache.synthetic import TEXT, MakeFake, make_plan
 from tests.imports import ROOT
@@ -96,8 +99,37 @@ def test_main_trains_and_publishes(
     assert not list((project / ".scratch/train").iterdir()), "checkpoints of a finished training are gone"
 
     before = {p: p.read_bytes() for p in (project / "runs/flow/policy").iterdir()}
-    train_flow.main([])
+    train_flow.main(["--track"])
     assert all(p.read_bytes() == content for p, content in before.items()), "the same bytes again"
+
+
+def test_curves_are_whole_also_after_an_interruption(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(accelerator: Accelerator, directory: Path, step: int) -> None:
+        save(accelerator, directory, step)
+        if len(list(directory.glob("step-*"))) == 2:
+            raise Stop
+
+    save = checkpoint.save
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(checkpoint, "save", stop)
+    with pytest.raises(Stop):
+        train_flow.main([])
+    monkeypatch.setattr(checkpoint, "save", save)
+    train_flow.main([])
+
+    history = json.loads((project / "runs/flow/train.json").read_text())["epochs"]
+    events = EventAccumulator(str(project / "runs/flow/tensorboard")).Reload()
+    loss = [(event.step, event.value) for event in events.Scalars("train_loss")]
+    assert loss == [(entry["step"], pytest.approx(entry["train_loss"])) for entry in history]
+    sampled = [entry for entry in history if "val_action_mse" in entry]
+    gripper = [event.value for event in events.Scalars("val_action_mse_of/gripper")]
+    assert gripper == pytest.approx([entry["val_action_mse_of"]["gripper"] for entry in sampled])
+    lines = (project / "runs/flow/dvclive/plots/metrics/val_loss.tsv").read_text().splitlines()
+    assert [int(line.split("\t")[0]) for line in lines[1:]] == [entry["step"] for entry in history]
+    assert not (project / "dvc.yaml").exists(), "DVCLive adds no stage or plot of its own"
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_checkpoints_of_another_training_are_left_and_the_difference_is_told(
     changed = {"train_flow": {"learning_rate": 1e-3, "epochs": 4}, "data": {"tasks": (0, 1)}}
     assert checkpoint.claim(tmp_path, changed) != first
     assert f"{first}: has checkpoints of another training" in caplog.text
-    assert "not gone on with: train_flow.learning_rate 0.0003 there, 0.001 here. To go on" in caplog.text
+    assert "not gone on with: train_flow.learning_rate is 0.0003 there, 0.001 now. To go on" in caplog.text
     assert (first / "step-000000004").exists()
 
 
