@@ -31,6 +31,7 @@ from pipeline.train import checkpoint, curves
 from pipeline.train.curves import TRACKERS, make_trackers
 from pipeline.train.data import load_stores
 from pipeline.train.loop import Progress, train
+from pipeline.train.tower import TunedPolicy
 from stages import cli
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     """Train by params.yaml and publish the policy."""
     parser = cli.parser(__doc__)
     parser.add_argument("--embeddings", default="data/embeddings", help="where the stores are (default: %(default)s)")
+    parser.add_argument(
+        "--demos",
+        default="data/demos",
+        help="frames, read if train_flow.encoder.tune asks for them (default: %(default)s)",
+    )
     parser.add_argument("--out", default="runs/flow", help="directory to write (default: %(default)s)")
     parser.add_argument("--scratch", default=".scratch/train", help="directory of checkpoints (default: %(default)s)")
     parser.add_argument(
@@ -75,15 +81,27 @@ def main(argv: list[str] | None = None) -> None:
     identity = training_identity(params, arch, stores)
     with accelerator.main_process_first():
         scratch = checkpoint.claim(Path(args.scratch), identity)
+    tower = None
+    if params.train_flow.encoder.tune != "none":
+        from pipeline.train.tuning import load_tower  # open_clip and peft take seconds to import
+
+        tower = load_tower(
+            params.embed.encoder, params.train_flow, table, stores, Path(args.demos), params.policy.cameras
+        )
     curves.begin(accelerator, args.track, Path(args.out))
-    network, progress = train(accelerator, table, arch, params.train_flow, params.policy.feature_noise, scratch)
+    network, progress = train(accelerator, table, arch, params.train_flow, params.policy.feature_noise, scratch, tower)
     if accelerator.is_main_process:
         out = Path(args.out)
         store = next(iter(stores.values()))
         spec = bundle.PolicySpec(
-            arch, store.identity["encoder"], store.identity["transform"], identity["data"], provenance()
+            arch,
+            store.identity["encoder"],
+            params.train_flow.encoder.tune,
+            store.identity["transform"],
+            identity["data"],
+            provenance(),
         )
-        bundle.save(out / "policy", network, spec)
+        bundle.save(out / "policy", network, spec, network.tower() if isinstance(network, TunedPolicy) else None)
         write_history(out, progress, network.parameter_counts(), accelerator)
         shutil.rmtree(scratch)
         final = progress.history[-1]

@@ -16,6 +16,7 @@ from pipeline.config.params import (
     Sim,
     Tls,
     TrainFlow,
+    TuneEncoder,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Sim",
     "Tls",
     "TrainFlow",
+    "TuneEncoder",
     "from_dict",
     "load",
 ]

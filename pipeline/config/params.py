@@ -100,6 +100,16 @@ class PolicyParams:
 
 
 @dataclass(frozen=True)
+class TuneEncoder:
+    """Whether training goes through CLIP's image tower, from raw frames."""
+
+    tune: Literal["none", "lora", "full"]  # none: on cached features
+    learning_rate: float  # of what is tuned of the tower
+    lora_rank: int  # of the update of each matrix; its scale alpha is twice that
+    gradient_checkpointing: bool  # less memory for activations, more time
+
+
+@dataclass(frozen=True)
 class TrainFlow:
     """Stage two: fusion and flow on cached features."""
 
@@ -125,6 +135,7 @@ class TrainFlow:
     data_mode: Literal["auto", "resident", "streaming"]  # image features in memory or streamed; auto: by their size
     memory_mib: int  # most that image features may take: auto streams beyond it, and streaming keeps to it
     balance: Literal["none", "task"]  # every row once an epoch, or every task equally often
+    encoder: TuneEncoder
     seed: int
 
 

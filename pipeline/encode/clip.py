@@ -1,7 +1,7 @@
 """Frozen CLIP: frames and instructions to features."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -116,6 +116,19 @@ class ClipEncoder:
             "std": list(self._preprocess.std),
             "dim": self.dim,
         }
+
+    def replace_tower(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give the image tower other weights, under open_clip's names: those of a policy trained through CLIP.
+
+        The identity stays that of the encoder which was tuned.
+
+        Raises:
+            DataError: they are not of this model.
+        """
+        try:
+            self._visual.load_state_dict(weights)
+        except RuntimeError as error:
+            raise DataError(f"the policy's image tower is not one of {self.name}: {error}") from None
 
     def images(self, frames: UInt8[np.ndarray, "B H W 3"]) -> Float16[np.ndarray, "B D"]:
         """Return pooled, projected, not normalised features of upright frames.

@@ -29,7 +29,7 @@ from pipeline.libero.suites import Task
 
 log = logging.getLogger(__name__)
 
-ARM_NOISE_STD = 0.02  # rad: the spread of the arm's joints in LIBERO's init states, and robosuite's default
+ARM_NOISE_STD = 0.02  # rad: of the joints in LIBERO's init states, and robosuite's default; its environments have none
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
 """Our names, as in LIBERO's HDF5 files, to the environment's."""
 
@@ -110,8 +110,7 @@ class Simulator:
         other way round, or without, results depend on the episodes before.
 
         Args:
-            init_state: row of `suites.init_states`; None keeps the placement that the environment draws, and gives the
-                arm a pose near its usual one, as the benchmark's init states have.
+            init_state: row of `suites.init_states`, or of `draw`; None keeps the placement that the environment draws.
             seed: of the environment.
 
         Raises:
@@ -121,18 +120,30 @@ class Simulator:
         within(RESET_TIMEOUT_S, f"resetting {self.task.name}", lambda: self._reset(init_state, seed))
 
     def _reset(self, init_state: Float[np.ndarray, "D"] | None, seed: int) -> None:
+        self._place(seed)
+        if init_state is not None:
+            self.set_state(init_state)
+        for _ in range(self._sim.settle_steps):
+            self.step(NO_OP)
+
+    def _place(self, seed: int) -> None:
         # LIBERO appends to this list at every reset and draws once for each entry, before it places the fixtures: in
         # the task with an open drawer the cabinet would stand elsewhere at each reset, by up to 2 cm, whatever the
         # seed. Cut to its length in a new environment, every reset is like the first.
         del self.env.object_property_initializers[self._initializers :]
         self.env.seed(seed)
         _retry_placement(self.env.reset)
-        self.set_state(self._drawn(seed) if init_state is None else init_state)
-        for _ in range(self._sim.settle_steps):
-            self.step(NO_OP)
 
-    def _drawn(self, seed: int) -> Float[np.ndarray, "D"]:
-        """Return the present state with noise on the arm's joints, which LIBERO's environment leaves out."""
+    def draw(self, seed: int) -> Float[np.ndarray, "D"]:
+        """Return a new init state: objects as the environment places them, the arm near its usual pose.
+
+        The benchmark's init states are such draws, and evaluation sets them among fixtures that `reset` has placed by
+        another seed; so is to be done with these.
+
+        Raises:
+            SimulatorError: no valid placement, or the reset hangs.
+        """
+        within(RESET_TIMEOUT_S, f"resetting {self.task.name}", lambda: self._place(seed))
         state = self.state().copy()
         joints = 1 + np.asarray(self.env.robots[0]._ref_joint_pos_indexes)  # after the time
         state[joints] += ARM_NOISE_STD * np.random.default_rng(seed).normal(size=len(joints))

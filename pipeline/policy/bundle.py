@@ -1,11 +1,14 @@
-"""The policy bundle: one directory with weights.safetensors and policy.json. Nothing in it is a pickle."""
+"""The policy bundle: one directory with weights.safetensors and policy.json. Nothing in it is a pickle.
+
+Of a policy that was trained through CLIP, encoder.safetensors holds the image tower.
+"""
 
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +21,9 @@ from pipeline.errors import DataError
 from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
 
 FORMAT = "vla-flow-policy"
-VERSION = 1
+VERSION = 2
+WEIGHTS = "weights.safetensors"
+TOWER = "encoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class PolicySpec:
     """policy.json: what the policy is, and what it was trained on."""
 
     architecture: Architecture
-    encoder: dict[str, Any]  # ClipEncoder.identity of the features
+    encoder: dict[str, Any]  # ClipEncoder.identity of the features, before any tuning
+    tune: Literal["none", "lora", "full"]  # how the image tower was trained with the policy
     transform: str  # id of the image and proprioception transform
     data: dict[str, Any]  # fingerprints of the stores, render quality, which label
     provenance: dict[str, Any]
@@ -38,6 +44,7 @@ class PolicySpec:
             "version": VERSION,
             "architecture": self.architecture.to_json(),
             "encoder": self.encoder,
+            "tune": self.tune,
             "transform": self.transform,
             "data": self.data,
             "provenance": self.provenance,
@@ -51,6 +58,7 @@ class PolicyBundle:
     spec: PolicySpec
     network: FlowPolicy
     device: torch.device
+    tower: dict[str, Tensor] | None  # weights of a tuned image tower, under open_clip's names; None: the encoder's own
 
     def act(
         self,
@@ -80,16 +88,25 @@ class PolicyBundle:
         return torch.as_tensor(x, dtype=torch.float32, device=self.device)
 
 
-def save(path: Path, network: FlowPolicy, spec: PolicySpec) -> None:
-    """Write the bundle to the directory `path`: complete or not at all. An older bundle there is replaced."""
+def save(path: Path, network: FlowPolicy, spec: PolicySpec, tower: Mapping[str, Tensor] | None = None) -> None:
+    """Write the bundle to the directory `path`: complete or not at all. An older bundle there is replaced.
+
+    `tower` are the weights of the image tower, if it was tuned.
+    """
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, partial / "weights.safetensors")
+    weights = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("visual.")}
+    save_file(_plain(weights), partial / WEIGHTS)
+    if tower is not None:
+        save_file(_plain(tower), partial / TOWER)
     (partial / "policy.json").write_text(json.dumps(spec.to_json(), indent=2, sort_keys=True) + "\n")
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
+
+
+def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
@@ -101,12 +118,20 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
     path = Path(path)
     spec = load_spec(path)
     network = FlowPolicy(spec.architecture)
-    weights = path / "weights.safetensors"
+    weights = path / WEIGHTS
     try:
-        network.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        network.load_state_dict(_read(weights))
+    except RuntimeError as error:  # of other names or shapes
         raise DataError(f"{weights}: cannot be read as this policy's weights: {error}. Train again.") from None
-    return PolicyBundle(spec, network.to(device).eval(), torch.device(device))
+    tower = _read(path / TOWER) if spec.tune != "none" else None
+    return PolicyBundle(spec, network.to(device).eval(), torch.device(device), tower)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: cannot be read as a policy's weights: {error}. Train again.") from None
 
 
 def load_spec(path: str | Path) -> PolicySpec:
@@ -124,6 +149,7 @@ def load_spec(path: str | Path) -> PolicySpec:
         return PolicySpec(
             architecture=Architecture.from_json(tree["architecture"]),
             encoder=tree["encoder"],
+            tune=tree["tune"],
             transform=tree["transform"],
             data=tree["data"],
             provenance=tree["provenance"],

@@ -15,7 +15,7 @@ from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
 from pipeline.libero.simulator import Observation
 from pipeline.libero.suites import Task
-from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec
+from pipeline.policy.bundle import TOWER, WEIGHTS, PolicyBundle, PolicySpec, load, load_spec
 
 
 @runtime_checkable
@@ -61,7 +61,10 @@ class PolicyAgent:
     @classmethod
     def load(cls, path: str | Path, encoder: EncoderParams, sim: Sim, device: str = "cpu") -> "PolicyAgent":
         """Read the bundle at `path` and make the encoder."""
-        return cls(load(path, device), ClipEncoder(encoder, device), sim)
+        agent = cls(load(path, device), ClipEncoder(encoder, device), sim)
+        if agent._bundle.tower is not None:
+            agent._encoder.replace_tower(agent._bundle.tower)
+        return agent
 
     def reset(self, task: Task, seed: int) -> None:
         self._task = task
@@ -121,11 +124,13 @@ def policy_identity(path: str | Path) -> dict[str, Any]:
     """
     tree = load_spec(path).to_json()
     del tree["provenance"]  # when and where it was trained moves no result
-    try:
-        weights = hashlib.sha256((Path(path) / "weights.safetensors").read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise DataError(f"{path}/weights.safetensors: not found. Train again: dvc repro -f train_flow") from None
-    return {"weights_sha256": weights, **tree}
+    weights = hashlib.sha256()
+    for name in (WEIGHTS, *([TOWER] if tree["tune"] != "none" else [])):
+        try:
+            weights.update((Path(path) / name).read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"{path}/{name}: not found. Train again: dvc repro -f train_flow") from None
+    return {"weights_sha256": weights.hexdigest(), **tree}
 
 
 def check_spec(spec: PolicySpec, sim: Sim) -> None:

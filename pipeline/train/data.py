@@ -17,11 +17,10 @@ from cache.reader import Store
 from pipeline.errors import DataError, did_you_mean
 from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.windows import action_windows
-from pipeline.train.images import Features, Images, ResidentImages, Span, StreamedImages, read_clean
+from pipeline.train.images import MIB, Features, Images, ResidentImages, Span, StreamedImages, read_clean
 
 log = logging.getLogger(__name__)
 Mode = Literal["auto", "resident", "streaming"]
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Episode:
 class Batch:
     """One batch of training rows."""
 
-    images: dict[str, Float[Tensor, "B D"]]
+    images: Features
     text: Float[Tensor, "B Dt"]
     proprio: dict[str, Float[Tensor, "B _"]]
     actions: Float[Tensor, "B H 7"]

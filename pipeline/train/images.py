@@ -14,8 +14,9 @@ from cache.reader import Store
 from cache.stream import stream
 from pipeline.train.plan import epoch_batches
 
+MIB = 2**20
 Features = dict[str, Tensor]
-"""Camera -> (B, D) float16."""
+"""Camera -> (B, D) float16, or, to train through CLIP, frames (B, H, W, 3) uint8."""
 
 
 @runtime_checkable
@@ -45,7 +46,7 @@ class Images(Protocol):
 class ResidentImages:
     """All of them in memory."""
 
-    features: dict[str, Float[Tensor, "N D"]]
+    features: Features
 
     @property
     def dim(self) -> int:

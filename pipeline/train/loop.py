@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from pipeline.train.divergence import LOOK_EVERY, LossWatch, divergence
 from pipeline.train.evaluation import split_metrics
 from pipeline.train.plan import accumulation_steps, learning_rate_factor, row_counts, total_steps
 from pipeline.train.statistics import measure
+from pipeline.train.tower import Tower, TunedPolicy, parameter_groups
 from pipeline.train.update import Update
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ def train(
     cfg: TrainFlow,
     feature_noise: float,
     scratch: Path,
+    tower: Tower | None = None,
 ) -> tuple[FlowPolicy, Progress]:
     """Fit a policy to `table`; return the network to use and how it went.
 
@@ -105,13 +107,14 @@ def train(
         cfg: the train_flow section.
         feature_noise: std of Gaussian noise on standardised image features.
         scratch: directory of the checkpoints of exactly this training; it goes on from the newest one there.
+        tower: to train through CLIP; the network is a TunedPolicy then.
 
     Raises:
         ConfigError: the global batch cannot be shared among the processes.
         DataError: there are no training rows, or no validation rows for `best_by`, or values that are not finite.
         PipelineError: the loss is not finite, or no checkpoint can be read.
     """
-    training = _prepare(accelerator, table, arch, cfg, feature_noise, scratch)
+    training = _prepare(accelerator, table, arch, cfg, feature_noise, scratch, tower)
     progress = training.progress
     if checkpoint.resume(accelerator, scratch):
         log.info("going on after epoch %d, step %d", progress.epoch, progress.step)
@@ -140,6 +143,7 @@ def _prepare(
     cfg: TrainFlow,
     feature_noise: float,
     scratch: Path,
+    tower: Tower | None,
 ) -> Training:
     """Make network, optimiser, schedule and average, and register what a checkpoint has to hold."""
     train_rows, val_rows = split_by_episode(table.episodes, cfg.val_fraction, cfg.seed)
@@ -151,10 +155,14 @@ def _prepare(
         )
     statistics = measure(table, train_rows)
     torch.manual_seed(cfg.seed)
-    network = FlowPolicy(arch)
+    network = TunedPolicy(arch, tower.visual, tower.preprocess) if tower else FlowPolicy(arch)
     network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
+    if tower:
+        table = replace(table, images=tower.frames)
     accumulation = accumulation_steps(cfg, accelerator.num_processes)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(network, cfg), lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
+    )
     total = total_steps(cfg, len(train_rows))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, total, cfg.warmup_steps, cfg.schedule)

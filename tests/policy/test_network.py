@@ -155,7 +155,7 @@ def test_every_input_reaches_the_action() -> None:
 
 def spec(arch: Architecture) -> bundle.PolicySpec:
     return bundle.PolicySpec(
-        arch, {"model": "tiny"}, "transform-1", {"stores": {"libero_spatial": "abc"}}, {"git": None}
+        arch, {"model": "tiny"}, "none", "transform-1", {"stores": {"libero_spatial": "abc"}}, {"git": None}
     )
 
 
@@ -187,7 +187,7 @@ def test_bundle_refuses_what_is_missing_damaged_or_foreign(tmp_path: Path) -> No
         bundle.load(path)
     tree = json.loads((path / "policy.json").read_text())
     (path / "policy.json").write_text(json.dumps({**tree, "version": 99}))
-    with pytest.raises(DataError, match="version 1"):
+    with pytest.raises(DataError, match=f"version {bundle.VERSION}"):
         bundle.load(path)
     del tree["encoder"]
     (path / "policy.json").write_text(json.dumps(tree))

@@ -32,7 +32,8 @@ def bundle(encoder: ClipEncoder) -> PolicyBundle:
     torch.manual_seed(0)
     network = FlowPolicy(arch).eval()
     data = {"sim": {"assets": "embedded", "render": "fast", "image_size": 64}}
-    return PolicyBundle(PolicySpec(arch, encoder.identity, TRANSFORM_ID, data, {}), network, torch.device("cpu"))
+    spec = PolicySpec(arch, encoder.identity, "none", TRANSFORM_ID, data, {})
+    return PolicyBundle(spec, network, torch.device("cpu"), None)
 
 
 def observation(seed: int = 0) -> Observation:

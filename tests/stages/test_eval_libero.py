@@ -107,7 +107,7 @@ def policy(params: Params, tmp_path: Path) -> Path:
     arch = Architecture.of(small, encoder.dim, encoder.dim)
     torch.manual_seed(0)
     sim = {name: getattr(params.sim, name) for name in ("assets", "render", "image_size")}
-    spec = PolicySpec(arch, encoder.identity, TRANSFORM_ID, {"sim": sim}, {})
+    spec = PolicySpec(arch, encoder.identity, "none", TRANSFORM_ID, {"sim": sim}, {})
     save(tmp_path / "policy", FlowPolicy(arch), spec)
     return tmp_path / "policy"
 

@@ -95,8 +95,7 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
 def _reset(sim: Simulator, origin: Origin) -> None:
     rows = init_states(sim.task)
     if origin.init_row < len(rows):
-        sim.reset(rows[origin.init_row], origin.seed)
+        state = rows[origin.init_row]
     else:
-        # Placements of its own, a different one for each row.
-        seed = int(np.random.default_rng([origin.seed, sim.task.id, origin.init_row]).integers(2**31))
-        sim.reset(None, seed)
+        state = sim.draw(int(np.random.default_rng([origin.seed, sim.task.id, origin.init_row]).integers(2**31)))
+    sim.reset(state, origin.seed)

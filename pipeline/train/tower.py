@@ -1,0 +1,89 @@
+"""Training through CLIP: raw frames in, the image tower tuned with the policy, by LoRA or whole.
+
+The rest is as with cached features: the same table, fusion and heads, the same loop. The store is still needed: it says
+which frames are rows, holds the low-dimensional arrays and the instructions' features, which stay as they are, and its
+features give the normaliser's statistics.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from pipeline.config import TrainFlow
+from pipeline.encode.transform import Preprocess
+from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.train.images import Features, ResidentImages
+
+
+class TunedPolicy(FlowPolicy):
+    """A FlowPolicy that takes frames (B, H, W, 3) uint8 in place of features, and computes these itself."""
+
+    def __init__(self, arch: Architecture, visual: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__(arch)
+        self.visual = visual
+        self._preprocess = preprocess
+
+    def forward(
+        self,
+        images: Mapping[str, UInt8[Tensor, "B h w 3"]],
+        text: Float[Tensor, "B D"],
+        proprio: Mapping[str, Tensor],
+        actions: Float[Tensor, "B H A"],
+        noise: Float[Tensor, "B H A"],
+        t: Float[Tensor, " B"],
+        feature_noise: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, " B"]:
+        """Return each row's flow loss, as FlowPolicy does."""
+        return super().forward(self._features(images), text, proprio, actions, noise, t, feature_noise)
+
+    @torch.no_grad()
+    def act(
+        self,
+        images: Mapping[str, UInt8[Tensor, "B h w 3"]],
+        text: Float[Tensor, "B D"],
+        proprio: Mapping[str, Tensor],
+        noise: Float[Tensor, "B H A"],
+        steps: int | None = None,
+    ) -> Float[Tensor, "B H A"]:
+        """Return actions for the environment, as FlowPolicy does."""
+        return super().act(self._features(images), text, proprio, noise, steps)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Return trainable parameters by component, those of the image tower as "encoder"."""
+        counts = super().parameter_counts()
+        tuned = sum(p.numel() for p in self.visual.parameters() if p.requires_grad)
+        return {"encoder": tuned, **counts}
+
+    def tower(self) -> dict[str, Tensor]:
+        """Return the image tower's weights under open_clip's names, with what LoRA learnt added to them."""
+        visual: Any = self.visual
+        if hasattr(visual, "merge_and_unload"):  # peft's, which takes seconds to import
+            visual = copy.deepcopy(visual).merge_and_unload()
+        return visual.state_dict()
+
+    def _features(self, images: Mapping[str, Tensor]) -> Features:
+        return {name: self.visual(self._preprocess(frames)) for name, frames in images.items()}
+
+
+def parameter_groups(network: FlowPolicy, cfg: TrainFlow) -> list[dict[str, Any]]:
+    """Return what the optimiser is to train: the policy, and the image tower at a rate of its own, if there is one."""
+    own: list[nn.Parameter] = []
+    tower: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            (tower if name.startswith("visual.") else own).append(parameter)
+    return [{"params": own}, *([{"params": tower, "lr": cfg.encoder.learning_rate}] if tower else [])]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What training through CLIP adds: the tower, prepared for it, and the frames of the table's rows."""
+
+    visual: nn.Module
+    preprocess: Preprocess
+    frames: ResidentImages
