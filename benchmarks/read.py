@@ -116,7 +116,7 @@ def measure(store: Store, rounds: int) -> dict[str, Any]:
 
 def stream_all(store: Store) -> None:
     """Stream one epoch in bounded memory."""
-    for _ in stream(store, store.fields, 1024, STREAM_BYTES, seed=0):
+    for _ in stream([store], store.fields, 1024, STREAM_BYTES, seed=0):
         pass
 
 

@@ -122,7 +122,8 @@ def _check_values(p: Params, origin: str) -> None:
         f"train_flow.early_stop_epochs is {p.train_flow.early_stop_epochs}, but train_flow.best_by is null: "
         "set it to val_action_mse, say",
     )
-    require(p.train_flow.encoder.lora_rank > 0, f"train_flow.encoder.lora_rank is {p.train_flow.encoder.lora_rank}")
+    rank = p.train_flow.encoder.lora_rank
+    require(rank > 0, f"train_flow.encoder.lora_rank is {rank}; it must be positive")
     sampled = (p.train_flow.best_by or "").endswith("action_mse")
     require(
         not sampled or (p.train_flow.early_stop_epochs or math.inf) >= p.train_flow.metrics_every_epochs,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from pipeline.config import __main__ as cli
 from pipeline.config import from_dict, load
@@ -64,6 +65,11 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ({"data": {"tasks": {"libero_goal": None}}}, "libero_goal"),
         ({"compute": {"scheduler": "cluster"}}, r"tcp://host:port"),
         ({"train_flow": {"val_fraction": 1.0}}, "val_fraction"),
+        (
+            {"train_flow": {"best_by": "val_action_mse", "early_stop_epochs": 4}},
+            "4 is less than metrics_every_epochs 5: val_action_mse is not measured in that time",
+        ),
+        ({"train_flow": {"encoder": {"lora_rank": 0}}}, "lora_rank is 0; it must be positive"),
     ],
 )
 def test_wrong_values_are_refused_with_the_remedy(change: dict, message: str) -> None:
@@ -117,3 +123,10 @@ def test_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     params = load(target)
     assert (params.experiment, params.train_flow.epochs) == ("libero_spatial", 7)
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_knows_every_key_of_its_files(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.num_processes == {"cpu2": 2, "gpu2": 2, "gpu8": 8, "nodes2": 16}[path.stem]
+    assert config.num_machines == (2 if path.stem == "nodes2" else 1)

@@ -1,0 +1,201 @@
+"""How close the training loop comes to the bare arithmetic, what streaming costs, and what the cache saves.
+
+    python -m benchmarks.train [--rows 16384] [--rounds 3] [--model ViT-B-32]
+
+The quickstart's policy and batch, on a store of noise with two cameras of 512 features. By turns, in one run:
+- bare: forward, backward, clipping, AdamW and average on tensors of the same shapes that are at hand;
+- resident, streaming: `pipeline.train.loop.train` with features in memory, and streamed in a bounded window from files
+  that the kernel was asked to forget;
+- online: the same step with frames through a frozen CLIP in place of cached features.
+Writes benchmarks/results/train.json.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from benchmarks.read import forget, share, write
+from benchmarks.scale import cpu_name
+from cache.reader import Store
+from pipeline.config import EncoderParams, Params, load
+from pipeline.encode.transform import Preprocess
+from pipeline.encode.weights import load_model
+from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
+from pipeline.provenance import versions
+from pipeline.train.data import Mode, load_stores
+from pipeline.train.loop import train
+from pipeline.train.tower import TunedPolicy
+
+CAMERAS, DIM, SUITE = ("agentview", "eye_in_hand"), 512, "libero_spatial"
+WINDOW_MIB = 8
+ONLINE_BATCH = 32
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """Measure, print and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=16384)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="ViT-B-32", help="open_clip model of the online side (weights from a seed)")
+    parser.add_argument("--folder", type=Path, help="where the store is made (default: the temporary directory)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train.json"))
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-train-", dir=args.folder))
+    try:
+        result = measure(write(folder, args.rows), folder, args.rounds, args.model)
+    finally:
+        shutil.rmtree(folder)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def measure(store: Store, folder: Path, rounds: int, model: str) -> dict[str, Any]:
+    """Return the figures; rates are in samples (rows) per second."""
+    load_before = round(os.getloadavg()[0], 1)
+    params = quickstart()
+    arch = Architecture.of(params.policy, DIM, DIM)
+    batch = params.train_flow.batch_size
+    steps = store.rows // batch
+    files = [Path(store.location) / store.shard_key(n, unit) for n in store.fields for unit in range(store.units)]
+    network = FlowPolicy(arch)
+    bare = bare_step(network, params, features(arch, batch))
+    ways: dict[str, Callable[[], float]] = {
+        "bare": lambda: store.rows / (steps * seconds_of(bare, steps)),
+        "resident": lambda: store.rows / epoch_seconds(store, params, arch, "resident", folder),
+        "streaming": lambda: store.rows / epoch_seconds(store, params, arch, "streaming", folder),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            forget(files)
+            rates[name].append(round(way(), 1))
+    image, online = online_seconds(params, arch, model)
+    cached = batch / (sorted(rates["resident"])[rounds // 2])
+    embed = image * len(CAMERAS)
+    return {
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "device": DEVICE.type, "load_before": load_before},
+        "versions": {name: versions()[name] for name in ("python", "torch", "accelerate")},
+        "rows": store.rows,
+        "batch": batch,
+        "parameters": network.parameter_counts()["total"],
+        "streaming_window_mib": WINDOW_MIB,
+        "features_mib": round(store.rows * len(CAMERAS) * DIM * 2 / 2**20),
+        "samples_per_s": rates,
+        "loop_share_of_bare": share(rates["resident"], rates["bare"]),
+        "streaming_share_of_resident": share(rates["streaming"], rates["resident"]),
+        "online": {
+            "model": model,
+            "batch": ONLINE_BATCH,
+            "samples_per_s": round(ONLINE_BATCH / online, 2),
+            "images_per_s_of_the_encoder": round(1 / image, 1),
+        },
+        "cached_times_online": round((batch / cached) / (ONLINE_BATCH / online)),
+        "break_even_epochs": round(embed / (online / ONLINE_BATCH - cached / batch), 2),
+    }
+
+
+def quickstart() -> Params:
+    """Return the settings, with what only measures accuracy reduced to nothing."""
+    params = load("params.yaml")
+    train_flow = replace(
+        params.train_flow,
+        action="action",
+        epochs=1,
+        val_fraction=0.0,
+        metrics_rows=1,
+        memory_mib=WINDOW_MIB,
+        warmup_steps=0,
+    )
+    return replace(params, train_flow=train_flow)
+
+
+def epoch_seconds(store: Store, params: Params, arch: Architecture, mode: Mode, folder: Path) -> float:
+    """Train one epoch; return its time, without that of loading and of the checkpoint at its end."""
+    cfg = params.train_flow
+    table = load_stores([(SUITE, store, None)], CAMERAS, arch.proprio, cfg.action, mode, cfg.memory_mib)
+    scratch = Path(tempfile.mkdtemp(dir=folder))
+    _, progress = train(Accelerator(cpu=DEVICE.type == "cpu"), table, arch, cfg, params.policy.feature_noise, scratch)
+    shutil.rmtree(scratch)
+    return progress.wall_s
+
+
+def features(arch: Architecture, rows: int) -> tuple[dict[str, torch.Tensor], ...]:
+    """Return images, and the other inputs, of one batch."""
+    images = {c: torch.randn(rows, DIM, device=DEVICE).half() for c in CAMERAS}
+    widths = {"joint_pos": 7, "ee_pose": 7, "gripper": 2}
+    return images, {name: torch.randn(rows, widths[name], device=DEVICE) for name in arch.proprio}
+
+
+def bare_step(network: FlowPolicy, params: Params, inputs: tuple[dict[str, torch.Tensor], ...]) -> Callable[[], None]:
+    """Return one optimiser step on the same batch each time."""
+    network.to(DEVICE)
+    cfg, (images, proprio) = params.train_flow, inputs
+    rows = len(next(iter(images.values())))
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay)) if cfg.ema_decay else None
+    shape = (rows, network.arch.horizon, ACTION_DIM)
+    text, actions = torch.randn(rows, DIM, device=DEVICE), torch.rand(shape, device=DEVICE)
+    spread = {name: torch.zeros(rows, DIM, device=DEVICE) for name in images}
+
+    def step() -> None:
+        noise, t = torch.randn(shape, device=DEVICE), torch.rand(rows, device=DEVICE)
+        network(images, text, proprio, actions, noise, t, spread).mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained, cfg.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if average is not None:
+            average.update_parameters(network)
+
+    return step
+
+
+def online_seconds(params: Params, arch: Architecture, model: str) -> tuple[float, float]:
+    """Return seconds of the frozen encoder per image, and of a step on ONLINE_BATCH rows of frames."""
+    clip: Any = load_model(EncoderParams(model, "seeded", 0, "fp32"))
+    preprocess = Preprocess.from_open_clip(clip.visual.preprocess_cfg)
+    network = TunedPolicy(arch, clip.visual, preprocess)
+    size = (ONLINE_BATCH, params.sim.image_size, params.sim.image_size, 3)
+    frames = {c: torch.randint(0, 256, size, dtype=torch.uint8, device=DEVICE) for c in CAMERAS}
+    _, proprio = features(arch, ONLINE_BATCH)
+    step = bare_step(network, params, (frames, proprio))
+    images = next(iter(frames.values()))
+
+    @torch.no_grad()
+    def encode() -> None:
+        network.visual(preprocess(images))
+
+    return seconds_of(encode, 4) / ONLINE_BATCH, seconds_of(step, 4)
+
+
+def seconds_of(work: Callable[[], None], times: int) -> float:
+    """Return how long it takes once, on the average, after a first time that is not counted."""
+    work()
+    _wait()
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    _wait()
+    return (time.perf_counter() - started) / times
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
