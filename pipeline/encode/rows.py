@@ -61,6 +61,7 @@ class FrameEncoder(Protocol):
 class Piece:
     """`rows` rows of one episode from row `start` on, as read: frames of each camera, and signals."""
 
+    source: Any  # what `MakeRows.read` was given
     digest: str
     start: int
     rows: int
@@ -188,7 +189,7 @@ class Embedder:
                 if kind == "lowdim":
                     values[rows] = np.concatenate([piece.lowdim[signal] for piece in batch])
             for camera in self._cameras:
-                frames = np.concatenate([piece.images[camera] for piece in batch])
+                frames = _together(batch, camera)
                 for view in range(self._spec.views.count):
                     yield camera, view, rows, self._encoder.prepare(frames, self._light(batch, camera, view))
 
@@ -224,7 +225,24 @@ class Embedder:
         rows = {name: slice(shift, None) if name in ACTIONS else slice(high - low) for name in names}
         lowdim = {name: raw[name][rows[name]] for name in names}
         frames = {camera: raw["images"][camera][: high - low] for camera in self._cameras}
-        return Piece(segment.digest, low, high - low, frames, lowdim)
+        return Piece(segment.payload, segment.digest, low, high - low, frames, lowdim)
+
+
+def _together(batch: list[Piece], camera: str) -> np.ndarray:
+    """Return the batch's frames of one camera.
+
+    Raises:
+        DataError: they are of several sizes; it names two demonstrations.
+    """
+    first = batch[0]
+    for piece in batch:
+        a, b = (p.images[camera].shape[1:3] for p in (first, piece))
+        if a != b:
+            raise DataError(
+                f"{camera}: the frames of {first.source} are {a[0]}x{a[1]}, those of {piece.source} {b[0]}x{b[1]}. One "
+                "store takes one size: make all demonstrations of the suite in the same way"
+            )
+    return np.concatenate([piece.images[camera] for piece in batch])
 
 
 def ahead(items: Iterable[T], depth: int) -> Generator[T]:

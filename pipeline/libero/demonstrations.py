@@ -58,6 +58,9 @@ class Demo:
     length: int
     has_expert_actions: bool
 
+    def __str__(self) -> str:
+        return f"{self.file} {self.name}"
+
 
 @dataclass(frozen=True)
 class Quarantined:

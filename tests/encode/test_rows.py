@@ -86,6 +86,21 @@ def test_a_read_error_surfaces() -> None:
     assert (str(again), again.payload) == ("demo_3: cannot be read", 7)
 
 
+def test_frames_of_several_sizes_are_refused_by_name() -> None:
+    def mixed(episode: int, cameras: tuple[str, ...], start: int, stop: int) -> dict[str, Any]:
+        out = read(episode, cameras, start, stop)
+        if episode == 1:
+            out["images"] = {c: np.repeat(x, 2, axis=1) for c, x in out["images"].items()}
+        return out
+
+    embedder = Embedder(replace(SPEC, read=mixed), Mean())  # type: ignore[arg-type]
+    episodes = [Episode(n - 1, 0, "", str(i), payload=i) for i, n in enumerate(LENGTHS)]
+    with pytest.raises(
+        DataError, match=r"agentview: the frames of 0 are 4x4, those of 1 8x4. One store takes one size"
+    ):
+        embedder(next(iter(units(episodes, 100))))
+
+
 def test_ahead_keeps_order_and_stops_when_left() -> None:
     assert list(ahead(range(100), 2)) == list(range(100))
     taken = []
