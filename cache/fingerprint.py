@@ -51,7 +51,8 @@ class Plan:
         instructions: K texts; `Episode.task` counts them.
         task_ids: the benchmark's number of each.
         shard_rows: rows per shard, the unit of write.
-        chunk_rows: rows per chunk, the unit of read; divides shard_rows.
+        chunk_rows: rows per chunk, the unit of read, of fields with narrow rows; divides shard_rows. Fields with wide
+            rows have fewer (schema.Field.chunk_rows).
     """
 
     identity: dict[str, Any]

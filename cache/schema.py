@@ -14,8 +14,9 @@
     text/task             (K,) int64          the benchmark's number of the task
     integrity/sha256      (U, F, 32) uint8    of shard u of row array f, in the order of attrs["fields"]; written last
 
-N is a row count padded to whole shards: rows from attrs["rows"] on are NaN. Chunk = unit of read, shard = unit of
-write. Every chunk carries a crc32c. Fill values are ones that data never have (NaN, -1, ""): a missing chunk shows.
+N is a row count padded to whole shards: rows from attrs["rows"] on are NaN. Chunk = unit of read: attrs["chunk_rows"]
+rows, or that halved until they fit into CHUNK_BYTES. Shard = unit of write. Every chunk carries a crc32c. Fill values
+are ones that data never have (NaN, -1, ""): a missing chunk shows.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ from zarr.codecs import Crc32cCodec
 
 from cache.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+CHUNK_BYTES = 2 * 2**20
+"""A chunk holds at most so much: whoever wants one row of a grid shall not read 77 MB."""
 LOWDIM_WIDTHS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "action": 7}
 CODECS = frozenset({"bytes", "crc32c", "sharding_indexed", "vlen-utf8"})
 """The only codecs a store may use: none that can run code, none that needs a plug-in."""
@@ -47,6 +50,13 @@ class Field:
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def chunk_rows(self, most: int) -> int:
+        """Return the rows per chunk of this field: `most`, halved as long as a chunk is larger than CHUNK_BYTES."""
+        rows = most
+        while rows % 2 == 0 and rows * self.row_bytes > CHUNK_BYTES:
+            rows //= 2
+        return rows
 
 
 def image(camera: str, views: int, dim: int) -> Field:
@@ -77,12 +87,12 @@ def fields(
 
 
 def create_field(root: zarr.Group, field: Field, rows: int, shard_rows: int, chunk_rows: int) -> None:
-    """Create the empty array of one field; `rows` is padded to whole shards already."""
+    """Create the empty array of one field; `rows` is padded to whole shards already, `chunk_rows` is the store's."""
     root.create_array(
         field.name,
         shape=(rows, *field.shape),
         dtype=field.dtype,
-        chunks=(chunk_rows, *field.shape),
+        chunks=(field.chunk_rows(chunk_rows), *field.shape),
         shards=(shard_rows, *field.shape),
         compressors=(Crc32cCodec(),),
         fill_value=float("nan"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from cache.decode import ABSENT, CRC_BYTES, Layout, crc, shard_key
+from cache.decode import ABSENT, CRC_BYTES, Layout, crc, layout, shard_key
 from cache.errors import StoreError, not_written
 from cache.ledger import Receipt, fsync_directory
 from cache.schema import Field
@@ -60,11 +60,8 @@ class Writer:
                 f"{spec.store}: this worker does not see the store that is being built (fingerprint "
                 f"{str(found)[:12]}, not {spec.fingerprint[:12]}). Workers need the same file system as the stage."
             )
-        chunk_rows = int(str(group.attrs["chunk_rows"]))
-        self._layouts = {
-            field.name: Layout(np.dtype(field.dtype), field.shape, chunk_rows, spec.shard_rows // chunk_rows)
-            for field in spec.fields
-        }
+        arrays = {field.name: group[field.name] for field in spec.fields}
+        self._layouts = {name: layout(array, spec.store) for name, array in arrays.items()}
         self._rows = spec.factory()
 
     def close(self) -> None:

@@ -78,7 +78,7 @@ class Embed:
     obs_shift: int  # 1 pairs obs[t-1] with action[t], because LIBERO records obs[t] after action[t]; 0 does not
     batch_size: int | None  # frames per forward pass; null: 64 on a CPU, what fits on a GPU
     shard_rows: int  # rows per shard, the unit of write
-    chunk_rows: int  # rows per chunk, the unit of read; divides shard_rows
+    chunk_rows: int  # rows per chunk, the unit of read, where that makes 2 MiB at most; divides shard_rows
     on_invalid: Literal["quarantine", "stop"]  # what a damaged demonstration does to the build
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import zarr
 
-from cache import open_store
+from cache import open_store, schema, stream
 from cache.build import build, is_current
 from cache.errors import StoreError
 from cache.fingerprint import Plan
 from cache.ledger import Ledger, Receipt
 from cache.units import Unit
+from cache.verify import verify
 from tests.cache.synthetic import TEXT, MakeFake, expected, make_plan, tree
 
 
@@ -51,6 +52,26 @@ def test_layout_is_plain_zarr_v3(tmp_path: Path) -> None:
     shards = sorted(path.relative_to(target / "image/agentview/c") for path in target.glob("image/agentview/c/*/*/*"))
     assert shards == [Path(f"{i}/0/0") for i in range(6)]
     assert zarr.open_group(target)["text/instruction"][1] == "open the drawer"
+
+
+def test_wide_rows_have_small_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {field.name: field.chunk_rows(1024) for field in schema.fields(("a",), 1, 512, False, tokens=(49, 768))}
+    assert (rows["image/a"], rows["grid/a"], rows["lowdim/action"]) == (1024, 16, 1024)  # a grid of 7 x 7: 75 KB a row
+    monkeypatch.setattr(schema, "CHUNK_BYTES", 50)  # image/*: 24 bytes a row, 4 rows a chunk by the plan
+    plan = make_plan()
+    target = make(tmp_path, plan)
+    group = zarr.open_group(target, mode="r")
+    chunks = [group[name].chunks[0] for name in ("image/agentview", "lowdim/action")]  # type: ignore[union-attr]
+    assert chunks == [2, 1]
+    store = open_store(target)
+    assert not verify(target)
+    for name, values in expected(plan).items():
+        np.testing.assert_array_equal(group[name][: plan.rows], values)  # type: ignore[index]
+        np.testing.assert_array_equal(store.read(name), values)
+        np.testing.assert_array_equal(store.read(name, 13, 30), values[13:30])
+    for batch in stream([store], ["image/agentview", "lowdim/action"], batch_rows=8, memory_bytes=10_000, seed=0):
+        for name, values in batch.values.items():
+            np.testing.assert_array_equal(values, expected(plan)[name][batch.rows])
 
 
 def test_same_bytes_in_any_order_and_place(tmp_path: Path) -> None:
