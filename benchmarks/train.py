@@ -4,6 +4,7 @@
 
 The quickstart's policy and batch, on a store of noise with two cameras of 512 features. By turns, in one run:
 - bare: forward, backward, clipping, AdamW and average on tensors of the same shapes that are at hand;
+- compiled: the same through torch.compile;
 - resident, streaming: `pipeline.train.loop.train` with features in memory, and streamed in a bounded window from files
   that the kernel was asked to forget;
 - online: the same step with frames through a frozen CLIP in place of cached features.
@@ -70,10 +71,14 @@ def measure(store: Store, folder: Path, rounds: int, model: str) -> dict[str, An
     batch = params.train_flow.batch_size
     steps = store.rows // batch
     files = [Path(store.location) / store.shard_key(n, unit) for n in store.fields for unit in range(store.units)]
-    network = FlowPolicy(arch)
+    network, compiled = FlowPolicy(arch), FlowPolicy(arch)
+    compiled.compile()
     bare = bare_step(network, params, features(arch, batch))
+    fused = bare_step(compiled, params, features(arch, batch))
+    fused()  # compiles
     ways: dict[str, Callable[[], float]] = {
         "bare": lambda: store.rows / (steps * seconds_of(bare, steps)),
+        "compiled": lambda: store.rows / (steps * seconds_of(fused, steps)),
         "resident": lambda: store.rows / epoch_seconds(store, params, arch, "resident", folder),
         "streaming": lambda: store.rows / epoch_seconds(store, params, arch, "streaming", folder),
     }
@@ -95,6 +100,7 @@ def measure(store: Store, folder: Path, rounds: int, model: str) -> dict[str, An
         "features_mib": round(store.rows * len(CAMERAS) * DIM * 2 / 2**20),
         "samples_per_s": rates,
         "loop_share_of_bare": share(rates["resident"], rates["bare"]),
+        "compiled_times_bare": share(rates["compiled"], rates["bare"]),
         "streaming_share_of_resident": share(rates["streaming"], rates["resident"]),
         "online": {
             "model": model,

@@ -60,8 +60,11 @@ class Writer:
                 f"{spec.store}: this worker does not see the store that is being built (fingerprint "
                 f"{str(found)[:12]}, not {spec.fingerprint[:12]}). Workers need the same file system as the stage."
             )
-        arrays = {field.name: group[field.name] for field in spec.fields}
-        self._layouts = {name: layout(array, spec.store) for name, array in arrays.items()}
+        self._layouts = {}
+        for field in spec.fields:
+            array = group[field.name]
+            assert isinstance(array, zarr.Array)  # as create_field made it
+            self._layouts[field.name] = layout(array, spec.store)
         self._rows = spec.factory()
 
     def close(self) -> None:

@@ -1,7 +1,12 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and directories that one process works in."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.errors import DataError
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -10,3 +15,25 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(path)
+
+
+@contextmanager
+def exclusive(lock: Path, what: str) -> Iterator[None]:
+    """Hold a lock file, which is removed at the end. A process that is killed leaves it, but holds it no longer.
+
+    Raises:
+        DataError: another process holds it; `what` names what both would work at.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except BlockingIOError:
+            mine = False
+        if not mine:  # held, or removed by its holder just now
+            raise DataError(f"{lock.parent}: another process is at this very {what}. Wait for it, or stop it.")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)

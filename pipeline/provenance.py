@@ -1,5 +1,6 @@
 """What made an artifact: command, code version, library versions. Written beside every result."""
 
+import hashlib
 import platform
 import subprocess
 import sys
@@ -25,6 +26,22 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+@cache
+def code_digest(*parts: str) -> str:
+    """Return the SHA-256 of all files in these parts of `pipeline/` ("libero", "encode/rows.py"), names included.
+
+    What was computed by other code must not be gone on with.
+    """
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for part in parts:
+        files = sorted((root / part).rglob("*")) if (root / part).is_dir() else [root / part]
+        for path in files:
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 @cache

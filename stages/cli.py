@@ -44,5 +44,10 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (PipelineError, StoreError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:  # not of a file: a person can do nothing about it
+            raise
+        log.debug("", exc_info=True)
+        sys.exit(f"error: {error.filename}: {error.strerror}. Put that right and start the same command again")
     except KeyboardInterrupt:
         sys.exit("interrupted; start the same command again to go on from here")

@@ -22,12 +22,14 @@ from typing import Any
 
 from pipeline.config import Params, load
 from pipeline.errors import DataError
-from pipeline.files import write_atomic
+from pipeline.files import exclusive, write_atomic
 from pipeline.libero import collection, official_demos
 from pipeline.libero.demonstrations import Demo, Quarantined, demo_file, recorded_with, scan
 from pipeline.libero.suites import Task, tasks
 from pipeline.provenance import provenance
 from stages import cli
+
+INDEX = "index.json"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.list:
             show(Path(args.out), suite, chosen)
         else:
-            make(params, suite, chosen, Path(args.out), Path(args.scratch))
+            with exclusive(Path(args.scratch) / f"{suite}.lock", "recording"):
+                make(params, suite, chosen, Path(args.out), Path(args.scratch))
 
 
 def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch: Path) -> None:
@@ -54,18 +57,19 @@ def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch:
     if params.demos.source == "scripted" and is_current(out, suite, chosen, fingerprint):
         print(f"{out / suite}: up to date (fingerprint {fingerprint})")
         return
+    refuse_strange(out / suite)
     work = scratch.resolve() / suite / fingerprint
     took: dict[str, Any] = {}
     if params.demos.source == "scripted":
         took = collection.collect(chosen, params.sim, params.demos, params.compute, work)
     else:
-        link(params, suite, chosen, work)
+        link(params, suite, chosen, work, out / suite)
     demos, quarantine = scan(work, suite, chosen)
     refuse_empty(chosen, demos, quarantine)
-    index = describe(params, suite, chosen, demos, quarantine)
-    (work / suite / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    index = {"fingerprint": fingerprint, **describe(params, suite, chosen, demos, quarantine)}
+    (work / suite / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     publish(work / suite, out / suite)
-    record = {"fingerprint": fingerprint, "demos": asdict(params.demos), "sim": asdict(params.sim), "took": took}
+    record = {"demos": asdict(params.demos), "sim": asdict(params.sim), "took": took}
     write_atomic(out / f"{suite}.provenance.json", json.dumps(record | {"provenance": provenance()}, indent=1) + "\n")
     shutil.rmtree(work.parent)
     print(headline(index, took))
@@ -73,18 +77,30 @@ def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch:
 
 
 def is_current(out: Path, suite: str, chosen: Sequence[Task], fingerprint: str) -> bool:
-    """Return whether the demonstrations of this very work are in place. Their record is written last."""
+    """Return whether the demonstrations of this very work are in place, wherever they come from (DVC's cache, say)."""
     try:
-        record = json.loads((out / f"{suite}.provenance.json").read_text())
+        index = json.loads((out / suite / INDEX).read_text())
     except (OSError, ValueError):
         return False
-    return record.get("fingerprint") == fingerprint and all(demo_file(out, task).is_file() for task in chosen)
+    return index.get("fingerprint") == fingerprint and all(demo_file(out, task).is_file() for task in chosen)
 
 
-def link(params: Params, suite: str, chosen: Sequence[Task], work: Path) -> None:
+def refuse_strange(target: Path) -> None:
+    """Raise DataError for a directory that this stage did not write: it is about to be replaced."""
+    if target.is_dir() and any(target.iterdir()) and not (target / INDEX).is_file():
+        raise DataError(
+            f"{target}: holds files that this stage did not write (there is no {INDEX}). Move them elsewhere, and name "
+            "that directory in demos.path (demos.source: path) if they are demonstrations"
+        )
+
+
+def link(params: Params, suite: str, chosen: Sequence[Task], work: Path, target: Path) -> None:
     """Put symbolic links to the files of the other two sources where scripted ones would lie.
 
     Symbolic and not hard links: DVC makes what it caches read-only, and a hard link would do that to your own file.
+
+    Raises:
+        DataError: a file is missing, or lies in `target`, which is about to be replaced.
     """
     for task in chosen:
         if params.demos.source == "official":
@@ -96,10 +112,15 @@ def link(params: Params, suite: str, chosen: Sequence[Task], work: Path) -> None
                     f"{source}: not there. demos.path must name a directory that holds {suite}/<task>_demo.hdf5 for "
                     f"each task ({len(chosen)} of {suite} are asked for; data.tasks chooses them)"
                 )
-        target = demo_file(work, task)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        target.symlink_to(source)
+        if source.resolve().is_relative_to(target.resolve()):
+            raise DataError(
+                f"{source}: lies in {target}, which this stage is about to replace. Move the files elsewhere and name "
+                "that directory in demos.path"
+            )
+        name = demo_file(work, task)
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.unlink(missing_ok=True)
+        name.symlink_to(source)
 
 
 def refuse_empty(chosen: Sequence[Task], demos: Sequence[Demo], quarantine: Sequence[Quarantined]) -> None:

@@ -139,7 +139,11 @@ class Job:
                 field.name: self._work / STORE / shard_key(field.name, 1 + len(field.shape), receipt.unit)
                 for field in self._made.fields
             }
-            keep.put(self._keep, receipt, shards, self._execution)
+            try:
+                keep.put(self._keep, receipt, shards, self._execution)
+            except OSError as error:  # no hard links there
+                log.warning("%s: finished shards cannot be kept (%s); they are made again", self._keep, error)
+                break
         shutil.rmtree(self._work)
 
     @contextlib.contextmanager
@@ -185,8 +189,9 @@ def check(params: Params, suite: str, root: Path, out: Path, rows: int, seed: in
     encoder, batch_size = source.make_encoder(params.embed)
     chosen = tasks(suite, params.data.tasks.get(suite))
     demos = {source.source_name(demo): demo for demo in scan(root, suite, chosen, params.embed.cameras)[0]}
-    sim = recorded_with(next(iter(demos.values())).file) if demos else None
-    if other := differences(store.identity, source.identity(params.embed, suite, encoder, sim)):
+    one = next(iter(demos.values()), None)
+    sim, size = (recorded_with(one.file), one.frame_size) if one else (None, store.identity["frame_size"])
+    if other := differences(store.identity, source.identity(params.embed, suite, encoder, sim, size)):
         raise DataError(
             f"{target}: was not made with the settings as they are now: {'; '.join(other)}. "
             "Set them back to check it, or embed anew: python -m stages.embed"

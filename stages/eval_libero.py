@@ -13,14 +13,18 @@ into results/flow. Stopped at any time and started again it goes on with the epi
 import json
 import logging
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from pipeline.config import Params, load
+from pipeline.encode.clip import pick_device
 from pipeline.encode.transform import TRANSFORM_ID
-from pipeline.errors import SimulatorError
+from pipeline.errors import ConfigError, DataError, SimulatorError
 from pipeline.files import write_atomic
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import load_spec
@@ -35,6 +39,7 @@ from pipeline.rollout.video import png
 from stages import cli
 
 log = logging.getLogger(__name__)
+PUBLISHED = {"eval.json", "episodes.jsonl", "videos"}
 BASELINES = {"noop": NoopAgent, "random": RandomAgent}
 
 
@@ -44,26 +49,32 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--agent", choices=["policy", *BASELINES], default="policy", help="default: %(default)s")
     parser.add_argument("--policy", default="runs/flow/policy", help="bundle to evaluate (default: %(default)s)")
     parser.add_argument("--out", help="directory to write (default: results/flow, or results/<agent> for a baseline)")
-    parser.add_argument("--device", default="cpu", help="of encoder and policy: cpu, cuda (default: %(default)s)")
+    parser.add_argument("--device", help="of encoder and policy: cpu, cuda (default: cuda if there is one)")
     parser.add_argument("--scratch", default=".scratch/eval", help="unfinished work (default: %(default)s)")
     parser.add_argument("--picture", help="draw one episode's film strip into this PNG, and stop")
     parser.add_argument("--episode", type=int, default=0, help="for --picture, of the first task (default: 0)")
     args = parser.parse_args(argv)
     params = load(args.params)
     out = Path(args.out or f"results/{'flow' if args.agent == 'policy' else args.agent}")
-    evaluation = plan(params, args.agent, Path(args.policy), args.device)
+    refuse_strange(out)
+    evaluation = plan(params, args.agent, Path(args.policy), checked_device(args.device))
     work = Path(args.scratch).resolve() / evaluation.fingerprint()
     if args.picture:
         draw(evaluation, args.episode, Path(args.picture))
         return
-    started = perf_counter()
+    started, before = perf_counter(), resumed(work)
     records = evaluate(evaluation, params.compute, work)
     refuse_all_errors(records, work)
     report = {
         **summary(records),
+        "init_states_demonstrated": demonstrated(params, records),
         "protocol": protocol(evaluation, work),
         "versions": versions(),
-        "timings": {"wall_s": round(perf_counter() - started, 1), **timings(records)},
+        "timings": {
+            "wall_s": round(perf_counter() - started, 1),
+            "episodes_resumed": before,
+            **timings(records),
+        },
         "provenance": provenance(),
     }
     publish(records, report, work, out)
@@ -75,8 +86,11 @@ def plan(params: Params, agent: str, policy: Path, device: str) -> Evaluation:
     """Return what params.yaml asks for. Raises DataError for a policy that does not fit it."""
     cfg = params.eval_libero
     if agent == "policy":
-        check_spec(load_spec(policy), params.sim)
+        spec = load_spec(policy)
+        check_spec(spec, params.sim)
         encoder = params.embed.encoder
+        if encoder.precision == "auto":  # what it came to where the features were made, not what it would be here
+            encoder = replace(encoder, precision=spec.encoder["precision"])
         make_agent = partial(PolicyAgent.load, policy.resolve(), encoder, params.sim, device)
         identity = {"name": "policy", "device": device, **policy_identity(policy)}
     else:
@@ -90,7 +104,40 @@ def plan(params: Params, agent: str, policy: Path, device: str) -> Evaluation:
         episodes=cfg.episodes,
         settings=EpisodeSettings(cfg.first_init_state, cfg.max_steps, cfg.timeout_s, cfg.seed, params.sim.seed),
         videos_per_task=cfg.videos_per_task,
+        threads=params.compute.threads_per_worker or 1,
     )
+
+
+def resumed(work: Path) -> int:
+    """Return how many episodes a run before has finished."""
+    journal = work / "episodes.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def checked_device(asked: str | None) -> str:
+    """Return the torch device to use. Raises ConfigError for one that is not there."""
+    if asked is None:
+        return pick_device()
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ConfigError(f"--device {asked}: not to be used here ({error}). Use cpu, or leave it out") from None
+    return asked
+
+
+def refuse_strange(out: Path) -> None:
+    """Raise DataError for a directory with files that this stage did not write: it is about to be replaced."""
+    strange = sorted({p.name for p in out.iterdir()} - PUBLISHED) if out.is_dir() else []
+    if strange:
+        raise DataError(f"--out {out}: holds {strange[0]}, which would be lost. Give a directory of its own")
+
+
+def demonstrated(params: Params, records: list[EpisodeRecord]) -> int | None:
+    """Return how many episodes began where one of the scripted demonstrations did; None for others' demonstrations."""
+    if params.demos.source != "scripted":
+        return None
+    rows = range(params.demos.first_init_state, params.demos.first_init_state + params.demos.episodes)
+    return sum(record.init_row in rows for record in records)
 
 
 def draw(evaluation: Evaluation, episode: int, target: Path) -> None:

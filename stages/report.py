@@ -3,7 +3,7 @@
     python -m stages.report
     python -m stages.report --summary                                   # print the result, write nothing
     python -m stages.report --record                                    # docs/results/<experiment>.json, to commit
-    python -m stages.report --results results/random --training ''      # of a baseline, which has no training
+    python -m stages.report --results results/random --training '' --out results/random.html   # of a baseline
 
 Reads results/flow (eval.json, episodes.jsonl, videos/) and runs/flow/train.json, and, where they exist, the
 committed figures docs/results/single_task_overfit_scripted.json and docs/results/expert.json.
@@ -32,9 +32,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--summary", action="store_true", help="print the result, write nothing")
     args = parser.parse_args(argv)
     figures, results = Path(args.figures), Path(args.results)
-    experiment = load(args.params).experiment
+    params = load(args.params)
+    experiment = params.experiment
     training = Path(args.training) if args.training else None
-    seconds = stage_seconds(Path("data/demos"), Path(".scratch/embed"))
+    seconds = stage_seconds(Path("data/demos"), Path(".scratch/embed"), params.data.suites)
     if args.record:
         print(record(figures / f"{experiment}.json", results / "eval.json", training, seconds))
         return
@@ -61,7 +62,8 @@ def record(target: Path, evaluation: Path, training: Path | None, seconds: dict[
         kept["seconds"]["train_flow"] = kept["wall_s"]
     if evaluation.exists():
         kept["evaluation"] = read_json(evaluation, ("per_suite", "timings"), "dvc repro eval_libero")
-        kept["seconds"]["eval_libero"] = kept["evaluation"]["timings"]["wall_s"]
+        if not kept["evaluation"]["timings"].get("episodes_resumed"):
+            kept["seconds"]["eval_libero"] = kept["evaluation"]["timings"]["wall_s"]
     write_atomic(target, json.dumps(kept, indent=1) + "\n")
     return target
 

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ import torch
 from accelerate import Accelerator
 
 from cache.reader import Store, open_store
+from pipeline.compute import cores
 from pipeline.config import Params, load
-from pipeline.files import write_atomic
+from pipeline.files import exclusive, write_atomic
 from pipeline.policy import bundle
-from pipeline.policy.network import Architecture
-from pipeline.provenance import provenance
+from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.provenance import code_digest, provenance, versions
 from pipeline.train import checkpoint, curves
 from pipeline.train.curves import TRACKERS, make_trackers
 from pipeline.train.data import load_stores
@@ -67,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         log_with=make_trackers(args.track, Path(args.out)) or None,
     )
     if accelerator.device.type == "cpu":  # accelerate launch allows one thread, whatever the machine has
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(max(1, cores() // here))
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
     table = load_stores(
         [(suite, store, params.data.tasks[suite]) for suite, store in stores.items()],
@@ -81,41 +84,51 @@ def main(argv: list[str] | None = None) -> None:
     identity = training_identity(params, arch, stores)
     with accelerator.main_process_first():
         scratch = checkpoint.claim(Path(args.scratch), identity)
-    tower = None
-    if params.train_flow.encoder.tune != "none":
-        from pipeline.train.tuning import load_tower  # open_clip and peft take seconds to import
+    lock = exclusive(scratch.with_suffix(".lock"), "training") if accelerator.is_main_process else nullcontext()
+    with lock:
+        tower = None
+        if params.train_flow.encoder.tune != "none":
+            from pipeline.train.tuning import load_tower  # open_clip and peft take seconds to import
 
-        tower = load_tower(
-            params.embed.encoder, params.train_flow, table, stores, Path(args.demos), params.policy.cameras
-        )
-    curves.begin(accelerator, args.track, Path(args.out))
-    network, progress = train(accelerator, table, arch, params.train_flow, params.policy.feature_noise, scratch, tower)
-    if accelerator.is_main_process:
-        out = Path(args.out)
-        store = next(iter(stores.values()))
-        spec = bundle.PolicySpec(
-            arch,
-            store.identity["encoder"],
-            params.train_flow.encoder.tune,
-            store.identity["transform"],
-            identity["data"],
-            provenance(),
-        )
-        bundle.save(out / "policy", network, spec, network.tower() if isinstance(network, TunedPolicy) else None)
-        write_history(out, progress, network.parameter_counts(), accelerator)
-        shutil.rmtree(scratch)
-        final = progress.history[-1]
-        print(
-            f"trained {progress.step} steps in {progress.wall_s:.0f} s; loss {final['train_loss']:.4f}, "
-            f"action MSE {final['train_action_mse']:.5f}, MAE {final['train_action_mae']:.4f} on training "
-            f"episodes: {out / 'policy'}"
-        )
+            tower = load_tower(
+                params.embed.encoder, params.train_flow, table, stores, Path(args.demos), params.policy.cameras
+            )
+        curves.begin(accelerator, args.track, Path(args.out))
+        noise = params.policy.feature_noise
+        network, progress = train(accelerator, table, arch, params.train_flow, noise, scratch, tower)
+        if accelerator.is_main_process:
+            store = next(iter(stores.values()))
+            spec = bundle.PolicySpec(
+                arch,
+                store.identity["encoder"],
+                params.train_flow.encoder.tune,
+                store.identity["transform"],
+                identity["data"],
+                provenance(),
+            )
+            publish(Path(args.out), network, spec, progress, accelerator)
+            shutil.rmtree(scratch)
     accelerator.end_training()
+
+
+def publish(
+    out: Path, network: FlowPolicy, spec: bundle.PolicySpec, progress: Progress, accelerator: Accelerator
+) -> None:
+    """Write the policy, and how it came about."""
+    bundle.save(out / "policy", network, spec, network.tower() if isinstance(network, TunedPolicy) else None)
+    write_history(out, progress, network.parameter_counts(), accelerator)
+    final = progress.published
+    print(
+        f"trained {progress.step} steps in {progress.wall_s:.0f} s; loss {final['train_loss']:.4f}, "
+        f"action MSE {final['train_action_mse']:.5f}, MAE {final['train_action_mae']:.4f} on training "
+        f"episodes: {out / 'policy'}"
+    )
 
 
 def training_identity(params: Params, arch: Architecture, stores: dict[str, Store]) -> dict[str, Any]:
     """Return everything that the trained weights depend on, as plain JSON values. Checkpoints are filed under it."""
-    sim = next(iter(stores.values())).identity["sim"] or LIBERO_RENDERING
+    first = next(iter(stores.values())).identity
+    sim = first["sim"] or {**LIBERO_RENDERING, "image_size": first["frame_size"]}
     return {
         "architecture": arch.to_json(),
         "train_flow": asdict(params.train_flow),
@@ -126,14 +139,20 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
             "action": params.train_flow.action,
             "sim": {name: sim[name] for name in PICTURE_SETTINGS if name in sim},
         },
+        "code": code_digest("policy", "train"),
+        "versions": {name: versions()[name] for name in ("torch", "accelerate")},
     }
 
 
 def write_history(out: Path, progress: Progress, parameters: dict[str, int], accelerator: Accelerator) -> None:
-    """Write train.json (final figures, every epoch) and curves.csv (for `dvc plots`), each whole or not at all."""
-    final = {k: v for k, v in progress.history[-1].items() if k not in ("epoch", "step")}
+    """Write train.json and curves.csv (for `dvc plots`), each whole or not at all.
+
+    train.json has the published network's figures on top, and every epoch's.
+    """
+    final = {k: v for k, v in progress.published.items() if k not in ("epoch", "step")}
     report = {
         **final,
+        "published_epoch": progress.published["epoch"],
         "steps": progress.step,
         "wall_s": round(progress.wall_s, 1),
         "steps_per_s": round(progress.step / progress.wall_s, 2),
@@ -145,7 +164,7 @@ def write_history(out: Path, progress: Progress, parameters: dict[str, int], acc
     }
     write_atomic(out / "train.json", json.dumps(report, indent=2) + "\n")
     curves = io.StringIO()
-    columns = [name for name, value in progress.history[-1].items() if not isinstance(value, dict)]
+    columns = list(dict.fromkeys(k for e in progress.history for k, v in e.items() if not isinstance(v, dict)))
     writer = csv.DictWriter(curves, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(progress.history)

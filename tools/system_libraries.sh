@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make sure that the system libraries for headless rendering are there (EGL or OSMesa with Mesa's software driver).
+# Make sure that the system's part is there: libraries for headless rendering (EGL or OSMesa with Mesa's software
+# driver), and a C++ compiler, which one dependency of LIBERO (egl-probe) is built with.
 # Installs them on Debian and Ubuntu as root or with sudo; otherwise names them and the command.
 set -eu
 packages="libosmesa6 libegl1 libgl1 libegl-mesa0 libglx-mesa0 libgl1-mesa-dri"
@@ -9,9 +10,11 @@ missing() {
     for library in $libraries; do
         /sbin/ldconfig -p 2>/dev/null | grep -q "$library" || { echo "$library"; return; }
     done
+    command -v c++ >/dev/null || echo "a C++ compiler"
 }
 
 [ -n "$(missing)" ] || exit 0
+command -v c++ >/dev/null || packages="$packages g++"
 install="apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages"
 if ! command -v apt-get >/dev/null; then
     echo "warning: $(missing) is missing. Install your system's packages for OSMesa and EGL (Debian: $packages)." >&2

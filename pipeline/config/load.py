@@ -70,6 +70,50 @@ def _check_keys(tree: dict[str, Any], cls: type, origin: str, prefix: str) -> No
         raise ConfigError(f"{origin}: missing key {prefix + missing[0]!r}. Make the file again: make params")
 
 
+# Settings that must be positive, where they are not null.
+POSITIVE = (
+    "sim.image_size",
+    "demos.episodes",
+    "demos.attempts",
+    "embed.views",
+    "embed.batch_size",
+    "embed.shard_rows",
+    "embed.chunk_rows",
+    "policy.width",
+    "policy.velocity_width",
+    "policy.velocity_layers",
+    "policy.time_dim",
+    "policy.sampling_steps",
+    "train_flow.epochs",
+    "train_flow.batch_size",
+    "train_flow.microbatch_size",
+    "train_flow.learning_rate",
+    "train_flow.clip_norm",
+    "train_flow.early_stop_epochs",
+    "train_flow.metrics_every_epochs",
+    "train_flow.metrics_rows",
+    "train_flow.checkpoint_every_epochs",
+    "train_flow.memory_mib",
+    "train_flow.encoder.lora_rank",
+    "eval_libero.episodes",
+    "eval_libero.max_steps",
+    "eval_libero.timeout_s",
+    "compute.workers",
+    "compute.threads_per_worker",
+)
+
+
+NOT_NEGATIVE = (
+    "sim.settle_steps",
+    "demos.first_init_state",
+    "demos.noise_sigma",
+    "embed.brightness",
+    "embed.contrast",
+    "train_flow.warmup_steps",
+    "eval_libero.first_init_state",
+)
+
+
 def _check_values(p: Params, origin: str) -> None:
     """Refuse values that are each well typed but cannot work."""
 
@@ -77,6 +121,11 @@ def _check_values(p: Params, origin: str) -> None:
         if not ok:
             raise ConfigError(f"{origin}: {text}")
 
+    require(len(p.data.suites) > 0, "data.suites is empty; name at least one suite")
+    require(len(set(p.data.suites)) == len(p.data.suites), f"data.suites {list(p.data.suites)} names one twice")
+    for suite, ids in p.data.tasks.items():
+        require(ids is None or len(ids) > 0, f"data.tasks.{suite} is empty; name tasks, or write null for all")
+        require(ids is None or len(set(ids)) == len(ids), f"data.tasks.{suite} {list(ids or ())} names a task twice")
     for suite in p.data.tasks:
         require(suite in p.data.suites, f"data.tasks has {suite!r}, which is not in data.suites {list(p.data.suites)}")
     for suite in p.data.suites:
@@ -88,33 +137,21 @@ def _check_values(p: Params, origin: str) -> None:
         )
     require(len(p.policy.cameras) > 0, "policy.cameras is empty; name at least one camera")
     require(p.embed.obs_shift in (0, 1), f"embed.obs_shift is {p.embed.obs_shift}; it can be 0 or 1")
-    require(p.embed.views >= 1, f"embed.views is {p.embed.views}; it must be 1 or more")
-    for name in ("brightness", "contrast"):
-        value = getattr(p.embed, name)
-        require(value >= 0, f"embed.{name} is {value}; it must not be negative")
+    for name in POSITIVE:
+        value = _setting(p, name)
+        require(value is None or value > 0, f"{name} is {value}; it must be positive")
+    for name in NOT_NEGATIVE:
+        require(_setting(p, name) >= 0, f"{name} is {_setting(p, name)}; it must not be negative")
+    require(-1 < p.demos.noise_ar < 1, f"demos.noise_ar is {p.demos.noise_ar}; use (-1, 1)")
+    require(p.policy.time_dim % 2 == 0, f"policy.time_dim is {p.policy.time_dim}; it must be even (sines and cosines)")
     require(
-        p.embed.batch_size is None or p.embed.batch_size > 0,
-        f"embed.batch_size is {p.embed.batch_size}; it must be positive",
-    )
-    require(
-        p.embed.chunk_rows > 0 and p.embed.shard_rows % p.embed.chunk_rows == 0,
+        p.embed.shard_rows % p.embed.chunk_rows == 0,
         f"embed.shard_rows {p.embed.shard_rows} is not a multiple of embed.chunk_rows {p.embed.chunk_rows}",
     )
     require(
         1 <= p.policy.execute <= p.policy.horizon,
         f"policy.execute {p.policy.execute} is not between 1 and policy.horizon {p.policy.horizon}",
     )
-    require(p.policy.sampling_steps >= 1, f"policy.sampling_steps is {p.policy.sampling_steps}; it must be 1 or more")
-    for name in (
-        "epochs",
-        "batch_size",
-        "metrics_every_epochs",
-        "metrics_rows",
-        "checkpoint_every_epochs",
-        "memory_mib",
-    ):
-        value = getattr(p.train_flow, name)
-        require(value > 0, f"train_flow.{name} is {value}; it must be positive")
     require(0 <= p.train_flow.val_fraction < 1, f"train_flow.val_fraction is {p.train_flow.val_fraction}; use [0, 1)")
     require(0 <= p.train_flow.ema_decay < 1, f"train_flow.ema_decay is {p.train_flow.ema_decay}; use [0, 1)")
     require(
@@ -122,8 +159,6 @@ def _check_values(p: Params, origin: str) -> None:
         f"train_flow.early_stop_epochs is {p.train_flow.early_stop_epochs}, but train_flow.best_by is null: "
         "set it to val_action_mse, say",
     )
-    rank = p.train_flow.encoder.lora_rank
-    require(rank > 0, f"train_flow.encoder.lora_rank is {rank}; it must be positive")
     sampled = (p.train_flow.best_by or "").endswith("action_mse")
     require(
         not sampled or (p.train_flow.early_stop_epochs or math.inf) >= p.train_flow.metrics_every_epochs,
@@ -132,8 +167,17 @@ def _check_values(p: Params, origin: str) -> None:
     )
     require(p.demos.source != "path" or bool(p.demos.path), "demos.source is 'path' but demos.path is null; set it")
     require(
+        not p.demos.path or not Path(p.demos.path).expanduser().resolve().is_relative_to(Path("data/demos").resolve()),
+        f"demos.path {p.demos.path} is where the stage writes, which would replace your files. Move them elsewhere",
+    )
+    require(
         p.train_flow.action == "action" or p.demos.source != "official",
         "train_flow.action is 'expert_action', which only scripted demonstrations have; use 'action'",
+    )
+    require(
+        p.demos.source != "official" or (p.sim.assets, p.sim.render, p.sim.image_size) == ("official", "full", 128),
+        f"demos.source is 'official', whose frames LIBERO drew in full, at 128 pixels, but sim draws {p.sim.assets} "
+        f"assets, {p.sim.render}, at {p.sim.image_size}: the policy would see other pictures. Use sim=official",
     )
     scheduler = p.compute.scheduler
     require(
@@ -145,3 +189,10 @@ def _check_values(p: Params, origin: str) -> None:
         f"compute.tls is {'null' if p.compute.tls is None else 'set'}, but compute.scheduler is {scheduler!r}; set "
         "both (scheduler: tls://host:port, tls: {ca, cert, key}) or none",
     )
+
+
+def _setting(p: Params, name: str) -> Any:
+    value: Any = p
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

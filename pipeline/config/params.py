@@ -162,11 +162,11 @@ class Tls:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where demos, embed and eval_libero run. Results do not depend on it."""
+    """Where demos, embed and eval_libero run. Results do not depend on it, but for rollouts on threads_per_worker."""
 
     scheduler: str  # "serial", "local" (Dask workers on this machine), tcp://host:port or tls://host:port
     workers: int | None  # local: processes; null is the number of cores
-    threads_per_worker: int | None  # torch threads; null shares the cores among the workers
+    threads_per_worker: int | None  # torch threads; null shares the cores among the workers (rollouts: one each)
     tls: Tls | None = None  # for tls://
 
 

@@ -11,13 +11,13 @@ from cache.fingerprint import Plan
 from cache.units import Episode
 from pipeline.config import Embed
 from pipeline.encode.augment import Views
-from pipeline.encode.clip import ClipEncoder, default_batch_size, pick_device
+from pipeline.encode.clip import ClipEncoder, default_batch_size, pick_device, resolve_precision
 from pipeline.encode.rows import MakeRows, shared_encoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
 from pipeline.libero.demonstrations import Demo, Quarantined, manifest, read, recorded_with, scan
 from pipeline.libero.suites import Task
-from pipeline.provenance import versions
+from pipeline.provenance import code_digest, versions
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +96,15 @@ def make_encoder(settings: Embed) -> tuple[ClipEncoder, int]:
     """Return the encoder on this process's device, and frames per forward pass."""
     device = pick_device()
     batch_size = settings.batch_size or default_batch_size(settings.encoder.model, device)
-    return shared_encoder(settings.encoder, device, settings.grid, batch_size), batch_size
+    # Resolved here, as for a worker: what is shared is looked up by these very parameters.
+    params = replace(settings.encoder, precision=resolve_precision(settings.encoder.precision, device))
+    return shared_encoder(params, device, settings.grid, batch_size), batch_size
 
 
-def identity(settings: Embed, suite: str, encoder: ClipEncoder, sim: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the store's rows depend on besides the demonstrations."""
+def identity(
+    settings: Embed, suite: str, encoder: ClipEncoder, sim: Mapping[str, Any] | None, frame_size: int
+) -> dict[str, Any]:
+    """Return what the store's rows depend on besides the demonstrations, and what these look like."""
     return {
         "suite": suite,
         "encoder": encoder.identity,
@@ -109,6 +113,7 @@ def identity(settings: Embed, suite: str, encoder: ClipEncoder, sim: Mapping[str
         **views(settings).identity(),
         **({"grid": asdict(settings.grid)} if settings.grid else {}),
         "sim": sim,  # null: not recorded by this project, so LIBERO's own full rendering
+        "frame_size": frame_size,
     }
 
 
@@ -116,7 +121,7 @@ def plan(settings: Embed, source: Source, encoder: ClipEncoder) -> Plan:
     """Return what the store's bytes depend on.
 
     Raises:
-        DataError: demonstrations that were rendered in different ways.
+        DataError: demonstrations that were rendered in different ways or sizes.
     """
     recorded = {file: recorded_with(file) for file in dict.fromkeys(demo.file for demo in source.demos)}
     first, sim = next(iter(recorded.items()))
@@ -125,10 +130,17 @@ def plan(settings: Embed, source: Source, encoder: ClipEncoder) -> Plan:
             f"{other} was recorded with {recorded[other]}, {first} with {sim}. One store takes one kind of rendering: "
             "make all demonstrations of the suite in the same way"
         )
+    sizes = {demo.frame_size: demo for demo in source.demos}
+    if len(sizes) > 1:
+        (a, one), (b, other_one) = sorted(sizes.items())[:2]
+        raise DataError(
+            f"the frames of {one} are {a}x{a}, those of {other_one} {b}x{b}. One store takes one size: make all "
+            "demonstrations of the suite in the same way"
+        )
     number = {task: k for k, task in enumerate(source.tasks)}
     expert = all(demo.has_expert_actions for demo in source.demos)
     return Plan(
-        identity=identity(settings, source.suite, encoder, sim),
+        identity=identity(settings, source.suite, encoder, sim, next(iter(sizes))),
         fields=schema.fields(settings.cameras, settings.views, encoder.dim, expert, encoder.tokens),
         episodes=tuple(
             Episode(
@@ -178,6 +190,7 @@ def execution(encoder: ClipEncoder, batch_size: int) -> dict[str, Any]:
     """
     found = versions()
     return {
+        "code": code_digest("encode", "libero/demonstrations.py"),
         "batch_size": batch_size,
         "device": encoder.device_name,
         "versions": {name: found[name] for name in ("torch", "open_clip_torch", "numpy", "zarr")},

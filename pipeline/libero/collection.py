@@ -27,7 +27,7 @@ from pipeline.libero.expert import Noise, attempt, can_solve
 from pipeline.libero.recording import Origin, load_part, save_part, write_demos
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import SUITES, Task
-from pipeline.provenance import versions
+from pipeline.provenance import code_digest, versions
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +64,12 @@ class Receipt:
 
 def fingerprint(suite: str, tasks: Sequence[Task], sim: Sim, demos: Demos) -> str:
     """Return a name for the work: it differs if settings, tasks, this code or a simulation library do."""
-    code = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in sorted([*here.rglob("*.py"), *(here.parent / "encode").glob("*.py")]):
-        code.update(path.read_bytes())
     facts = {
         "suite": suite,
         "tasks": [task.name for task in tasks],
         "sim": asdict(sim),
         "demos": asdict(demos),
-        "code": code.hexdigest(),
+        "code": code_digest("libero", "encode"),
         "versions": {name: versions()[name] for name in ("mujoco", "robosuite", "hf-libero", "numpy")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -116,7 +112,7 @@ def collect(tasks: Sequence[Task], sim: Sim, demos: Demos, compute: Compute, wor
                 log.warning("%s row %d: not solved in %d attempts, left out", item.task.name, item.row, demos.attempts)
             if not waiting[item.task]:
                 _finish(item.task, left[item.task], sim, work)
-    return _totals(receipts, perf_counter() - started)
+    return _totals(receipts, len(tasks) * demos.episodes, perf_counter() - started)
 
 
 def _items(task: Task, demos: Demos, work: Path) -> list[Item]:
@@ -186,10 +182,11 @@ def _record(worker: Worker, item: Item, demos: Demos) -> Receipt:
     return Receipt(item.part.exists(), n + 1, steps, perf_counter() - started, simulator.info)
 
 
-def _totals(receipts: Sequence[Receipt], seconds: float) -> dict[str, Any]:
+def _totals(receipts: Sequence[Receipt], total: int, seconds: float) -> dict[str, Any]:
     infos = {json.dumps(r.simulator, sort_keys=True): r.simulator for r in receipts}
     return {
         "episodes": len(receipts),
+        "episodes_resumed": total - len(receipts),
         "solved": sum(r.solved for r in receipts),
         "solved_first_attempt": sum(r.solved and r.attempts == 1 for r in receipts),
         "attempts": sum(r.attempts for r in receipts),

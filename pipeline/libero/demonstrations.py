@@ -34,6 +34,8 @@ OPTIONAL_WIDTHS = {"expert_actions": 7, "robot_states": 9, "states": None, "rewa
 """What is checked when it is there. None: any number of columns; 0: no columns (a vector)."""
 NO_OP_NORM = 1e-4
 """A step is a no-op if the first six action values have a smaller norm and the gripper command stays (OpenVLA)."""
+UNREADABLE = (OSError, KeyError, RuntimeError, ValueError)
+"""What h5py raises for a damaged file: which of them depends on what is damaged."""
 REMEDY = (
     "Set demos.source to 'scripted' (records them in the simulator), 'official' (downloads LIBERO's own) or 'path' "
     "(files you have; name their directory in demos.path), then run: python -m stages.demos"
@@ -50,6 +52,7 @@ class Demo:
         name: its group below /data, such as "demo_3".
         length: number of actions T.
         has_expert_actions: the file holds the scripted expert's noise-free actions too.
+        frame_size: S, pixels along a side of the square frames; 0 if no camera was asked for.
     """
 
     task: Task
@@ -57,6 +60,7 @@ class Demo:
     name: str
     length: int
     has_expert_actions: bool
+    frame_size: int
 
     def __str__(self) -> str:
         return f"{self.file} {self.name}"
@@ -136,7 +140,7 @@ def read(demo: Demo, cameras: Sequence[str], start: int = 0, stop: int | None = 
             if demo.has_expert_actions:
                 out["expert_action"] = group["expert_actions"][rows].astype(np.float32)
             return out
-    except (OSError, KeyError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{demo.file} {demo.name}: cannot be read: {error}. Make or download it again.") from error
 
 
@@ -171,7 +175,7 @@ def digest(demo: Demo) -> str:
             for name, dataset in _datasets(file["data"][demo.name]):
                 total.update(f"{name} {dataset.dtype.str} {dataset.shape}\n".encode())
                 total.update(np.ascontiguousarray(dataset[()]).data)
-    except (OSError, KeyError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{demo.file} {demo.name}: cannot be read: {error}. Make or download it again.") from error
     return total.hexdigest()
 
@@ -185,9 +189,9 @@ def recorded_with(file: Path) -> dict[str, Any] | None:
     try:
         with h5py.File(file, "r") as opened:
             text = opened["data"].attrs.get("sim")
-    except (OSError, KeyError) as error:
+        return json.loads(text) if text is not None else None
+    except UNREADABLE as error:
         raise DataError(f"{file}: cannot be read: {error}. Make or download it again.") from error
-    return json.loads(text) if text is not None else None
 
 
 def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -214,10 +218,11 @@ def _scan_file(path: Path, task: Task, cameras: Sequence[str]) -> tuple[list[Dem
             demos: list[Demo] = []
             damaged: list[Quarantined] = []
             for name in names:
-                reason = _defect(data[name], cameras)
+                reason = _defect(data, name, cameras)
                 if reason is None:
-                    expert = "expert_actions" in data[name]
-                    demos.append(Demo(task, path, name, len(data[name]["actions"]), expert))
+                    group = data[name]
+                    size = group["obs"][_image_key(cameras[0])].shape[1] if cameras else 0
+                    demos.append(Demo(task, path, name, len(group["actions"]), "expert_actions" in group, size))
                 else:
                     damaged.append(Quarantined(path, name, reason))
             promised = int(data.attrs.get("num_demos", len(names)))
@@ -226,15 +231,16 @@ def _scan_file(path: Path, task: Task, cameras: Sequence[str]) -> tuple[list[Dem
             for name in sorted({f"demo_{i}" for i in range(promised)} - set(names), key=lambda n: int(n[5:])):
                 damaged.append(Quarantined(path, name, f"missing, though num_demos is {promised}"))
             return demos, damaged
-    except OSError as error:  # what h5py raises for a truncated or foreign file
+    except UNREADABLE as error:  # what h5py raises for a truncated or foreign file
         return [], [Quarantined(path, None, f"cannot be opened ({_first_line(error)}): truncated or not HDF5")]
 
 
-def _defect(group: Any, cameras: Sequence[str]) -> str | None:
+def _defect(data: Any, name: str, cameras: Sequence[str]) -> str | None:
     """Return what is wrong with one demo, or None."""
     try:
+        group = data[name]
         return _shape_defect(group, cameras) or _value_defect(group)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (*UNREADABLE, TypeError, AttributeError) as error:
         return f"cannot be read: {_first_line(error)}"
 
 

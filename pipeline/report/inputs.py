@@ -1,7 +1,7 @@
 """Read what the report is made of. A file that is missing is an error that names the stage that makes it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,18 @@ def read_inputs(
     )
 
 
-def stage_seconds(demos: Path, embed: Path) -> dict[str, float]:
-    """Return the wall times that stages before training noted beside their outputs; those that did."""
+def stage_seconds(demos: Path, embed: Path, suites: Sequence[str]) -> dict[str, float]:
+    """Return the wall times that stages before training noted beside their outputs.
+
+    A stage is missing where one of the suites has no note, or was interrupted: then nobody knows what it took in all.
+    """
     found = {}
-    for stage, paths in (("demos", demos.glob("*.provenance.json")), ("embed", embed.glob("*.json"))):
-        noted = (read_json(path, (), f"dvc repro -f {stage}") for path in paths)
-        seconds = [float(n["took"]["seconds"]) for n in noted if "seconds" in n.get("took", {})]
-        if seconds:
-            found[stage] = sum(seconds)
+    for stage, name in (("demos", demos / "{}.provenance.json"), ("embed", embed / "{}.json")):
+        paths = [Path(str(name).format(suite)) for suite in suites]
+        took = [read_json(p, (), f"dvc repro -f {stage}").get("took", {}) if p.exists() else {} for p in paths]
+        whole = all("seconds" in t and not (t.get("images_resumed") or t.get("episodes_resumed")) for t in took)
+        if whole:
+            found[stage] = sum(float(t["seconds"]) for t in took)
     return found
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from pipeline.errors import DataError
 from pipeline.report.charts import Series, interval_bar, line_chart, shares_bar
 from pipeline.report.html import Content, Markup, Number, data_uri, el, table
 from pipeline.report.inputs import Inputs
-from pipeline.rollout.metrics import CONTROL_HZ, wilson
+from pipeline.rollout.metrics import CONTROL_HZ, seen_before, wilson
 from pipeline.rollout.record import EpisodeRecord
 from pipeline.rollout.video import film_strip, png, read_frames
 
@@ -44,6 +45,7 @@ def headline(inputs: Inputs) -> Markup:
         el("p", el("strong", "success"), f" in {r['successes']} of {r['n']} episodes"),
         interval_bar(r["success_rate"], r["wilson_low"], r["wilson_high"]),
         el("p", "95 % interval ", interval(r), f", n = {r['n']}. ", errors, class_="note"),
+        el("p", el("strong", seen_before(r)), class_="note") if r.get("init_states_demonstrated") else "",
         class_="headline",
     )
     return el("section", el("h2", "Success rate"), el("div", big, tiles(inputs), class_="top"))
@@ -64,7 +66,8 @@ def tiles(inputs: Inputs) -> Markup:
         total = inputs.training.get("trainable_parameters", {}).get("total")
         if total:
             facts.append(("trainable parameters", f"{total / 1e6:.1f} M"))
-    facts.append(("evaluation", duration(timing["wall_s"])))
+    if not timing.get("episodes_resumed"):
+        facts.append(("evaluation", duration(timing["wall_s"])))
     return el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in facts], class_="tiles")
 
 
@@ -106,12 +109,13 @@ def episodes(inputs: Inputs) -> Markup:
     order = {"failure": 0, "error": 1, "success": 2}
     filmed = sorted((r for r in inputs.records if r.video), key=lambda r: (order[r.outcome], r.key))
     shown = filmed[:MAX_VIDEOS]
-    clips = [(inputs.directory / str(r.video)).read_bytes() for r in shown]
-    frames = [read_frames(clip) for clip in clips]
-    videos = [_video(*parts) for parts in zip(shown, clips, frames, strict=True)]
+    clips = [_clip(inputs.directory / str(r.video)) for r in shown]
+    frames = [pictures for _, pictures in clips]
+    videos = [_video(r, *clip) for r, clip in zip(shown, clips, strict=True)]
     sheet = [_strip(*parts) for parts in zip(shown, frames, strict=True)]
     if not shown:
-        return el("section", el("h2", "Episodes"), el("p", "None was recorded (eval_libero.videos_per_task)."))
+        none = el("p", "None was recorded (eval_libero.videos_per_task).")
+        return el("section", el("h2", "Episodes"), none, _errors(inputs.records))
     more = f" {len(filmed) - len(shown)} more lie in videos/." if len(filmed) > len(shown) else ""
     failures = sum(r.outcome == "failure" for r in inputs.records)
     seen = sum(r.outcome == "failure" for r in shown)
@@ -129,6 +133,15 @@ def episodes(inputs: Inputs) -> Markup:
         el("div", sheet, class_="sheet"),
         _errors(inputs.records),
     )
+
+
+def _clip(path: Path) -> tuple[bytes, UInt8[np.ndarray, "T H W 3"]]:
+    """Return a video and its frames. Raises DataError if it is missing or damaged."""
+    try:
+        content = path.read_bytes()
+        return content, read_frames(content)
+    except (OSError, ValueError) as error:  # av's errors are of these
+        raise DataError(f"{path}: cannot be shown ({error}). Evaluate again: dvc repro -f eval_libero") from error
 
 
 def _video(record: EpisodeRecord, clip: bytes, frames: UInt8[np.ndarray, "T H W 3"]) -> Markup:

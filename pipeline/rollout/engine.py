@@ -1,6 +1,5 @@
 """Many episodes: on any number of workers, with the same results; killed at any time, going on where it was."""
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -18,11 +17,11 @@ from tqdm import tqdm
 
 from pipeline.compute import map_unordered
 from pipeline.config import Compute, Sim
-from pipeline.errors import DataError, SimulatorError
-from pipeline.files import write_atomic
+from pipeline.errors import SimulatorError
+from pipeline.files import exclusive, write_atomic
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
-from pipeline.provenance import versions
+from pipeline.provenance import code_digest, versions
 from pipeline.rollout.agent import Agent
 from pipeline.rollout.episode import EpisodeSettings, check_row, describe, run_episode, step_limit
 from pipeline.rollout.record import EpisodeRecord, ErrorKind, Journal, Key
@@ -46,6 +45,7 @@ class Evaluation:
         identity: of the agent, as plain JSON values.
         episodes: per task.
         videos_per_task: recordings of each task's first episodes, and as many of its failures.
+        threads: of torch, in each worker. Sums depend on it, in the last bit.
     """
 
     make_agent: Callable[[], Agent]
@@ -55,6 +55,7 @@ class Evaluation:
     episodes: int
     settings: EpisodeSettings
     videos_per_task: int = 0
+    threads: int = 1
 
     def describe(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
@@ -64,12 +65,13 @@ class Evaluation:
             "tasks": [{"suite": t.suite, "task": t.id, "max_steps": step_limit(t, self.settings)} for t in self.tasks],
             "episodes": self.episodes,
             "videos_per_task": self.videos_per_task,
+            "threads": self.threads,
             **asdict(self.settings),
         }
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that change with anything a result depends on: settings, policy, code, libraries."""
-        what = {"evaluation": self.describe(), "versions": versions(), "code": _code_digest()}
+        what = {"evaluation": self.describe(), "versions": versions(), "code": code_digest(*CODE)}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -111,7 +113,7 @@ def evaluate(evaluation: Evaluation, compute: Compute, work: Path) -> list[Episo
         check_row(task, first, rows)
         check_row(task, first + evaluation.episodes - 1, rows)
     work.mkdir(parents=True, exist_ok=True)
-    with _locked(work), Journal(work / "episodes.jsonl") as journal:
+    with exclusive(work / "lock", "evaluation"), Journal(work / "episodes.jsonl") as journal:
         todo = [item for item in _items(evaluation) if item.key not in journal.records]
         if journal.records and todo:
             log.info("%d of the episodes are done already; %d to go", len(journal.records), len(todo))
@@ -140,7 +142,7 @@ def _items(evaluation: Evaluation) -> list[Item]:
 def _run(evaluation: Evaluation, compute: Compute, items: list[Item], work: Path, what: str) -> Iterator[Finished]:
     """Run items; yield what came of each, its video and simulator written down already."""
     results = map_unordered(
-        _run_item, items, compute, setup=partial(Worker, evaluation, compute), lost=partial(_lost, evaluation)
+        _run_item, items, compute, setup=partial(Worker, evaluation), lost=partial(_lost, evaluation)
     )
     successes = 0
     seldom = 0.1 if sys.stderr.isatty() else 30.0
@@ -174,11 +176,10 @@ def _film_failures(evaluation: Evaluation, compute: Compute, records: Sequence[E
 class Worker:
     """A worker process's agent, and the simulator of the task it is at: made once, used for many episodes."""
 
-    def __init__(self, evaluation: Evaluation, compute: Compute) -> None:
+    def __init__(self, evaluation: Evaluation) -> None:
         import torch
 
-        # Sums depend on the number of threads, in the last bit; results must not depend on the number of workers.
-        torch.set_num_threads(compute.threads_per_worker or 1)
+        torch.set_num_threads(evaluation.threads)  # whatever the number of workers
         self.evaluation = evaluation
         self.agent = evaluation.make_agent()
         self.simulator: Simulator | None = None
@@ -285,17 +286,6 @@ def _ends_process(seconds: float, item: Item) -> Iterator[None]:
         timer.cancel()
 
 
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Keep a second process out of `work`. The kernel drops the lock of a process that is killed."""
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{work}: another process is at this very evaluation. Wait for it, or stop it.") from None
-        yield
-
-
 def _note_simulator(work: Path, info: dict[str, Any]) -> None:
     known = simulators(work)
     if info not in known:
@@ -304,13 +294,3 @@ def _note_simulator(work: Path, info: dict[str, Any]) -> None:
 
 def _video_name(record: EpisodeRecord) -> str:
     return f"videos/{record.suite}_task{record.task:02d}_episode{record.episode:03d}.mp4"
-
-
-def _code_digest() -> str:
-    """Hash of the code and assets in pipeline/ that results depend on."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(p for room in CODE for p in (root / room).rglob("*") if p.is_file()):
-        if "__pycache__" not in path.parts:
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

@@ -98,4 +98,12 @@ def headline(report: Mapping[str, Any]) -> str:
         if row["n"]:
             counts += f" = {row['success_rate']:.1%} (95 %: {row['wilson_low']:.1%} to {row['wilson_high']:.1%})"
         lines.append(f"{row['suite']}: success in {counts}, {row['errors']} errors")
+    if report.get("init_states_demonstrated"):
+        lines.append(seen_before(report))
     return "\n".join(lines)
+
+
+def seen_before(report: Mapping[str, Any]) -> str:
+    """Return the warning that episodes began where demonstrations did."""
+    seen = report["init_states_demonstrated"]
+    return f"{seen} of the {report['episodes']} episodes began in an init state that a demonstration was recorded from."

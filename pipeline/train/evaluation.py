@@ -10,7 +10,7 @@ from pipeline.config import TrainFlow
 from pipeline.policy.network import ACTION_DIM, FlowPolicy
 from pipeline.train.data import Table
 
-CHUNK = 1024  # rows per forward pass
+CHUNK = 1024  # rows per forward pass of the head
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 
 
@@ -22,7 +22,9 @@ def split_metrics(
     <split>_action_mse and <split>_action_mae are over all dimensions, <split>_action_mse_of by the dimension's name.
     """
     network.eval()
-    metrics: dict[str, Any] = {"val_loss": mean_loss(network, table, val_rows, cfg.seed) if len(val_rows) else None}
+    metrics: dict[str, Any] = {
+        "val_loss": mean_loss(network, table, val_rows, cfg.seed, at_once(cfg)) if len(val_rows) else None
+    }
     if sample:
         for split, rows in (("train", train_rows), ("val", val_rows)):
             metrics |= {f"{split}_{name}": value for name, value in _action_metrics(network, table, rows, cfg).items()}
@@ -33,18 +35,23 @@ def split_metrics(
 def _action_metrics(network: FlowPolicy, table: Table, rows: Tensor, cfg: TrainFlow) -> dict[str, Any]:
     if len(rows) == 0:
         return dict.fromkeys(("action_mse", "action_mae", "action_mse_of"))
-    mse, mae = action_error(network, table, rows, cfg.metrics_rows, cfg.seed)
+    mse, mae = action_error(network, table, rows, cfg.metrics_rows, cfg.seed, at_once(cfg))
     by_name = dict(zip(ACTION_NAMES, mse.tolist(), strict=True))
     return {"action_mse": float(mse.mean()), "action_mae": float(mae.mean()), "action_mse_of": by_name}
 
 
+def at_once(cfg: TrainFlow) -> int:
+    """Return rows per forward pass: what training takes at a time, where they go through CLIP."""
+    return CHUNK if cfg.encoder.tune == "none" else cfg.microbatch_size or cfg.batch_size
+
+
 @torch.no_grad()
-def mean_loss(network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], seed: int) -> float:
+def mean_loss(network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], seed: int, chunk: int = CHUNK) -> float:
     """Return the mean flow loss over `rows`, with the same noise and times at every call."""
     generator = torch.Generator().manual_seed(seed)
     device = table.action.device
     total = 0.0
-    for part in rows.split(CHUNK):
+    for part in rows.split(chunk):
         noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
         t = torch.rand(len(part), generator=generator)
         batch = table.batch(part, network.arch.horizon)
@@ -55,7 +62,7 @@ def mean_loss(network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], seed: 
 
 @torch.no_grad()
 def action_error(
-    network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int
+    network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int, chunk: int = CHUNK
 ) -> tuple[Float[Tensor, "7"], Float[Tensor, "7"]]:
     """Return each dimension's (MSE, MAE) between sampled and recorded actions in the environment's units, over chunks.
 
@@ -66,7 +73,7 @@ def action_error(
     generator = torch.Generator().manual_seed(seed)
     device = table.action.device
     squared, absolute = torch.zeros(2, ACTION_DIM, dtype=torch.float64)
-    for part in rows.split(CHUNK):
+    for part in rows.split(chunk):
         noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
         batch = table.batch(part, network.arch.horizon)
         error = network.act(batch.images, batch.text, batch.proprio, noise.to(device)) - batch.actions

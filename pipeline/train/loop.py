@@ -49,6 +49,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per epoch
     best: float = math.inf  # value of `best_by` so far
     best_epoch: int = -1  # where it was; -1 before any, and without `best_by`
+    published: dict[str, Any] = field(default_factory=dict)  # the epoch of the network to use, in full; at the end
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -98,7 +99,8 @@ def train(
 ) -> tuple[FlowPolicy, Progress]:
     """Fit a policy to `table`; return the network to use and how it went.
 
-    The network is the average if `ema_decay` keeps one, of the last epoch, or of the one that was best by `best_by`.
+    The network is the average if `ema_decay` keeps one, of the last epoch, or of the one that was best by `best_by`;
+    `Progress.published` tells of it, on the main process.
 
     Args:
         accelerator: made by the caller, which decides devices and precision.
@@ -130,10 +132,21 @@ def train(
             _run_epoch(training, bar)
             if training.done or progress.epoch % cfg.checkpoint_every_epochs == 0:
                 checkpoint.save(accelerator, scratch, progress.step)
-    if progress.best_epoch >= 0 and accelerator.is_main_process:  # who has written it, and publishes it
+    if accelerator.is_main_process:  # who has written the best, and publishes it
+        _publish(training)
+    return training.network, progress
+
+
+def _publish(training: Training) -> None:
+    """Take the network to use, and the figures of it. An epoch whose actions were not sampled is sampled now."""
+    cfg, progress = training.cfg, training.progress
+    if progress.best_epoch >= 0:
         training.network.load_state_dict(load_file(training.best))
         log.info("epoch %d was best: %s %.5g", progress.best_epoch, cfg.best_by, progress.best)
-    return training.network, progress
+    progress.published = dict(progress.history[progress.best_epoch])
+    if "train_action_mse" not in progress.published:
+        rows = training.train_rows, training.val_rows
+        progress.published |= split_metrics(training.network, training.update.table, *rows, cfg, sample=True)
 
 
 def _prepare(

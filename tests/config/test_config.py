@@ -70,6 +70,16 @@ def test_reference_experiment_has_the_reference_settings() -> None:
             "4 is less than metrics_every_epochs 5: val_action_mse is not measured in that time",
         ),
         ({"train_flow": {"encoder": {"lora_rank": 0}}}, "lora_rank is 0; it must be positive"),
+        ({"train_flow": {"microbatch_size": 0}}, "train_flow.microbatch_size is 0; it must be positive"),
+        ({"compute": {"workers": 0}}, "compute.workers is 0; it must be positive"),
+        ({"data": {"suites": [], "tasks": {}}}, "data.suites is empty"),
+        ({"data": {"tasks": {"libero_spatial": []}}}, "libero_spatial is empty; name tasks"),
+        ({"data": {"tasks": {"libero_spatial": [0, 0]}}}, "names a task twice"),
+        ({"demos": {"noise_ar": 1.5}}, "noise_ar is 1.5"),
+        ({"demos": {"first_init_state": -1}}, "demos.first_init_state is -1"),
+        ({"policy": {"time_dim": 255}}, "time_dim is 255; it must be even"),
+        ({"demos": {"source": "path", "path": "data/demos/mine"}}, "where the stage writes"),
+        ({"demos": {"source": "official"}, "train_flow": {"action": "action"}}, "Use sim=official"),
     ],
 )
 def test_wrong_values_are_refused_with_the_remedy(change: dict, message: str) -> None:

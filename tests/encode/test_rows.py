@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
@@ -112,12 +113,16 @@ def test_ahead_keeps_order_and_stops_when_left() -> None:
             yield i
             i += 1
 
-    for item in ahead(endless(), 2):
-        if item == 5:
-            break
-    count = len(taken)
-    assert 6 <= count <= 10
-    assert len(taken) == count  # the thread has ended
+    before = threading.active_count()
+    items = ahead(endless(), 2)
+    assert [next(items) for _ in range(6)] == list(range(6))
+    assert threading.active_count() == before + 1
+    items.close()
+    assert 6 <= len(taken) <= 10
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before, "the thread has ended"
 
 
 def test_a_unit_is_read_while_another_one_is_encoded() -> None:

@@ -10,6 +10,7 @@ import pytest
 from pipeline.compute import map_unordered
 from pipeline.config import Compute, Sim
 from pipeline.errors import DataError, PipelineError
+from pipeline.files import exclusive
 from pipeline.libero.suites import Task
 from pipeline.rollout import engine
 from pipeline.rollout.agent import Agent, RandomAgent
@@ -109,7 +110,10 @@ def test_nothing_runs_if_a_row_is_lacking(plan, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_share_a_directory(plan, tmp_path: Path) -> None:
-    with engine._locked(tmp_path), pytest.raises(DataError, match="another process is at this very evaluation"):
+    with (
+        exclusive(tmp_path / "lock", "evaluation"),
+        pytest.raises(DataError, match="another process is at this very evaluation"),
+    ):
         evaluate(plan(), SERIAL, tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_official_without_network_says_what_to_do(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(AssetError, match=r"(?s)'official'.*_demo\.hdf5.*hf download.*'path'.*'scripted'"):
-        demos.main(settings(tmp_path, [0], demos={"source": "official"}))
+        demos.main(settings(tmp_path, [0], demos={"source": "official"}, sim={"assets": "official", "render": "full"}))
     assert not (tmp_path / "data").exists()
 
 

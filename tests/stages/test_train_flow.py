@@ -43,7 +43,7 @@ def project(tmp_path: Path) -> Path:
     tree["data"]["tasks"] = {"libero_spatial": None}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     plan = make_plan(LENGTHS)
-    plan = replace(plan, identity={**plan.identity, "transform": "t", "sim": None})
+    plan = replace(plan, identity={**plan.identity, "transform": "t", "sim": None, "frame_size": 128})
     build(plan, TEXT, MakeFake(lengths=LENGTHS), tmp_path / "data/embeddings/libero_spatial.zarr", tmp_path / "work")
     return tmp_path
 
@@ -95,7 +95,7 @@ def test_main_trains_and_publishes(
     )
     assert len((project / "runs/flow/curves.csv").read_text().splitlines()) == 7
     spec = bundle.load_spec(project / "runs/flow/policy")
-    assert spec.data["sim"] == {"assets": "official", "render": "full"}
+    assert spec.data["sim"] == {"assets": "official", "render": "full", "image_size": 128}
     assert not list((project / ".scratch/train").iterdir()), "checkpoints of a finished training are gone"
 
     before = {p: p.read_bytes() for p in (project / "runs/flow/policy").iterdir()}

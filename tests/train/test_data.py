@@ -21,7 +21,7 @@ def location(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of 8 episodes, alternately of tasks 3 and 7."""
     root = tmp_path_factory.mktemp("store")
     plan = make_plan()
-    identity = {**plan.identity, "transform": "t", "sim": None}
+    identity = {**plan.identity, "transform": "t", "sim": None, "frame_size": 128}
     build(replace(plan, identity=identity), TEXT, MakeFake(), root / "a.zarr", root / "work")
     return root / "a.zarr"
 
