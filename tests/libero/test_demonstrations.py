@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import demo_file, manifest, no_ops, read, scan
+from pipeline.libero.demonstrations import demo_file, manifest, no_ops, read, recorded_with, scan
 from pipeline.libero.recording import write_demos
 from pipeline.libero.suites import Task, tasks
 from tests.libero.synthetic import SIM, make_episode
@@ -117,6 +117,20 @@ def test_damage_is_named_and_the_rest_stays(
     assert [d.name for d in demos] == [f"demo_{i}" for i in range(12) if i != 2]
     assert [(q.file, q.demo) for q in quarantine] == [(path, "demo_2")]
     assert re.search(reason, quarantine[0].reason), quarantine[0].reason
+
+
+def test_a_dangling_demo_does_not_hide_the_others(root: Path, task: Task) -> None:
+    path = demo_file(root, task)
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_1"]
+        file["data/demo_1"] = h5py.SoftLink("/nowhere")
+    demos, quarantine = scan(root, "libero_spatial", [task])
+    assert len(demos) == 11
+    assert [(q.demo, q.reason[:14]) for q in quarantine] == [("demo_1", "cannot be read")]
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["sim"] = "{"
+    with pytest.raises(DataError, match=rf"{path.name}: cannot be read"):
+        recorded_with(path)
 
 
 def test_missing_demos_and_foreign_files_are_listed(root: Path, task: Task) -> None:

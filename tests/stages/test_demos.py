@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pipeline.errors import AssetError, DataError
+from pipeline.files import exclusive
 from pipeline.libero.demonstrations import demo_file, read, scan
 from pipeline.libero.recording import write_demos
 from pipeline.libero.suites import Task, tasks
@@ -90,6 +91,28 @@ def test_path_without_a_file_leaves_the_old_result(tmp_path: Path) -> None:
         demos.main(argv)
 
 
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    chosen = mine(tmp_path / "data")  # where the stage is to write
+    before = {path: path.read_bytes() for path in (tmp_path / "data" / SUITE).iterdir()}
+    with pytest.raises(DataError, match=r"holds files that this stage did not write \(there is no index.json\)"):
+        demos.main(settings(tmp_path, [0, 1], demos={"source": "path", "path": str(tmp_path / "data")}))
+    with pytest.raises(DataError, match="holds files that this stage did not write"):
+        demos.main(settings(tmp_path, [0, 1], demos={"source": "scripted"}))
+    (tmp_path / "data" / SUITE / "index.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"{chosen[0].name}_demo.hdf5: lies in .*about to replace"):
+        demos.main(settings(tmp_path, [0, 1], demos={"source": "path", "path": str(tmp_path / "data")}))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_two_recordings_of_a_suite_are_not_made_at_once(tmp_path: Path) -> None:
+    argv = settings(tmp_path, [0])
+    with (
+        exclusive(tmp_path / "scratch" / f"{SUITE}.lock", "recording"),
+        pytest.raises(DataError, match="another process is at this very recording"),
+    ):
+        demos.main(argv)
+
+
 def test_unknown_suite_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'libero_spacial'.*Did you mean 'libero_spatial'"):
         demos.main([*settings(tmp_path, [0]), "--suite", "libero_spacial"])
@@ -139,5 +162,8 @@ def test_scripted_killed_and_repeated_gives_the_same_files(tmp_path: Path, capsy
     demos.main(argv)
     assert "up to date" in capsys.readouterr().out
     assert (tmp_path / "killed/data" / SUITE / names[1]).stat().st_mtime_ns == before
+    (tmp_path / "killed/data" / f"{SUITE}.provenance.json").unlink()  # as DVC leaves it, from its cache
+    demos.main(argv)
+    assert "up to date" in capsys.readouterr().out
     demos.main(settings(tmp_path / "killed", [0], **{**small, "demos": {**small["demos"], "episodes": 1}}))
     assert json.loads((tmp_path / "killed/data" / SUITE / "index.json").read_text())["demos"] == 1

@@ -301,6 +301,19 @@ def test_missing_demonstrations(base: Path, tmp_path: Path) -> None:
         main(arguments(base, tmp_path, tmp_path / "nowhere"))
 
 
+def test_frames_of_another_size(base: Path, tmp_path: Path) -> None:
+    for task in tasks(SUITE, TASKS):
+        tiny.demonstrations(tmp_path / "demos", task, LENGTHS[:1])
+    with h5py.File(demo_file(tmp_path / "demos", tasks(SUITE, [3])[0]), "r+") as file:
+        obs = file["data/demo_0/obs"]
+        for name in ("agentview_rgb", "eye_in_hand_rgb"):
+            frames = obs[name][()]
+            del obs[name]
+            obs[name] = frames[:, ::2, ::2]
+    with pytest.raises(DataError, match=r"the frames of .* are (\d+)x\1, those of .*One store takes one size"):
+        main(arguments(base, tmp_path, tmp_path / "demos"))
+
+
 def test_files_recorded_unlike_each_other(base: Path, tmp_path: Path) -> None:
     for task in tasks(SUITE, TASKS):
         tiny.demonstrations(tmp_path / "demos", task, LENGTHS[:1])

@@ -17,7 +17,7 @@ import yaml
 from pipeline.config import Params, load
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
-from pipeline.errors import DataError, SimulatorError
+from pipeline.errors import ConfigError, DataError, SimulatorError
 from pipeline.policy.bundle import PolicySpec, save
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.rollout.record import read_records
@@ -97,6 +97,28 @@ def test_killed_on_two_workers_and_resumed_serially_it_ends_in_the_same(
         assert any(finished["seconds"] == k["seconds"] and finished["episode"] == k["episode"] for k in kept), (
             "an episode that had ended was not run again"
         )
+
+
+def test_a_directory_of_something_else_is_not_replaced(
+    params: Params, write: Callable[[Params], list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "runs/policy").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"--out .*runs: holds policy, which would be lost"):
+        eval_libero.main([*write(params), "--agent", "noop", "--out", str(tmp_path / "runs")])
+    assert (tmp_path / "runs/policy").is_dir()
+
+
+def test_a_device_that_is_not_there_is_refused(params: Params, write: Callable[[Params], list[str]]) -> None:
+    for device in ("npu9", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(ConfigError, match=f"--device {device}: not to be used here"):
+            eval_libero.main([*write(params), "--agent", "noop", "--device", device])
+
+
+def test_init_states_of_demonstrations_are_counted(params: Params) -> None:
+    demos = replace(params.demos, source="scripted", first_init_state=10, episodes=5)
+    records = [replace(record("success", 0, i), init_row=12 + i) for i in range(6)]
+    assert eval_libero.demonstrated(replace(params, demos=demos), records) == 3
+    assert eval_libero.demonstrated(replace(params, demos=replace(demos, source="official")), records) is None
 
 
 @pytest.fixture

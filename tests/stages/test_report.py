@@ -221,6 +221,28 @@ def test_no_result_at_all_is_said(project: Path, monkeypatch: pytest.MonkeyPatch
     (other / "eval.json").write_text(json.dumps(tree))
     says = Page(make(project, monkeypatch, "--results", "results/none")).says()
     assert "no result" in says and "success in 0 of 0 episodes" in says
+    assert "None was recorded" in says and str(records[0].error) in says, "errors are listed without videos too"
+
+
+def test_a_missing_video_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = project / "results/less"
+    shutil.copytree(project / "results/flow", other)
+    gone = sorted((other / "videos").iterdir())[0]
+    gone.unlink()
+    with pytest.raises(DataError, match=rf"{gone.name}: cannot be shown .*dvc repro -f eval_libero"):
+        make(project, monkeypatch, "--results", "results/less")
+    gone.write_bytes(b"no video")
+    with pytest.raises(DataError, match=rf"{gone.name}: cannot be shown"):
+        make(project, monkeypatch, "--results", "results/less")
+
+
+def test_episodes_that_began_as_demonstrations_did_are_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = project / "results/seen"
+    shutil.copytree(project / "results/flow", other)
+    tree = json.loads((other / "eval.json").read_text()) | {"init_states_demonstrated": 2}
+    (other / "eval.json").write_text(json.dumps(tree))
+    says = Page(make(project, monkeypatch, "--results", "results/seen")).says()
+    assert f"2 of the {tree['episodes']} episodes began in an init state that a demonstration" in says
 
 
 def test_text_is_escaped() -> None:

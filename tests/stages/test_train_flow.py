@@ -103,6 +103,19 @@ def test_main_trains_and_publishes(
     assert all(p.read_bytes() == content for p, content in before.items()), "the same bytes again"
 
 
+def test_an_early_stop_between_two_samplings_is_published_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(project, best_by="val_loss", early_stop_epochs=1, metrics_every_epochs=20, learning_rate=3e-2, epochs=20)
+    monkeypatch.chdir(project)
+    train_flow.main(["--track"])
+    report = json.loads((project / "runs/flow/train.json").read_text())
+    best = report["epochs"][report["published_epoch"]]
+    assert report["published_epoch"] == report["epochs"][-1]["epoch"] - 1 < 18
+    assert (report["train_loss"], report["val_loss"]) == (best["train_loss"], pytest.approx(best["val_loss"]))
+    assert report["train_action_mse"] > 0
+    header, first, *_ = (project / "runs/flow/curves.csv").read_text().splitlines()
+    assert "train_action_mse" in header and len(first.split(",")) == len(header.split(","))
+
+
 def test_curves_are_whole_also_after_an_interruption(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stop(Exception):
         pass

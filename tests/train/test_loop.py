@@ -14,7 +14,7 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.policy.network import FlowPolicy
 from pipeline.train import checkpoint
 from pipeline.train.data import split_by_episode
-from pipeline.train.evaluation import mean_loss
+from pipeline.train.evaluation import action_error, mean_loss
 from pipeline.train.loop import Progress, train
 from tests.disk import small_disk
 from tests.train.synthetic import ARCH, table
@@ -201,6 +201,20 @@ def test_the_best_epoch_is_published_and_training_stops_after_it(
     monkeypatch.undo()
     resumed, _ = run(tmp_path / "c", patient)
     assert same(stopped, resumed)
+
+
+def test_a_training_that_stops_early_tells_of_the_epoch_it_publishes(tmp_path: Path) -> None:
+    network, progress = run(tmp_path, replace(BEST, early_stop_epochs=1, metrics_every_epochs=7))
+    last, best = progress.history[-1], progress.history[progress.best_epoch]
+    assert last["epoch"] == progress.best_epoch + 1 < 7
+    assert "train_action_mse" not in best, "the case in question: its actions were not sampled then"
+    published = progress.published
+    assert (published["epoch"], published["train_loss"]) == (best["epoch"], best["train_loss"])
+    assert published["val_loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+    data = table()
+    rows, _ = split_by_episode(data.episodes, BEST.val_fraction, BEST.seed)
+    mse, _ = action_error(network, data, rows, BEST.metrics_rows, BEST.seed)
+    assert published["train_action_mse"] == pytest.approx(float(mse.mean()), rel=1e-5)
 
 
 def test_best_by_validation_needs_validation(tmp_path: Path) -> None:
