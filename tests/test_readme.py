@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipeline.config.compose import compose
 from tests.imports import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
@@ -44,7 +46,10 @@ def test_every_command_is_run_by_a_test() -> None:
         if command.startswith("python -m pipeline.config") or command in NEEDS_TWO_GPUS:
             continue
         assert command in RUN_ELSEWHERE, f"README.md: no test runs: {command}"
-        assert (ROOT / RUN_ELSEWHERE[command]).is_file()
+        text = (ROOT / RUN_ELSEWHERE[command]).read_text()
+        for word in shlex.split(command):
+            named = word.startswith("--") or word.endswith(".yaml")
+            assert not named or Path(word).name in text, f"{RUN_ELSEWHERE[command]} does not use {word}"
     assert len(commands()) >= len(RUN_ELSEWHERE)
 
 
@@ -87,6 +92,11 @@ def test_expert_figures_are_what_the_benchmark_wrote() -> None:
 
 
 def test_overfit_figures_are_what_the_stages_wrote() -> None:
-    final = figures("single_task_overfit_scripted")["epochs"][-1]
-    cells = [f"{final[k]:.3g}" for k in ("train_loss", "train_action_mse", "train_action_mae")]
-    assert f"| {final['epoch'] + 1} | {' | '.join(cells)} |" in TEXT
+    training = figures("single_task_overfit_scripted")
+    epochs = training["epochs"]
+    for epoch in (0, 50, 100, 200, 500):
+        cells = [f"{epochs[min(epoch, 499)][k]:.3g}" for k in ("train_loss", "train_action_mse", "train_action_mae")]
+        assert f"| {epoch} | {' | '.join(cells)} |" in TEXT
+    experiment = yaml.safe_load(compose(["experiment=single_task_overfit_scripted"], ROOT / "configs"))
+    assert f"on {experiment['demos']['episodes']} scripted demonstrations" in TEXT
+    assert f"{training['steps']:,} steps in {training['wall_s'] / 60:.0f} minutes" in TEXT

@@ -70,7 +70,7 @@ class Embed:
 
     encoder: EncoderParams
     cameras: tuple[Camera, ...]
-    views: int  # of each frame; the first is the frame as it is, the others differ in brightness and contrast
+    views: int  # of each frame; the first, which training reads, is the frame as it is; others differ in light
     brightness: float  # of the other views: factors in [max(0, 1 - x), 1 + x], as in torchvision's ColorJitter
     contrast: float  # likewise
     view_seed: int  # of these factors
