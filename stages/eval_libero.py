@@ -6,8 +6,8 @@
     python -m stages.eval_libero --picture docs/rollout.png       # an episode as a film strip
 
 Writes episodes.jsonl (a line per episode), eval.json (rates with intervals, the protocol in every detail) and videos/
-into results/flow. Stopped at any time and started again it goes on with the episodes that are left, which it keeps in
-.scratch/eval/, and ends in the same result.
+into results/flow, and below conditions/ the episodes under what eval_libero.conditions names. Stopped at any time and
+started again it goes on with the episodes that are left, which it keeps in .scratch/eval/, and ends in the same result.
 """
 
 import json
@@ -32,14 +32,15 @@ from pipeline.provenance import provenance, versions
 from pipeline.rollout.agent import NoopAgent, PolicyAgent, RandomAgent, check_spec, policy_identity
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
-from pipeline.rollout.metrics import headline, summary, timings
+from pipeline.rollout.metrics import headline, paired, rates, summary, timings
 from pipeline.rollout.record import EpisodeRecord, write_records
 from pipeline.rollout.strip import picture
 from pipeline.rollout.video import png
 from stages import cli
 
 log = logging.getLogger(__name__)
-PUBLISHED = {"eval.json", "episodes.jsonl", "videos"}
+Other = tuple[str, list[EpisodeRecord]]  # a condition, and its episodes
+PUBLISHED = {"eval.json", "episodes.jsonl", "videos", "conditions"}
 BASELINES = {"noop": NoopAgent, "random": RandomAgent}
 
 
@@ -65,8 +66,18 @@ def main(argv: list[str] | None = None) -> None:
     started, before = perf_counter(), resumed(work)
     records = evaluate(evaluation, params.compute, work)
     refuse_all_errors(records, work)
+    others: dict[Path, Other] = {}
+    for name, amount in params.eval_libero.conditions.items():
+        log.info("condition %s", name)
+        other = replace(evaluation, settings=replace(evaluation.settings, condition=name, amount=amount))
+        place = work.with_name(other.fingerprint())
+        others[place] = name, evaluate(other, params.compute, place)
     report = {
         **summary(records),
+        "conditions": [
+            {"condition": name, "amount": params.eval_libero.conditions[name], **rates(rows), **paired(records, rows)}
+            for name, rows in others.values()
+        ],
         "init_states_demonstrated": demonstrated(params, records),
         "protocol": protocol(evaluation, work),
         "versions": versions(),
@@ -77,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         },
         "provenance": provenance(),
     }
-    publish(records, report, work, out)
+    publish(records, report, work, out, others)
     print(headline(report))
     print(f"episodes, protocol and videos: {out}")
 
@@ -169,19 +180,30 @@ def refuse_all_errors(records: list[EpisodeRecord], work: Path) -> None:
         raise SimulatorError(f"all {len(records)} episodes ended in an error, first: {records[0].error}. See {kept}")
 
 
-def publish(records: list[EpisodeRecord], report: dict[str, Any], work: Path, out: Path) -> None:
+def publish(
+    records: list[EpisodeRecord], report: dict[str, Any], work: Path, out: Path, others: dict[Path, Other]
+) -> None:
     """Put the results in place, whole or not at all; then drop the unfinished work."""
     partial_out = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial_out, ignore_errors=True)
-    (partial_out / "videos").mkdir(parents=True)
-    write_records(partial_out / "episodes.jsonl", records)
-    for record in records:
-        if record.video:
-            shutil.copyfile(work / record.video, partial_out / record.video)
+    write_episodes(records, work, partial_out)
+    (partial_out / "conditions").mkdir()
+    for place, (condition, changed_records) in others.items():
+        write_episodes(changed_records, place, partial_out / "conditions" / condition)
     (partial_out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     partial_out.rename(out)
-    shutil.rmtree(work)
+    for place in (work, *others):
+        shutil.rmtree(place)
+
+
+def write_episodes(records: list[EpisodeRecord], work: Path, out: Path) -> None:
+    """Write episodes.jsonl and videos/."""
+    (out / "videos").mkdir(parents=True)
+    write_records(out / "episodes.jsonl", records)
+    for record in records:
+        if record.video:
+            shutil.copyfile(work / record.video, out / record.video)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from pipeline.config.load import from_dict, load
 from pipeline.config.params import (
+    CONDITIONS,
+    PLAIN,
     Camera,
     Compute,
     Data,
@@ -20,6 +22,8 @@ from pipeline.config.params import (
 )
 
 __all__ = [
+    "CONDITIONS",
+    "PLAIN",
     "Camera",
     "Compute",
     "Data",

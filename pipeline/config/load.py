@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 import dacite
 import yaml
 
-from pipeline.config.params import Params
+from pipeline.config.params import CONDITIONS, Params
 from pipeline.errors import ConfigError, did_you_mean
 
 
@@ -179,6 +179,14 @@ def _check_values(p: Params, origin: str) -> None:
         f"demos.source is 'official', whose frames LIBERO drew in full, at 128 pixels, but sim draws {p.sim.assets} "
         f"assets, {p.sim.render}, at {p.sim.image_size}: the policy would see other pictures. Use sim=official",
     )
+    for name, amount in p.eval_libero.conditions.items():
+        known = name in CONDITIONS
+        require(known, f"eval_libero.conditions has {name!r}.{did_you_mean(name, CONDITIONS)}")
+        needs = CONDITIONS[name]
+        require(
+            (amount is not None and amount > 0) if needs else amount is None,
+            f"eval_libero.conditions.{name} is {amount}; " + (f"give {needs}" if needs else "it takes no number: null"),
+        )
     scheduler = p.compute.scheduler
     require(
         scheduler in ("serial", "local") or scheduler.startswith(("tcp://", "tls://")),

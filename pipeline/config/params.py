@@ -9,6 +9,15 @@ from typing import Literal
 
 Camera = Literal["agentview", "eye_in_hand"]
 Proprio = Literal["joint_pos", "ee_pose", "gripper"]
+PLAIN = "plain"
+CONDITIONS = {
+    "blank_cameras": None,
+    "other_instruction": None,
+    "light": "a factor on all lights",
+    "moved_camera": "metres that the agentview camera stands elsewhere, in a direction of each episode's own",
+    "displaced": "metres that objects on the table may lie elsewhere, in x and y",
+}
+"""What evaluation can change beside the plain one, to see what the policy uses, and what the number to it means."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,7 @@ class EvalLibero:
     max_steps: int | None  # control steps after settling; null is the suite's usual limit
     timeout_s: float  # wall-clock limit of one episode
     videos_per_task: int
+    conditions: dict[str, float | None]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
     seed: int  # of the flow's noise, one generator per episode
 
 

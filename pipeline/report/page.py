@@ -23,6 +23,7 @@ def page(inputs: Inputs) -> str:
             "main",
             sections.headline(inputs),
             sections.per_task(inputs),
+            sections.conditions(inputs),
             sections.episodes(inputs),
             sections.learning(inputs),
             sections.overfit(inputs),

@@ -12,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.report.charts import Series, interval_bar, line_chart, shares_bar
 from pipeline.report.html import Content, Markup, Number, data_uri, el, table
 from pipeline.report.inputs import Inputs
-from pipeline.rollout.metrics import CONTROL_HZ, seen_before, wilson
+from pipeline.rollout.metrics import CONTROL_HZ, seen_before, whether_it_looks, wilson
 from pipeline.rollout.record import EpisodeRecord
 from pipeline.rollout.video import film_strip, png, read_frames
 
@@ -102,6 +102,38 @@ def per_task(inputs: Inputs) -> Markup:
     )
     caption = "Success per task; n counts episodes that ended in success or failure; steps are those to success"
     return el("section", el("h2", "Per task"), table(caption, head, rows, numbers=(1, 4, 5, 6, 7, 8)))
+
+
+def conditions(inputs: Inputs) -> Content:
+    """What the policy really uses: the same init states, with something taken away or changed."""
+    r = inputs.results
+    if not r.get("conditions"):
+        return ()
+    rows: list[Sequence[Content]] = []
+    for row in ({**r, "condition": "plain", "amount": None}, *r["conditions"]):
+        change = f"-{row['lost']} +{row['gained']}" if "lost" in row else "–"
+        p_value = f"{row['p_value']:.2g}" if "lost" in row else "–"
+        name = str(row["condition"]).replace("_", " ")
+        rows.append(
+            (
+                name if row["amount"] is None else f"{name}, {row['amount']:g}",
+                percent(row["success_rate"]),
+                interval_bar(row["success_rate"], row["wilson_low"], row["wilson_high"]),
+                interval(row),
+                f"{row['successes']} of {row['n']}",
+                change,
+                p_value,
+            )
+        )
+    head = ("Condition", "Success", "0 to 100 %", "95 % interval", "Solved", "Against plain", "McNemar's p")
+    caption = "The same init states under each condition; against plain: episodes lost and gained"
+    words = whether_it_looks(r)
+    return el(
+        "section",
+        el("h2", "What the policy uses"),
+        el("p", el("strong", words)) if words else "",
+        table(caption, head, rows, numbers=(1, 4, 5, 6)),
+    )
 
 
 def episodes(inputs: Inputs) -> Markup:
@@ -262,7 +294,8 @@ def time_spent(inputs: Inputs) -> Markup:
     stages = dict(inputs.recording)
     if inputs.training:
         stages["train_flow"] = inputs.training["wall_s"]
-    stages["eval_libero"] = t["wall_s"]
+    if not t.get("episodes_resumed"):
+        stages["eval_libero"] = t["wall_s"]
     rows = [(name, duration(seconds)) for name, seconds in stages.items()]
     parts = [(name, t[key]) for name, key in _PARTS]
     parts.append(("other", max(0.0, t["episode_s_total"] - sum(amount for _, amount in parts))))

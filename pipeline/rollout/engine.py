@@ -23,6 +23,7 @@ from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
 from pipeline.provenance import code_digest, versions
 from pipeline.rollout.agent import Agent
+from pipeline.rollout.conditions import alter_agent
 from pipeline.rollout.episode import EpisodeSettings, check_row, describe, run_episode, step_limit
 from pipeline.rollout.record import EpisodeRecord, ErrorKind, Journal, Key
 from pipeline.rollout.video import VideoRecorder
@@ -181,7 +182,7 @@ class Worker:
 
         torch.set_num_threads(evaluation.threads)  # whatever the number of workers
         self.evaluation = evaluation
-        self.agent = evaluation.make_agent()
+        self.agent = alter_agent(evaluation.make_agent(), evaluation.settings.condition, evaluation.sim)
         self.simulator: Simulator | None = None
         self._ever = False
 

@@ -11,10 +11,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from pipeline.config import PLAIN
 from pipeline.errors import PipelineError, SimulatorError
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import SUITES, Task, init_states
 from pipeline.rollout.agent import Agent
+from pipeline.rollout.conditions import alter_world
 from pipeline.rollout.record import EpisodeRecord, ErrorKind
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class EpisodeSettings:
         timeout_s: wall-clock limit of one episode.
         seed: of the agent; each episode derives its own from it.
         sim_seed: of the simulator, set before every reset: fixtures stand where the benchmark has them.
+        condition: what is changed, and by how much: see pipeline.rollout.conditions.
     """
 
     first_init_state: int
@@ -38,6 +41,8 @@ class EpisodeSettings:
     timeout_s: float
     seed: int
     sim_seed: int
+    condition: str = PLAIN
+    amount: float | None = None
 
 
 @runtime_checkable
@@ -120,6 +125,11 @@ def episode_seed(seed: int, task: Task, episode: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def world_seed(settings: EpisodeSettings, task: Task, row: int) -> int:
+    """Return the seed of what a condition draws: by init state, so that it is the same for every policy and seed."""
+    return episode_seed(settings.sim_seed, task, row)
+
+
 def step_limit(task: Task, settings: EpisodeSettings) -> int:
     """Return the control steps that an episode of `task` may take."""
     return SUITES[task.suite].max_steps if settings.max_steps is None else settings.max_steps
@@ -162,6 +172,8 @@ class _Rollout:
             row = self.settings.first_init_state + self.episode
             check_row(self.task, row, len(states))
             self.simulator.reset(states[row], self.settings.sim_seed)
+            settings, drawn = self.settings, world_seed(self.settings, self.task, row)
+            alter_world(self.simulator, settings.condition, settings.amount, drawn, settings.sim_seed)
         with _as_agent_error("reset"):
             self.agent.reset(self.task, episode_seed(self.settings.seed, self.task, self.episode))
         limit = step_limit(self.task, self.settings)

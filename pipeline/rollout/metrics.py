@@ -6,10 +6,12 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from pipeline.rollout.record import EpisodeRecord
 
 Z_95 = 1.959964
+SIGNIFICANT = 0.05
 CONTROL_HZ = 20
 """Control steps per simulated second (LIBERO's OSC_POSE controller)."""
 
@@ -72,6 +74,21 @@ def summary(records: Iterable[EpisodeRecord]) -> dict[str, Any]:
     }
 
 
+def paired(plain: Iterable[EpisodeRecord], changed: Iterable[EpisodeRecord]) -> dict[str, Any]:
+    """Compare two evaluations of the same init states by McNemar's exact test; errors on either side do not count.
+
+    Returns:
+        pairs; lost and gained (successes of `plain` alone, and of `changed` alone); p_value, two-sided.
+    """
+    ended = ({r.key: r.outcome == "success" for r in records if r.outcome != "error"} for records in (plain, changed))
+    before, after = ended
+    both = before.keys() & after.keys()
+    lost = sum(before[key] and not after[key] for key in both)
+    gained = sum(after[key] and not before[key] for key in both)
+    p_value = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+    return {"pairs": len(both), "lost": lost, "gained": gained, "p_value": p_value}
+
+
 def timings(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     """Return where the episodes' wall time went, and percentiles of the policy's latency (encoder included)."""
     looks_ms = np.array([ms for r in records for ms in r.policy_ms])
@@ -94,13 +111,35 @@ def headline(report: Mapping[str, Any]) -> str:
     """Return the result in eval.json in lines of text: never a rate without its interval and n."""
     lines = []
     for row in report["per_suite"]:
-        counts = f"{row['successes']} of {row['n']} episodes"
-        if row["n"]:
-            counts += f" = {row['success_rate']:.1%} (95 %: {row['wilson_low']:.1%} to {row['wilson_high']:.1%})"
+        counts = f"{row['successes']} of {row['n']} episodes{_interval(row)}"
         lines.append(f"{row['suite']}: success in {counts}, {row['errors']} errors")
+    for row in report.get("conditions", ()):
+        amount = "" if row["amount"] is None else f" {row['amount']:g}"
+        lines.append(f"  {row['condition']}{amount}: {row['successes']} of {row['n']}{_interval(row)}")
+    if words := whether_it_looks(report):
+        lines.append(words)
     if report.get("init_states_demonstrated"):
         lines.append(seen_before(report))
     return "\n".join(lines)
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    if not row["n"]:
+        return ""
+    return f" = {row['success_rate']:.1%} (95 %: {row['wilson_low']:.1%} to {row['wilson_high']:.1%})"
+
+
+def whether_it_looks(report: Mapping[str, Any]) -> str | None:
+    """Return in words what the evaluation with blanked cameras shows; None without one."""
+    blind = next((row for row in report.get("conditions", ()) if row["condition"] == "blank_cameras"), None)
+    if blind is None or not blind["n"] or not report["n"]:
+        return None
+    counts = f"With its cameras blanked it succeeds in {blind['successes']} of {blind['n']} episodes"
+    if blind["p_value"] >= SIGNIFICANT or blind["gained"] >= blind["lost"]:
+        return f"{counts}, no fewer than chance allows: it replays a memory, and nothing here shows that it looks."
+    if blind["successes"]:
+        return f"{counts}: it uses them, but these can be had from memory."
+    return f"{counts}: it acts on what it sees."
 
 
 def seen_before(report: Mapping[str, Any]) -> str:

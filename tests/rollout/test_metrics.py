@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.rollout.metrics import Z_95, rates, summary, timings, wilson
+from pipeline.rollout.metrics import Z_95, headline, paired, rates, summary, timings, whether_it_looks, wilson
 from tests.rollout.make import record
 
 
@@ -75,3 +75,27 @@ def test_timings_add_up() -> None:
     assert tree["control_steps_per_s"] == 15.0
     assert tree["policy_ms"]["p50"] == 20.0
     assert timings([])["policy_ms"]["p99"] is None
+
+
+def test_pairs_are_compared_by_mcnemars_exact_test() -> None:
+    plain = [record("success", 0, i) for i in range(9)] + [record("error", 0, 9), record("failure", 0, 10)]
+    outcomes = ["failure"] * 6 + ["success"] * 2 + ["error", "success", "success"]
+    changed = [record(outcome, 0, i) for i, outcome in enumerate(outcomes)]
+    found = paired(plain, changed)
+    assert (found["pairs"], found["lost"], found["gained"]) == (9, 6, 1)
+    assert found["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)  # of 7 that differ, 6 or more on one side
+    assert paired(plain, plain)["p_value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("blind", "words"),
+    [(0, "0 of 20 episodes: it acts on what it sees"), (5, "these can be had from memory"), (17, "replays a memory")],
+)
+def test_the_evaluation_says_whether_the_policy_looks(blind: int, words: str) -> None:
+    plain = [record("success" if i < 19 else "failure", 0, i) for i in range(20)]
+    dark = [record("success" if i < blind else "failure", 0, i) for i in range(20)]
+    row = {"condition": "blank_cameras", "amount": None, **rates(dark), **paired(plain, dark)}
+    report = {**summary(plain), "conditions": [row]}
+    assert words in str(whether_it_looks(report)) and words in headline(report)
+    assert f"blank_cameras: {blind} of 20 = {blind / 20:.1%}" in headline(report)
+    assert whether_it_looks(summary(plain)) is None

@@ -36,7 +36,7 @@ def params(tmp_path: Path) -> Params:
     return replace(
         p,
         sim=replace(p.sim, assets="embedded", image_size=32, settle_steps=2),
-        eval_libero=replace(p.eval_libero, episodes=3, max_steps=9, videos_per_task=1),
+        eval_libero=replace(p.eval_libero, episodes=3, max_steps=9, videos_per_task=1, conditions={}),
         compute=replace(p.compute, scheduler="serial"),
     )
 
@@ -97,6 +97,32 @@ def test_killed_on_two_workers_and_resumed_serially_it_ends_in_the_same(
         assert any(finished["seconds"] == k["seconds"] and finished["episode"] == k["episode"] for k in kept), (
             "an episode that had ended was not run again"
         )
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_conditions_are_evaluated_beside_the_plain_one(
+    params: Params, write: Callable[[Params], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    asked = {"blank_cameras": None, "displaced": 0.05}
+    params = replace(params, eval_libero=replace(params.eval_libero, episodes=2, conditions=asked))
+    out = tmp_path / "results"
+    eval_libero.main([*write(params), "--agent", "random", "--out", str(out)])
+    tree = json.loads((out / "eval.json").read_text())
+    assert [(row["condition"], row["amount"], row["n"], row["pairs"]) for row in tree["conditions"]] == [
+        ("blank_cameras", None, 2, 2),
+        ("displaced", 0.05, 2, 2),
+    ]
+    assert "With its cameras blanked it succeeds in 0 of 2 episodes" in capsys.readouterr().out
+    plain, blank, displaced = (
+        read_records(out / part / "episodes.jsonl") for part in ("", "conditions/blank_cameras", "conditions/displaced")
+    )
+    ends = [[r.final_state for r in records] for records in (plain, blank, displaced)]
+    assert ends[0] == ends[1], "random actions do not depend on what is seen"
+    assert not set(ends[0]) & set(ends[2]), "objects lie elsewhere"
+    videos = [r.video for r in blank if r.video]
+    assert videos and all((out / "conditions/blank_cameras" / video).stat().st_size for video in videos)
+    assert not list((tmp_path / "scratch").iterdir()), "finished work is not kept twice"
 
 
 def test_a_directory_of_something_else_is_not_replaced(

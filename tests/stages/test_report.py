@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.report.charts import ticks
 from pipeline.report.html import Markup, el
-from pipeline.rollout.metrics import summary, timings
+from pipeline.rollout.metrics import paired, rates, summary, timings
 from pipeline.rollout.record import write_records
 from pipeline.rollout.video import VideoRecorder
 from stages import report
@@ -222,6 +222,20 @@ def test_no_result_at_all_is_said(project: Path, monkeypatch: pytest.MonkeyPatch
     says = Page(make(project, monkeypatch, "--results", "results/none")).says()
     assert "no result" in says and "success in 0 of 0 episodes" in says
     assert "None was recorded" in says and str(records[0].error) in says, "errors are listed without videos too"
+
+
+def test_conditions_stand_beside_the_plain_result(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = project / "results/conditions"
+    shutil.copytree(project / "results/flow", other)
+    tree = json.loads((other / "eval.json").read_text())
+    plain = [record("success", 0, i) for i in range(20)]
+    dark = [record("failure", 0, i) for i in range(20)]
+    row = {"condition": "blank_cameras", "amount": None, **rates(dark), **paired(plain, dark)}
+    (other / "eval.json").write_text(json.dumps(tree | summary(plain) | {"conditions": [row]}))
+    says = Page(make(project, monkeypatch, "--results", "results/conditions")).says()
+    assert "What the policy uses" in says and "blank cameras" in says
+    assert "0 of 20-20 +01.9e-06" in says
+    assert "With its cameras blanked it succeeds in 0 of 20 episodes: it acts on what it sees." in says
 
 
 def test_a_missing_video_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,97 @@
+"""A condition changes one thing, for one episode."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.config import Sim
+from pipeline.libero.simulator import Observation, Simulator
+from pipeline.libero.suites import Task, init_states, tasks
+from pipeline.rollout.agent import RandomAgent
+from pipeline.rollout.conditions import alter_agent, alter_world
+from pipeline.rollout.episode import EpisodeSettings, run_episode
+
+SETTINGS = EpisodeSettings(first_init_state=0, max_steps=8, timeout_s=120.0, seed=3, sim_seed=0)
+
+
+class Attentive(RandomAgent):
+    """Random, and notes what it is shown and told."""
+
+    def __init__(self) -> None:
+        super().__init__(execute=4, cameras=("agentview", "eye_in_hand"))
+        self.seen: list[Observation] = []
+        self.told = ""
+
+    def reset(self, task: Task, seed: int) -> None:
+        super().reset(task, seed)
+        self.told = task.language
+
+    def act(self, obs: Observation) -> np.ndarray:
+        self.seen.append(obs)
+        return super().act(obs)
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    sim = Sim("embedded", None, "fast", "auto", 64, 3, 0)
+    with Simulator(tasks("libero_spatial", [0])[0], sim) as made:
+        yield made
+
+
+@pytest.mark.sim
+def test_blank_cameras_show_black_and_are_not_drawn(simulator: Simulator) -> None:
+    agent = Attentive()
+    blank = alter_agent(agent, "blank_cameras", simulator._sim)
+    record = run_episode(simulator, blank, simulator.task, 0, replace(SETTINGS, condition="blank_cameras"))
+    assert (record.looks, record.renders, record.steps) == (2, 0, 8)
+    for obs in agent.seen:
+        assert set(obs.images) == {"agentview", "eye_in_hand"}
+        assert all(image.shape == (64, 64, 3) and not image.any() for image in obs.images.values())
+        assert np.abs(obs.joint_pos).max() > 0.1, "it still feels its arm"
+
+
+def test_another_instruction_is_the_next_tasks(task: Task, sim: Sim) -> None:
+    last = tasks("libero_spatial", [9])[0]
+    for told, expected in ((task, 1), (last, 0)):
+        agent = Attentive()
+        alter_agent(agent, "other_instruction", sim).reset(told, 0)
+        assert agent.told == tasks("libero_spatial", [expected])[0].language
+
+
+def test_an_agent_under_other_conditions_is_left_alone(sim: Sim) -> None:
+    agent = Attentive()
+    assert all(alter_agent(agent, name, sim) is agent for name in ("plain", "light", "displaced", "moved_camera"))
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.parametrize(("condition", "amount"), [("light", 0.3), ("moved_camera", 0.05), ("displaced", 0.08)])
+def test_the_world_is_altered_for_one_episode(simulator: Simulator, condition: str, amount: float) -> None:
+    def look() -> dict[str, np.ndarray]:
+        return simulator.observe().images
+
+    state = init_states(simulator.task)[0]
+    simulator.reset(state, 0)
+    plain = look()
+    alter_world(simulator, condition, amount, seed=1, sim_seed=0)
+    altered = look()
+    if condition == "light":
+        assert altered["agentview"].mean() < 0.8 * plain["agentview"].mean()
+        assert altered["eye_in_hand"].mean() < 0.8 * plain["eye_in_hand"].mean()
+    else:
+        changed = (np.abs(altered["agentview"].astype(int) - plain["agentview"]) > 20).any(-1).mean()
+        assert changed > 0.03
+    if condition == "moved_camera":
+        drift = np.abs(altered["eye_in_hand"].astype(int) - plain["eye_in_hand"]).mean()
+        assert drift < 1, "the wrist camera shows the same, but for 2 ms in which the arm settles"
+    simulator.reset(state, 0)
+    for camera, image in look().items():
+        np.testing.assert_array_equal(image, plain[camera])
+    alter_world(simulator, condition, amount, seed=1, sim_seed=0)
+    np.testing.assert_array_equal(look()["agentview"], altered["agentview"])
+    if condition != "light":  # which is the same for all
+        simulator.reset(state, 0)
+        alter_world(simulator, condition, amount, seed=2, sim_seed=0)
+        assert (look()["agentview"] != altered["agentview"]).any()
