@@ -138,8 +138,8 @@ def whether_it_looks(report: Mapping[str, Any]) -> str | None:
     if blind["p_value"] >= SIGNIFICANT or blind["gained"] >= blind["lost"]:
         return f"{counts}, no fewer than chance allows: it replays a memory, and nothing here shows that it looks."
     if blind["successes"]:
-        return f"{counts}: it uses them, but these can be had from memory."
-    return f"{counts}: it acts on what it sees."
+        return f"{counts}: it uses them, but these can be had without."
+    return f"{counts}: it depends on them."
 
 
 def seen_before(report: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ def test_pairs_are_compared_by_mcnemars_exact_test() -> None:
 
 @pytest.mark.parametrize(
     ("blind", "words"),
-    [(0, "0 of 20 episodes: it acts on what it sees"), (5, "these can be had from memory"), (17, "replays a memory")],
+    [(0, "0 of 20 episodes: it depends on them"), (5, "these can be had without"), (17, "replays a memory")],
 )
 def test_the_evaluation_says_whether_the_policy_looks(blind: int, words: str) -> None:
     plain = [record("success" if i < 19 else "failure", 0, i) for i in range(20)]

@@ -235,7 +235,7 @@ def test_conditions_stand_beside_the_plain_result(project: Path, monkeypatch: py
     says = Page(make(project, monkeypatch, "--results", "results/conditions")).says()
     assert "What the policy uses" in says and "blank cameras" in says
     assert "0 of 20-20 +01.9e-06" in says
-    assert "With its cameras blanked it succeeds in 0 of 20 episodes: it acts on what it sees." in says
+    assert "With its cameras blanked it succeeds in 0 of 20 episodes: it depends on them." in says
 
 
 def test_a_missing_video_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
