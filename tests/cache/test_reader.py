@@ -127,7 +127,7 @@ def test_what_is_no_store(store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         open_store(tmp_path / "v2")
     zarr.create_group(tmp_path / "v3")
-    with pytest.raises(StoreError, match="has schema None, this version reads 1"):
+    with pytest.raises(StoreError, match="has schema None, this version reads 2"):
         open_store(tmp_path / "v3")
     with pytest.raises(StoreError, match=r"no array 'image/top'; it has image/agentview"):
         open_store(store).read("image/top")

@@ -213,18 +213,22 @@ def test_nothing_but_errors_is_no_result_and_no_reason_to_repeat_it(tmp_path: Pa
 
 
 def test_results_replace_older_ones_whole(tmp_path: Path) -> None:
-    work, out = tmp_path / "work", tmp_path / "results/flow"
-    for directory in (work / "videos", out / "videos", out.with_name(".flow.partial")):
+    work, blind, out = tmp_path / "work", tmp_path / "blind", tmp_path / "results/flow"
+    for directory in (work / "videos", blind / "videos", out / "videos", out.with_name(".flow.partial")):
         directory.mkdir(parents=True)
     (out / "videos/old.mp4").touch()
     (work / "videos/new.mp4").write_bytes(b"film")
-    eval_libero.publish([record(video="videos/new.mp4"), record(episode=1)], {"n": 2}, work, out)
+    (blind / "videos/dark.mp4").write_bytes(b"film")
+    others = {blind: ("blank_cameras", [record("failure", video="videos/dark.mp4")])}
+    eval_libero.publish([record(video="videos/new.mp4"), record(episode=1)], {"n": 2}, work, out, others)
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == [
+        "conditions/blank_cameras/episodes.jsonl",
+        "conditions/blank_cameras/videos/dark.mp4",
         "episodes.jsonl",
         "eval.json",
         "videos/new.mp4",
     ]
-    assert not work.exists() and [p.name for p in out.parent.iterdir()] == ["flow"]
+    assert not work.exists() and not blind.exists() and [p.name for p in out.parent.iterdir()] == ["flow"]
 
 
 @pytest.mark.sim
