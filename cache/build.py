@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -38,6 +39,7 @@ Report = Callable[[Receipt, bool], None]
 Found = tuple[Receipt, Mapping[str, Path]]
 """A finished unit and its files."""
 STORE, LEDGER = "store.zarr", "ledger.jsonl"
+FRESH = "new-"  # of stores that are being created
 
 
 def serial(
@@ -189,8 +191,11 @@ def _open(plan: Plan, text_embedding: np.ndarray, work: Path, execution: dict[st
             log.warning("%s was begun with other versions or settings and is begun anew", work)
         path.unlink(missing_ok=True)
         shutil.rmtree(store, ignore_errors=True)
+        # Made under a name of its own: after an error, threads of zarr may still be writing below the path they know.
+        fresh = work / f"{FRESH}{uuid.uuid4().hex}"
         with _explained(store):
-            _create(plan, text_embedding, store)
+            _create(plan, text_embedding, fresh)
+            fresh.rename(store)
             ledger = Ledger.begin(path, header)
     return store, ledger
 
@@ -341,6 +346,8 @@ def _sweep(folder: Path) -> None:
     """Remove what killed writers left half written."""
     for orphan in folder.rglob("*.partial"):
         orphan.unlink(missing_ok=True)
+    for unfinished in folder.glob(f"{FRESH}*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _replaced(target: Path) -> Path:

@@ -144,8 +144,9 @@ def train(policy: str, root: Path, index: dict, batch: int, budget: float) -> di
             seconds += time.monotonic() - started
             steps += 1
             bar.update(min(round(seconds), bar.total) - bar.n)
-            if seconds >= budget * (len(curve) + 1) / LOOKS:
+            if seconds >= budget * (len(curve) + 1) / LOOKS and seconds < budget:
                 curve.append([round(seconds, 1), round(error(network, policy, before, after, batch_of_check), 5)])
+    curve.append([round(seconds, 1), round(error(network, policy, before, after, batch_of_check), 5)])
     return {
         "batch": batch,
         "parameters": sum(p.numel() for p in network.parameters()),
