@@ -1,6 +1,7 @@
 """params.yaml -> Params, strictly."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -70,6 +71,7 @@ def _check_keys(tree: dict[str, Any], cls: type, origin: str, prefix: str) -> No
         raise ConfigError(f"{origin}: missing key {prefix + missing[0]!r}. Make the file again: make params")
 
 
+Require = Callable[[bool, str], None]
 # Settings that must be positive, where they are not null.
 POSITIVE = (
     "sim.image_size",
@@ -101,8 +103,6 @@ POSITIVE = (
     "compute.workers",
     "compute.threads_per_worker",
 )
-
-
 NOT_NEGATIVE = (
     "sim.settle_steps",
     "demos.first_init_state",
@@ -121,15 +121,7 @@ def _check_values(p: Params, origin: str) -> None:
         if not ok:
             raise ConfigError(f"{origin}: {text}")
 
-    require(len(p.data.suites) > 0, "data.suites is empty; name at least one suite")
-    require(len(set(p.data.suites)) == len(p.data.suites), f"data.suites {list(p.data.suites)} names one twice")
-    for suite, ids in p.data.tasks.items():
-        require(ids is None or len(ids) > 0, f"data.tasks.{suite} is empty; name tasks, or write null for all")
-        require(ids is None or len(set(ids)) == len(ids), f"data.tasks.{suite} {list(ids or ())} names a task twice")
-    for suite in p.data.tasks:
-        require(suite in p.data.suites, f"data.tasks has {suite!r}, which is not in data.suites {list(p.data.suites)}")
-    for suite in p.data.suites:
-        require(suite in p.data.tasks, f"data.tasks lacks {suite!r} of data.suites; write null for all its tasks")
+    _check_data(p, require)
     for camera in p.policy.cameras:
         require(
             camera in p.embed.cameras,
@@ -165,6 +157,33 @@ def _check_values(p: Params, origin: str) -> None:
         f"train_flow.early_stop_epochs {p.train_flow.early_stop_epochs} is less than metrics_every_epochs "
         f"{p.train_flow.metrics_every_epochs}: {p.train_flow.best_by} is not measured in that time. Change one of them",
     )
+    _check_demos(p, require)
+    _check_conditions(p, require)
+    scheduler = p.compute.scheduler
+    require(
+        scheduler in ("serial", "local") or scheduler.startswith(("tcp://", "tls://")),
+        f"compute.scheduler is {scheduler!r}; use serial, local, tcp://host:port or tls://host:port",
+    )
+    require(
+        scheduler.startswith("tls://") == (p.compute.tls is not None),
+        f"compute.tls is {'null' if p.compute.tls is None else 'set'}, but compute.scheduler is {scheduler!r}; set "
+        "both (scheduler: tls://host:port, tls: {ca, cert, key}) or none",
+    )
+
+
+def _check_data(p: Params, require: Require) -> None:
+    require(len(p.data.suites) > 0, "data.suites is empty; name at least one suite")
+    require(len(set(p.data.suites)) == len(p.data.suites), f"data.suites {list(p.data.suites)} names one twice")
+    for suite, ids in p.data.tasks.items():
+        require(ids is None or len(ids) > 0, f"data.tasks.{suite} is empty; name tasks, or write null for all")
+        require(ids is None or len(set(ids)) == len(ids), f"data.tasks.{suite} {list(ids or ())} names a task twice")
+    for suite in p.data.tasks:
+        require(suite in p.data.suites, f"data.tasks has {suite!r}, which is not in data.suites {list(p.data.suites)}")
+    for suite in p.data.suites:
+        require(suite in p.data.tasks, f"data.tasks lacks {suite!r} of data.suites; write null for all its tasks")
+
+
+def _check_demos(p: Params, require: Require) -> None:
     require(p.demos.source != "path" or bool(p.demos.path), "demos.source is 'path' but demos.path is null; set it")
     require(
         not p.demos.path or not Path(p.demos.path).expanduser().resolve().is_relative_to(Path("data/demos").resolve()),
@@ -179,6 +198,9 @@ def _check_values(p: Params, origin: str) -> None:
         f"demos.source is 'official', whose frames LIBERO drew in full, at 128 pixels, but sim draws {p.sim.assets} "
         f"assets, {p.sim.render}, at {p.sim.image_size}: the policy would see other pictures. Use sim=official",
     )
+
+
+def _check_conditions(p: Params, require: Require) -> None:
     for name, amount in p.eval_libero.conditions.items():
         known = name in CONDITIONS
         require(known, f"eval_libero.conditions has {name!r}.{did_you_mean(name, CONDITIONS)}")
@@ -187,16 +209,6 @@ def _check_values(p: Params, origin: str) -> None:
             (amount is not None and amount > 0) if needs else amount is None,
             f"eval_libero.conditions.{name} is {amount}; " + (f"give {needs}" if needs else "it takes no number: null"),
         )
-    scheduler = p.compute.scheduler
-    require(
-        scheduler in ("serial", "local") or scheduler.startswith(("tcp://", "tls://")),
-        f"compute.scheduler is {scheduler!r}; use serial, local, tcp://host:port or tls://host:port",
-    )
-    require(
-        scheduler.startswith("tls://") == (p.compute.tls is not None),
-        f"compute.tls is {'null' if p.compute.tls is None else 'set'}, but compute.scheduler is {scheduler!r}; set "
-        "both (scheduler: tls://host:port, tls: {ca, cert, key}) or none",
-    )
 
 
 def _setting(p: Params, name: str) -> Any:
