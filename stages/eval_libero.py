@@ -2,6 +2,8 @@
 
     python -m stages.eval_libero                                  # runs/flow/policy, as params.yaml says
     python -m stages.eval_libero --agent random                   # the floor; noop is the other one
+    python -m stages.eval_libero --agent replay                   # demonstrations again: what a sound harness gives
+    python -m stages.eval_libero --agent expert                   # the scripted expert
     python -m stages.eval_libero --policy runs/mine/policy --out results/mine
     python -m stages.eval_libero --picture docs/rollout.png       # an episode as a film strip
 
@@ -13,6 +15,7 @@ started again it goes on with the episodes that are left, which it keeps in .scr
 import json
 import logging
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +32,9 @@ from pipeline.files import write_atomic
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import load_spec
 from pipeline.provenance import provenance, versions
-from pipeline.rollout.agent import NoopAgent, PolicyAgent, RandomAgent, check_spec, policy_identity
+from pipeline.rollout.agent import Agent, PolicyAgent, check_spec, policy_identity
+from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable
+from pipeline.rollout.conditions import OF_THE_AGENT
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
 from pipeline.rollout.metrics import headline, paired, rates, summary, timings
@@ -41,14 +46,15 @@ from stages import cli
 log = logging.getLogger(__name__)
 Other = tuple[str, list[EpisodeRecord]]  # a condition, and its episodes
 PUBLISHED = {"eval.json", "episodes.jsonl", "videos", "conditions"}
-BASELINES = {"noop": NoopAgent, "random": RandomAgent}
+AGENTS = ("policy", "noop", "random", "replay", "expert")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluate by params.yaml and publish the results."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--agent", choices=["policy", *BASELINES], default="policy", help="default: %(default)s")
+    parser.add_argument("--agent", choices=AGENTS, default="policy", help="default: %(default)s")
     parser.add_argument("--policy", default="runs/flow/policy", help="bundle to evaluate (default: %(default)s)")
+    parser.add_argument("--demos", default="data/demos", help="what replay replays (default: %(default)s)")
     parser.add_argument("--out", help="directory to write (default: results/flow, or results/<agent> for a baseline)")
     parser.add_argument("--device", help="of encoder and policy: cpu, cuda (default: cuda if there is one)")
     parser.add_argument("--scratch", default=".scratch/eval", help="unfinished work (default: %(default)s)")
@@ -58,16 +64,18 @@ def main(argv: list[str] | None = None) -> None:
     params = load(args.params)
     out = Path(args.out or f"results/{'flow' if args.agent == 'policy' else args.agent}")
     refuse_strange(out)
-    evaluation = plan(params, args.agent, Path(args.policy), checked_device(args.device))
+    evaluation = plan(params, args.agent, Path(args.policy), Path(args.demos), checked_device(args.device))
     work = Path(args.scratch).resolve() / evaluation.fingerprint()
     if args.picture:
+        if args.agent == "replay":
+            parser.error("--picture: a replay begins where its demonstration did, and pictures in an init state")
         draw(evaluation, args.episode, Path(args.picture))
         return
     started, before = perf_counter(), resumed(work)
     records = evaluate(evaluation, params.compute, work)
     refuse_all_errors(records, work)
     others: dict[Path, Other] = {}
-    for name, amount in params.eval_libero.conditions.items():
+    for name, amount in conditions_for(args.agent, params.eval_libero.conditions).items():
         log.info("condition %s", name)
         other = replace(evaluation, settings=replace(evaluation.settings, condition=name, amount=amount))
         place = work.with_name(other.fingerprint())
@@ -78,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             {"condition": name, "amount": params.eval_libero.conditions[name], **rates(rows), **paired(records, rows)}
             for name, rows in others.values()
         ],
-        "init_states_demonstrated": demonstrated(params, records),
+        "init_states_demonstrated": None if args.agent == "replay" else demonstrated(params, records),
         "protocol": protocol(evaluation, work),
         "versions": versions(),
         "timings": {
@@ -93,9 +101,13 @@ def main(argv: list[str] | None = None) -> None:
     print(f"episodes, protocol and videos: {out}")
 
 
-def plan(params: Params, agent: str, policy: Path, device: str) -> Evaluation:
-    """Return what params.yaml asks for. Raises DataError for a policy that does not fit it."""
-    cfg = params.eval_libero
+def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> Evaluation:
+    """Return what params.yaml asks for. Raises DataError for a policy or demonstrations that do not fit it."""
+    cfg, execute = params.eval_libero, params.policy.execute
+    chosen = tuple(t for suite in params.data.suites for t in tasks(suite, params.data.tasks[suite]))
+    first, episodes = cfg.first_init_state, cfg.episodes
+    make_agent: Callable[[], Agent]
+    identity: dict[str, Any] = {"name": agent, "execute": execute}
     if agent == "policy":
         spec = load_spec(policy)
         check_spec(spec, params.sim)
@@ -104,19 +116,31 @@ def plan(params: Params, agent: str, policy: Path, device: str) -> Evaluation:
             encoder = replace(encoder, precision=spec.encoder["precision"])
         make_agent = partial(PolicyAgent.load, policy.resolve(), encoder, params.sim, device)
         identity = {"name": "policy", "device": device, **policy_identity(policy)}
+    elif agent == "replay":
+        make_agent = partial(ReplayAgent, demos.resolve(), execute)
+        identity["demonstrations"] = replay_identity(demos, chosen)
+        first, episodes = 0, min(episodes, replayable(demos, chosen))
+    elif agent == "expert":
+        make_agent = ExpertAgent
+        identity["execute"] = ExpertAgent.execute
     else:
-        make_agent = partial(BASELINES[agent], execute=params.policy.execute)
-        identity = {"name": agent, "execute": params.policy.execute}
+        make_agent = partial(NoopAgent if agent == "noop" else RandomAgent, execute)
     return Evaluation(
         make_agent=make_agent,
         identity=identity,
         sim=params.sim,
-        tasks=tuple(t for suite in params.data.suites for t in tasks(suite, params.data.tasks[suite])),
-        episodes=cfg.episodes,
-        settings=EpisodeSettings(cfg.first_init_state, cfg.max_steps, cfg.timeout_s, cfg.seed, params.sim.seed),
+        tasks=chosen,
+        episodes=episodes,
+        settings=EpisodeSettings(first, cfg.max_steps, cfg.timeout_s, cfg.seed, params.sim.seed),
         videos_per_task=cfg.videos_per_task,
         threads=params.compute.threads_per_worker or 1,
     )
+
+
+def conditions_for(agent: str, asked: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the conditions that make sense: the expert needs no camera, a replay has a scene of its own."""
+    left_out = {"replay": tuple(asked), "expert": OF_THE_AGENT}.get(agent, ())
+    return {name: amount for name, amount in asked.items() if name not in left_out}
 
 
 def resumed(work: Path) -> int:

@@ -144,6 +144,35 @@ def read(demo: Demo, cameras: Sequence[str], start: int = 0, stop: int | None = 
         raise DataError(f"{demo.file} {demo.name}: cannot be read: {error}. Make or download it again.") from error
 
 
+@dataclass(frozen=True)
+class Motion:
+    """What it takes to do a demonstration again.
+
+    Attributes:
+        initial_state: (D,) float64 flattened simulator state (time, qpos, qvel) before the first action.
+        actions: (T, 7) float64, as executed.
+        model_xml: the scene, with its fixtures where they stood.
+    """
+
+    initial_state: np.ndarray
+    actions: np.ndarray
+    model_xml: str
+
+
+def read_motion(demo: Demo) -> Motion:
+    """Read what a replay needs.
+
+    Raises:
+        DataError: the file cannot be read, or keeps no states or no model.
+    """
+    try:
+        with h5py.File(demo.file, "r") as file:
+            group = file["data"][demo.name]
+            return Motion(group["states"][0], group["actions"][()], str(group.attrs["model_file"]))
+    except UNREADABLE as error:
+        raise DataError(f"{demo}: cannot be replayed: {error}. Make or download it again.") from error
+
+
 def manifest(demos: Iterable[Demo]) -> list[dict[str, Any]]:
     """Return, for each demo, JSON-able facts that change when its content does: the source of a store's fingerprint.
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from xml.etree import ElementTree
 from xml.etree.ElementTree import ParseError
 
 import numpy as np
@@ -206,6 +207,25 @@ class Simulator:
         if len(flat) != size:
             raise DataError(f"a simulator state of {self.task.name} has {size} numbers, this one {len(flat)}")
         self._control.set_init_state(np.asarray(flat, np.float64))
+
+    def place_fixtures(self, model_xml: str) -> None:
+        """Put furniture where a recorded scene has it, until the next reset. Follow it by `set_state`.
+
+        Args:
+            model_xml: a demonstration's `model_file`.
+
+        Raises:
+            DataError: it is no such scene.
+        """
+        try:
+            bodies = {body.get("name"): body for body in ElementTree.fromstring(model_xml).iter("body")}
+            for fixture in self.env.fixtures_dict.values():
+                pose = bodies[fixture.root_body]
+                body = self.model.body(fixture.root_body)
+                body.pos[:] = [float(x) for x in pose.get("pos", "0 0 0").split()]
+                body.quat[:] = [float(x) for x in pose.get("quat", "1 0 0 0").split()]
+        except (ParseError, KeyError, ValueError) as error:
+            raise DataError(f"no scene of {self.task.name} in the demonstration's model_file: {error!r}") from error
 
     def model_xml(self) -> str:
         """Return the scene's XML, which HDF5 demonstrations keep as `model_file`."""

@@ -1,6 +1,7 @@
 """One episode, many episodes, and what they add up to.
 
-agent     what acts: a policy bundle behind its encoder, or a baseline
+agent     what acts: a policy bundle behind its encoder
+baselines agents whose success is known beforehand: noop, random, replay, expert
 episode   one rollout by the protocol: a pure function of its arguments
 record    what is kept of an episode, and the append-only file it is kept in
 engine    many episodes, on any number of workers, resumable

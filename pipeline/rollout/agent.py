@@ -1,4 +1,4 @@
-"""What acts in an episode: a policy behind its frozen encoder, or a baseline that shows the harness to be sound."""
+"""What acts in an episode: the interface, and a policy behind its frozen encoder."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from pipeline.config import EncoderParams, Sim
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
-from pipeline.libero.simulator import Observation
+from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
 from pipeline.policy.bundle import TOWER, WEIGHTS, PolicyBundle, PolicySpec, load, load_spec
 
@@ -35,6 +35,14 @@ class Agent(Protocol):
 
     def act(self, obs: Observation) -> np.ndarray:
         """Return the next actions, (h, 7) with h >= execute, in the environment's units."""
+
+
+@runtime_checkable
+class Privileged(Protocol):
+    """What an agent has besides that is shown the simulator itself: no policy, but a test of the harness."""
+
+    def begin(self, simulator: Simulator, episode: int) -> None:
+        """Called after `reset`, before the first look. It may set another state, but not step."""
 
 
 class PolicyAgent:
@@ -80,40 +88,6 @@ class PolicyAgent:
         state = {name: getattr(obs, name)[None] for name in self._bundle.spec.architecture.proprio}
         images = {camera: features[i : i + 1] for i, camera in enumerate(self.cameras)}
         return self._bundle.act(images, self._words[self._task.language], state, self._generator)[0]
-
-
-class NoopAgent:
-    """Holds still with an open gripper: succeeds where the harness is wrong, or the task is solved at the start."""
-
-    cameras: tuple[str, ...] = ()
-
-    def __init__(self, execute: int = 8) -> None:
-        self.execute = execute
-
-    def reset(self, task: Task, seed: int) -> None:
-        pass
-
-    def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
-        return np.tile(np.array([0, 0, 0, 0, 0, 0, -1], np.float32), (self.execute, 1))
-
-
-class RandomAgent:
-    """Uniform actions in [-1, 1]: the floor that a policy has to rise from.
-
-    Args:
-        cameras: drawn at each look, to no purpose but a test's or a benchmark's.
-    """
-
-    def __init__(self, execute: int = 8, cameras: tuple[str, ...] = ()) -> None:
-        self.execute = execute
-        self.cameras = cameras
-        self._rng = np.random.default_rng(0)
-
-    def reset(self, task: Task, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-
-    def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
-        return self._rng.uniform(-1, 1, (self.execute, 7)).astype(np.float32)
 
 
 def policy_identity(path: str | Path) -> dict[str, Any]:

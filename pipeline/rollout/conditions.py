@@ -10,6 +10,9 @@ from pipeline.libero.simulator import CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task, tasks
 from pipeline.rollout.agent import Agent
 
+OF_THE_AGENT = ("blank_cameras", "other_instruction")
+"""The conditions that change what an agent is given; the others change the scene."""
+
 
 def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:
     """Return the agent as this condition lets it see and hear."""

@@ -15,7 +15,7 @@ from pipeline.config import PLAIN
 from pipeline.errors import PipelineError, SimulatorError
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import SUITES, Task, init_states
-from pipeline.rollout.agent import Agent
+from pipeline.rollout.agent import Agent, Privileged
 from pipeline.rollout.conditions import alter_world
 from pipeline.rollout.record import EpisodeRecord, ErrorKind
 
@@ -176,6 +176,8 @@ class _Rollout:
             alter_world(self.simulator, settings.condition, settings.amount, drawn, settings.sim_seed)
         with _as_agent_error("reset"):
             self.agent.reset(self.task, episode_seed(self.settings.seed, self.task, self.episode))
+            if isinstance(self.agent, Privileged):
+                self.agent.begin(self.simulator, self.episode)
         limit = step_limit(self.task, self.settings)
         while self.steps < limit and not self.success:
             obs = self._look()

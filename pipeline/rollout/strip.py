@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from pipeline.config import Sim
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import Task, init_states
-from pipeline.rollout.agent import Agent
+from pipeline.rollout.agent import Agent, Privileged
 from pipeline.rollout.episode import EpisodeSettings, run_episode
 from pipeline.rollout.record import EpisodeRecord
 from pipeline.rollout.video import film_strip
@@ -52,6 +52,10 @@ class _Noting:
 
     def reset(self, task: Task, seed: int) -> None:
         self._agent.reset(task, seed)
+
+    def begin(self, simulator: Simulator, episode: int) -> None:
+        if isinstance(self._agent, Privileged):
+            self._agent.begin(simulator, episode)
 
     def act(self, obs: Observation) -> np.ndarray:
         actions = self._agent.act(obs)

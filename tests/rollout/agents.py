@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
-from pipeline.rollout.agent import RandomAgent
+from pipeline.rollout.baselines import RandomAgent
 
 
 class Odd(RandomAgent):

@@ -14,7 +14,8 @@ from pipeline.libero.simulator import Observation
 from pipeline.libero.suites import Task, tasks
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, save
 from pipeline.policy.network import Architecture, FlowPolicy
-from pipeline.rollout.agent import Agent, NoopAgent, PolicyAgent, RandomAgent, check_spec, policy_identity
+from pipeline.rollout.agent import Agent, PolicyAgent, check_spec, policy_identity
+from pipeline.rollout.baselines import NoopAgent, RandomAgent
 
 SIM = Sim("embedded", None, "fast", "auto", 64, 3, 0)
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import Sim
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import Task, init_states, tasks
-from pipeline.rollout.agent import RandomAgent
+from pipeline.rollout.baselines import RandomAgent
 from pipeline.rollout.conditions import alter_agent, alter_world
 from pipeline.rollout.episode import EpisodeSettings, run_episode
 

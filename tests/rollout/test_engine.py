@@ -13,7 +13,8 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.files import exclusive
 from pipeline.libero.suites import Task
 from pipeline.rollout import engine
-from pipeline.rollout.agent import Agent, RandomAgent
+from pipeline.rollout.agent import Agent
+from pipeline.rollout.baselines import RandomAgent
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings, episode_seed
 from pipeline.rollout.record import EpisodeRecord, Journal, read_records

@@ -11,7 +11,7 @@ from pipeline.config import Sim
 from pipeline.errors import PipelineError
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
-from pipeline.rollout.agent import NoopAgent, RandomAgent
+from pipeline.rollout.baselines import NoopAgent, RandomAgent
 from pipeline.rollout.episode import (
     AgentError,
     EpisodeSettings,

@@ -18,6 +18,11 @@ from pipeline.config import Params, load
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import ConfigError, DataError, SimulatorError
+from pipeline.libero.demonstrations import demo_file
+from pipeline.libero.expert import Noise, attempt
+from pipeline.libero.recording import Origin, write_demos
+from pipeline.libero.simulator import Simulator
+from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import PolicySpec, save
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.rollout.record import read_records
@@ -123,6 +128,34 @@ def test_conditions_are_evaluated_beside_the_plain_one(
     videos = [r.video for r in blank if r.video]
     assert videos and all((out / "conditions/blank_cameras" / video).stat().st_size for video in videos)
     assert not list((tmp_path / "scratch").iterdir()), "finished work is not kept twice"
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_the_expert_and_a_replay_of_its_demonstration_succeed(
+    params: Params, write: Callable[[Params], list[str]], tmp_path: Path
+) -> None:
+    demos = tmp_path / "demos"
+    task = tasks("libero_spatial", [0])[0]
+    with Simulator(task, params.sim) as simulator:
+        made = attempt(simulator, Origin(2, params.sim.seed, 0), Noise(0.2, 0.5), variety=0.0)
+    assert made.episode is not None
+    write_demos(demo_file(demos, task), task, [made.episode], params.sim)
+
+    cfg = replace(params.eval_libero, first_init_state=30, episodes=2, max_steps=None, videos_per_task=0)
+    cfg = replace(cfg, conditions={"blank_cameras": None, "displaced": 0.05})
+    argv = write(replace(params, eval_libero=cfg))
+    eval_libero.main([*argv, "--agent", "replay", "--demos", str(demos), "--out", str(tmp_path / "replay")])
+    tree = json.loads((tmp_path / "replay/eval.json").read_text())
+    assert (tree["successes"], tree["n"]) == (1, 1), "as many episodes as there are demonstrations"
+    assert tree["conditions"] == [] and tree["init_states_demonstrated"] is None
+    assert len(tree["protocol"]["agent"]["demonstrations"][f"{task.name}_demo.hdf5"]) == 64
+
+    write(replace(params, eval_libero=replace(cfg, episodes=1)))
+    eval_libero.main([*argv, "--agent", "expert", "--out", str(tmp_path / "expert")])
+    tree = json.loads((tmp_path / "expert/eval.json").read_text())
+    assert (tree["successes"], tree["n"]) == (1, 1)
+    assert [(row["condition"], row["successes"], row["n"]) for row in tree["conditions"]] == [("displaced", 1, 1)]
 
 
 def test_a_directory_of_something_else_is_not_replaced(

@@ -8,5 +8,6 @@ It knows one skill, which all ten libero_spatial tasks need: take the bowl by it
 
 from pipeline.libero.expert.attempt import Attempt, Noise, attempt, can_solve
 from pipeline.libero.expert.controller import Expert, Move
+from pipeline.libero.expert.scene import Scene
 
-__all__ = ["Attempt", "Expert", "Move", "Noise", "attempt", "can_solve"]
+__all__ = ["Attempt", "Expert", "Move", "Noise", "Scene", "attempt", "can_solve"]
