@@ -1,0 +1,202 @@
+"""How much faster the engine rolls a policy out than the usual loop, which draws at every step.
+
+    python -m benchmarks.eval [--policy runs/flow/policy] [--steps 96] [--episodes 3] [--rounds 2]
+
+The trained policy (execute 8, both cameras) on libero_spatial task 0 with embedded assets. One process, by turns:
+- libero: LIBERO's own OffScreenRenderEnv, stepped as OpenVLA and openpi do; it knows full render quality only;
+- gymnasium: our LiberoEnv, which draws at each step, too;
+- engine: pipeline.rollout.episode, which draws when the policy looks.
+Then the engine on one and on two local workers. Rates are control steps per second, resets, settling and the policy's
+own time included, building the environment not. Writes benchmarks/results/eval.json.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from benchmarks.scale import cpu_name
+from pipeline.compute import cores, map_unordered
+from pipeline.config import Compute, Params, Sim, load
+from pipeline.encode.proprio import ee_pose_from_quat
+from pipeline.encode.transform import upright
+from pipeline.libero import gl
+from pipeline.libero.asset_source import asset_directory
+from pipeline.libero.headless import import_libero, use_assets
+from pipeline.libero.simulator import CAMERAS, NO_OP, Observation, Simulator
+from pipeline.libero.suites import Task, init_states, tasks
+from pipeline.policy.bundle import load_spec
+from pipeline.provenance import versions
+from pipeline.rollout.agent import PolicyAgent
+from pipeline.rollout.engine import Evaluation, Finished, Item, Worker
+from pipeline.rollout.environment import LiberoEnv, to_observation
+from pipeline.rollout.episode import EpisodeSettings, run_episode
+
+SUITE_EPISODES, SUITE_STEPS = 500, 220  # of libero_spatial, at most
+
+
+class Anything(PolicyAgent):
+    """The policy, whatever it was trained on: here only its time counts, not what it does."""
+
+    @classmethod
+    def of(cls, path: Path, params: Params) -> "Anything":
+        """Load it as if the simulator drew as in training."""
+        trained = replace(params.sim, **load_spec(path).data["sim"])
+        return cls.load(path, params.embed.encoder, trained)  # type: ignore[return-value]
+
+
+def main() -> None:
+    """Measure, print and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", default="params.yaml")
+    parser.add_argument("--policy", type=Path, default=Path("runs/flow/policy"))
+    parser.add_argument("--steps", type=int, default=96, help="control steps per episode (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=3, help="per loop and round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/eval.json"))
+    args = parser.parse_args()
+    params = load(args.params)
+    result = {
+        "machine": {"cpu": cpu_name(), "cores": cores(), "load_before": round(os.getloadavg()[0], 1)},
+        "versions": versions(),
+        "setting": f"libero_spatial task 0, both cameras, {params.sim.image_size} px, {args.steps} steps an episode",
+        **one_process(params, args),
+        **two_processes(params, args),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def one_process(params: Params, args: argparse.Namespace) -> dict[str, Any]:
+    """Return control steps per second of each loop and quality, and the ratios."""
+    task = tasks("libero_spatial", [0])[0]
+    agent = Anything.of(args.policy, params)
+    full, fast = (replace(params.sim, assets="embedded", render=render) for render in ("full", "fast"))
+    loops: dict[str, Callable[[int], int]] = {
+        "libero_full": libero_loop(task, full, agent, args.steps),
+        "gymnasium_full": gymnasium_loop(full, agent, args.steps),
+        "engine_full": engine_loop(task, full, agent, args.steps),
+        "gymnasium_fast": gymnasium_loop(fast, agent, args.steps),
+        "engine_fast": engine_loop(task, fast, agent, args.steps),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for loop in loops.values():
+        loop(0)  # warms caches
+    for _ in range(args.rounds):
+        for name, loop in loops.items():
+            started = perf_counter()
+            steps = sum(loop(episode) for episode in range(args.episodes))
+            rates[name].append(steps / (perf_counter() - started))
+    best = {name: round(median(found), 2) for name, found in rates.items()}
+    return {
+        "control_steps_per_s": best,
+        "engine_over_libero_full": round(best["engine_full"] / best["libero_full"], 2),
+        "engine_over_gymnasium_full": round(best["engine_full"] / best["gymnasium_full"], 2),
+        "engine_over_gymnasium_fast": round(best["engine_fast"] / best["gymnasium_fast"], 2),
+        "engine_fast_over_libero_full": round(best["engine_fast"] / best["libero_full"], 2),
+    }
+
+
+def libero_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int) -> Callable[[int], int]:
+    """Return a function that runs an episode as OpenVLA's and openpi's scripts do; it returns the steps taken."""
+    gl.activate(sim.gl)
+    use_assets(asset_directory(sim, task.suite))
+    size = sim.image_size
+    env = import_libero().OffScreenRenderEnv(
+        bddl_file_name=str(task.bddl_file), camera_heights=size, camera_widths=size, ignore_done=True
+    )
+    rows = init_states(task)
+
+    def observation(obs: dict[str, Any]) -> Observation:
+        return Observation(
+            images={name: upright(obs[f"{theirs}_image"]) for name, theirs in CAMERAS.items()},
+            joint_pos=obs["robot0_joint_pos"].astype("float32"),
+            ee_pose=ee_pose_from_quat(obs["robot0_eef_pos"], obs["robot0_eef_quat"]),
+            gripper=obs["robot0_gripper_qpos"].astype("float32"),
+        )
+
+    def run(episode: int) -> int:
+        env.seed(sim.seed)
+        env.reset()
+        env.set_init_state(rows[episode])
+        for _ in range(sim.settle_steps):
+            obs, *_ = env.step(NO_OP)
+        agent.reset(task, episode)
+        taken = 0
+        while taken < steps:
+            for action in agent.act(observation(obs))[: agent.execute]:
+                obs, *_ = env.step(action)
+                taken += 1
+        return taken
+
+    return run
+
+
+def gymnasium_loop(sim: Sim, agent: PolicyAgent, steps: int) -> Callable[[int], int]:
+    """Return a function that runs an episode in LiberoEnv."""
+    env = LiberoEnv(sim, "libero_spatial", 0)
+
+    def run(episode: int) -> int:
+        obs, _ = env.reset(options={"init_row": episode})
+        agent.reset(env.task, episode)
+        taken = 0
+        while taken < steps:
+            for action in agent.act(to_observation(obs))[: agent.execute]:
+                obs, *_ = env.step(action)
+                taken += 1
+        return taken
+
+    return run
+
+
+def engine_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int) -> Callable[[int], int]:
+    """Return a function that runs an episode by the engine."""
+    simulator = Simulator(task, sim, agent.cameras)
+    settings = EpisodeSettings(0, steps, 1e6, 0, sim.seed)
+    return lambda episode: run_episode(simulator, agent, task, episode, settings).steps
+
+
+def two_processes(params: Params, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the rate of one local worker and of two, and what the whole suite takes on two by that."""
+    evaluation = Evaluation(
+        make_agent=partial(Anything.of, args.policy.resolve(), params),
+        identity={},
+        sim=replace(params.sim, assets="embedded"),
+        tasks=tuple(tasks("libero_spatial", [0])),
+        episodes=50,
+        settings=EpisodeSettings(0, args.steps, 1e6, 0, params.sim.seed),
+    )
+    one, two = (worker_rate(evaluation, workers, episodes=8 * workers) for workers in (1, 2))
+    return {
+        "one_worker_steps_per_s": round(one, 2),
+        "two_workers_steps_per_s": round(two, 2),
+        "two_over_one": round(two / one, 2),
+        "suite": f"{SUITE_EPISODES} episodes, each of {SUITE_STEPS} steps (none solved): arithmetic from two workers",
+        "suite_minutes_at_most": round(SUITE_EPISODES * SUITE_STEPS / two / 60, 1),
+    }
+
+
+def worker_rate(evaluation: Evaluation, workers: int, episodes: int) -> float:
+    """Return control steps per second, from the moment at which every worker has ended an episode."""
+    items = [Item(evaluation.tasks[0], episode, film=False) for episode in range(episodes)]
+    compute = Compute("local", workers, 1)
+    ended: list[tuple[float, int]] = []
+    for _, finished in map_unordered(run_item, items, compute, setup=partial(Worker, evaluation)):
+        ended.append((perf_counter(), finished.record.steps))
+    return sum(steps for _, steps in ended[workers:]) / (ended[-1][0] - ended[workers - 1][0])
+
+
+def run_item(worker: Worker, item: Item) -> Finished:
+    """Run one episode on a worker."""
+    return worker.run(item)
+
+
+if __name__ == "__main__":
+    main()
