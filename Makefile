@@ -1,7 +1,7 @@
 # `make repro` and `make test` do everything on a fresh machine. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup system repro test test-fast lint format params requirements bench clean
+.PHONY: help setup system repro test test-fast test-exhaustive lint format params requirements bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +36,10 @@ test: setup  ## All tests that CI trusts
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_pipeline.py tests
 
 test-fast: setup  ## The tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not exhaustive"
+
+test-exhaustive: setup  ## Tests that repeat for minutes what another shows once
+	$(BIN)/python -m pytest -m exhaustive
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

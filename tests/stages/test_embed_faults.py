@@ -141,6 +141,13 @@ def test_a_kill_of_a_build_with_local_workers(base: Path, tmp_path: Path, forker
     assert took(tmp_path)["images"] + took(tmp_path)["images_resumed"] == VIEWS * IMAGES
 
 
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+def test_kills_of_a_build_with_local_workers(base: Path, tmp_path: Path, forker: Forker) -> None:
+    argv = arguments(base, tmp_path, scheduler="local", workers=2)
+    kill_at_random(forker, argv, tmp_path, base, KILLS, seed=2)
+
+
 def test_kills_of_a_build_on_a_cluster(base: Path, tmp_path: Path, forker: Forker, cluster: Cluster) -> None:
     """The workers live on, and may still write a unit while the next run has it made once more."""
     argv = arguments(base, tmp_path, scheduler=cluster.address)
