@@ -4,21 +4,29 @@
     python -m stages.report --summary                                   # print the result, write nothing
     python -m stages.report --record                                    # docs/results/<experiment>.json, to commit
     python -m stages.report --results results/random --training '' --out results/random.html   # of a baseline
+    python -m stages.report --demos libero_spatial                      # results/libero_spatial_demos.html
 
 Reads results/flow (eval.json, episodes.jsonl, videos/) and runs/flow/train.json, and, where they exist, the
-committed figures docs/results/single_task_overfit_scripted.json and docs/results/expert.json.
+committed figures docs/results/single_task_overfit_scripted.json and docs/results/expert.json. With --demos it shows the
+demonstrations of a suite instead: videos of both cameras, actions against time, distributions, and what was left out.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import load
 from pipeline.files import write_atomic
+from pipeline.libero.demonstrations import scan
+from pipeline.libero.suites import tasks
+from pipeline.report.dataset import dataset_page
 from pipeline.report.inputs import read_inputs, read_json, stage_seconds
 from pipeline.report.page import page
 from pipeline.rollout.metrics import headline
 from stages import cli
+
+DEMOS = Path("data/demos")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,15 +35,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", default="results/flow", help="of the evaluation (default: %(default)s)")
     parser.add_argument("--training", default="runs/flow/train.json", help="'' for none (default: %(default)s)")
     parser.add_argument("--figures", default="docs/results", help="committed results (default: %(default)s)")
-    parser.add_argument("--out", default="results/report.html", help="default: %(default)s")
+    parser.add_argument("--out", help="default: results/report.html; with --demos results/SUITE_demos.html")
     parser.add_argument("--record", action="store_true", help="keep the figures of this experiment below --figures")
     parser.add_argument("--summary", action="store_true", help="print the result, write nothing")
+    parser.add_argument("--demos", metavar="SUITE", help="show the demonstrations of this suite instead")
     args = parser.parse_args(argv)
     figures, results = Path(args.figures), Path(args.results)
     params = load(args.params)
     experiment = params.experiment
     training = Path(args.training) if args.training else None
-    seconds = stage_seconds(Path("data/demos"), Path(".scratch/embed"), params.data.suites)
+    seconds = stage_seconds(DEMOS, Path(".scratch/embed"), params.data.suites)
+    if args.demos:
+        out = Path(args.out or f"results/{args.demos}_demos.html")
+        print(show_demos(args.demos, params.data.tasks.get(args.demos), out))
+        return
     if args.record:
         print(record(figures / f"{experiment}.json", results / "eval.json", training, seconds))
         return
@@ -47,11 +60,19 @@ def main(argv: list[str] | None = None) -> None:
         expert=figures / "expert.json",
         recording=seconds,
     )
-    out = Path(args.out)
+    out = Path(args.out or "results/report.html")
     if not args.summary:
         write_atomic(out, page(inputs))
     print(headline(inputs.results))
     print(f"report: {out}")
+
+
+def show_demos(suite: str, chosen: Sequence[int] | None, out: Path) -> Path:
+    """Write the page of a suite's demonstrations."""
+    wanted = tasks(suite, chosen)
+    demos, quarantine = scan(DEMOS, suite, wanted)
+    write_atomic(out, dataset_page(suite, wanted, demos, quarantine))
+    return out
 
 
 def record(target: Path, evaluation: Path, training: Path | None, seconds: dict[str, float]) -> Path:

@@ -28,7 +28,9 @@ RUN_ELSEWHERE = {
         "tests/stages/test_train_flow.py"
     ),
     "python -m stages.eval_libero": "tests/stages/test_eval_libero.py",
+    "python -m stages.eval_libero --agent replay": "tests/stages/test_eval_libero.py",
     "python -m stages.report": "tests/stages/test_report.py",
+    "python -m stages.report --demos libero_spatial": "tests/stages/test_report_demos.py",
     "python -m cache info data/embeddings/libero_spatial.zarr": "tests/test_pipeline.py",
     "python -m cache verify data/embeddings/libero_spatial.zarr": "tests/test_pipeline.py",
 }

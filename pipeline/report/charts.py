@@ -37,27 +37,78 @@ def line_chart(title: str, x_label: str, series: Sequence[Series]) -> Markup:
     low, high = floor(log10(min(y for _, y in every))), ceil(log10(max(y for _, y in every)))
     high = max(high, low + 1)
 
-    def place(x: Number, y: Number) -> tuple[float, float]:
-        across = LEFT + x / x_max * (WIDTH - LEFT - RIGHT)
-        down = TOP + (high - log10(y)) / (high - low) * (HEIGHT - TOP - BOTTOM)
-        return round(across, 1), round(down, 1)
+    def place(x: Number, y: Number) -> tuple[Number, Number]:
+        return _across(x / x_max), _down((log10(y) - low) / (high - low))
 
     grid = [_y_tick(10.0**k, place(0, 10.0**k)[1]) for k in range(low, high + 1)]
     grid += [_x_tick(x, place(x, 10.0**low)[0]) for x in ticks(x_max)]
     lines = [_line(s, [place(*p) for p in points[s.name]]) for s in shown]
     last = "; ".join(f"{s.name} {points[s.name][-1][1]:.3g} at {points[s.name][-1][0]:g}" for s in shown)
+    words = f"{title} against {x_label}, logarithmic scale. Last values: {last}"
+    return _figure(title, words, x_label, [*grid, *lines], shown)
+
+
+def trace_chart(title: str, x_label: str, series: Sequence[Series], low: Number, high: Number) -> Markup:
+    """Return a figure of `series` against x from 0, y from `low` to `high`."""
+    x_max = max(max(s.x) for s in series) or 1
+
+    def place(x: Number, y: Number) -> tuple[Number, Number]:
+        return _across(x / x_max), _down((y - low) / (high - low))
+
+    grid = [_y_tick(y, place(0, y)[1]) for y in (low, (low + high) / 2, high)]
+    grid += [_x_tick(x, place(x, low)[0]) for x in ticks(x_max)]
+    lines = [_line(s, [place(*p) for p in zip(s.x, s.y, strict=True)]) for s in series]
+    ranges = "; ".join(f"{s.name} {min(s.y):.2g} to {max(s.y):.2g}" for s in series)
+    return _figure(title, f"{title} against {x_label}. Ranges: {ranges}", x_label, [*grid, *lines], series)
+
+
+def histogram(title: str, x_label: str, counts: Sequence[int], low: Number, high: Number) -> Markup:
+    """Return a figure of bars: how many values lie in each of equal bins from `low` to `high`."""
+    top = max(max(counts), 1)
+    width = (WIDTH - LEFT - RIGHT) / len(counts)
+    bars = [
+        el(
+            "rect",
+            x=round(LEFT + i * width + 0.5, 1),
+            y=_down(n / top),
+            width=round(width - 1, 1),
+            height=round(_down(0) - _down(n / top), 1),
+            class_="bar",
+        )
+        for i, n in enumerate(counts)
+        if n
+    ]
+    grid = [_y_tick(n, _down(n / top)) for n in sorted({0, top})]
+    grid += [_x_tick(low + share * (high - low), _across(share)) for share in (0, 0.5, 1)]
+    fullest = max(range(len(counts)), key=lambda i: counts[i])
+    edges = [low + (fullest + i) * (high - low) / len(counts) for i in (0, 1)]
+    words = (
+        f"{title}: {sum(counts)} values from {low:g} to {high:g}; most, {top}, from {edges[0]:.3g} to {edges[1]:.3g}"
+    )
+    return _figure(title, words, x_label, [*grid, *bars], ())
+
+
+def _across(share: Number) -> Number:
+    return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _down(share: Number) -> Number:
+    return round(TOP + (1 - share) * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _figure(title: str, words: str, x_label: str, drawing: Sequence[Markup], series: Sequence[Series]) -> Markup:
+    """Put a chart together. `words` are what a screen reader says of it."""
     svg = el(
         "svg",
-        el("title", f"{title} against {x_label}, logarithmic scale. Last values: {last}"),
-        grid,
+        el("title", words),
+        drawing,
         el("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, class_="axis", text_anchor="middle"),
-        lines,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         class_="chart",
     )
-    legend = [el("li", el("span", class_=f"key {s.style}", aria_hidden="true"), s.name) for s in shown]
-    return el("figure", el("figcaption", title), svg, el("ul", legend, class_="legend"))
+    legend = [el("li", el("span", class_=f"key {s.style}", aria_hidden="true"), s.name) for s in series]
+    return el("figure", el("figcaption", title), svg, el("ul", legend, class_="legend") if legend else "")
 
 
 def ticks(top: Number, about: int = 5) -> list[float]:
@@ -100,7 +151,7 @@ def _line(series: Series, places: list[tuple[Number, Number]]) -> Markup:
 
 
 def _y_tick(value: Number, y: Number) -> Markup:
-    name = f"{value:g}" if 1e-3 <= value <= 1e3 else f"1e{round(log10(value))}"
+    name = f"{value:g}" if value <= 0 or 1e-3 <= value < 1e5 else f"1e{round(log10(value))}"
     return Markup(
         el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
         + el("text", name, x=LEFT - 6, y=y + 4, class_="axis", text_anchor="end")

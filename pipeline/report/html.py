@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 
 class Markup(str):
@@ -61,6 +62,39 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Content]], 
         el("tbody", body),
     )
     return el("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def video(clip: bytes, poster: bytes, label: str) -> Markup:
+    """Return a player of an mp4 file.
+
+    Args:
+        poster: PNG file shown before it plays.
+        label: what a screen reader says of it.
+    """
+    return el(
+        "video",
+        src=data_uri(clip, "video/mp4"),
+        poster=data_uri(poster, "image/png"),
+        controls=True,
+        muted=True,
+        playsinline=True,
+        loop=True,
+        preload="none",
+        aria_label=label,
+    )
+
+
+def document(title: str, header: Content, main: Content) -> str:
+    """Return a whole page that needs nothing else."""
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", title),
+        el("style", Markup((Path(__file__).parent / "style.css").read_text())),
+    )
+    body = el("body", el("header", header), el("main", main))
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
 
 def data_uri(content: bytes, kind: str) -> str:

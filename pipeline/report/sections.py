@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from pipeline.errors import DataError
 from pipeline.report.charts import Series, interval_bar, line_chart, shares_bar
-from pipeline.report.html import Content, Markup, Number, data_uri, el, table
+from pipeline.report.html import Content, Markup, Number, data_uri, el, table, video
 from pipeline.report.inputs import Inputs
 from pipeline.rollout.metrics import CONTROL_HZ, seen_before, whether_it_looks, wilson
 from pipeline.rollout.record import EpisodeRecord
@@ -177,20 +177,10 @@ def _clip(path: Path) -> tuple[bytes, UInt8[np.ndarray, "T H W 3"]]:
 
 
 def _video(record: EpisodeRecord, clip: bytes, frames: UInt8[np.ndarray, "T H W 3"]) -> Markup:
-    video = el(
-        "video",
-        src=data_uri(clip, "video/mp4"),
-        poster=data_uri(png(frames[len(frames) // 2]), "image/png"),
-        controls=True,
-        muted=True,
-        playsinline=True,
-        loop=True,
-        preload="none",
-        aria_label=f"Recording of {_words(record)}",
-    )
+    player = video(clip, png(frames[len(frames) // 2]), f"Recording of {_words(record)}")
     badge = el("span", record.outcome, class_=f"badge {record.outcome}")
     text = f" {record.suite} {record.task}, episode {record.episode}: {record.steps} steps"
-    return el("figure", video, el("figcaption", badge, text))
+    return el("figure", player, el("figcaption", badge, text))
 
 
 def _strip(record: EpisodeRecord, frames: UInt8[np.ndarray, "T H W 3"]) -> Markup:
@@ -354,8 +344,3 @@ def duration(seconds: Number) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def style() -> str:
-    """Return the style sheet."""
-    return (Path(__file__).parent / "style.css").read_text()

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,42 +16,7 @@ from pipeline.rollout.record import write_records
 from pipeline.rollout.video import VideoRecorder
 from stages import report
 from tests.rollout.make import record
-
-VOID = {"meta", "img"}  # an SVG element is to be closed
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, text, and whether elements nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.text: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open, f"not closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def all(self, tag: str) -> list[dict]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    def says(self) -> str:
-        return " ".join("".join(self.text).split())
+from tests.stages.browser import CHROMIUM, Page, drawn
 
 
 def clip(hue: int) -> bytes:
@@ -272,42 +235,11 @@ def test_ticks_are_round(top: float, expected: list[float]) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_browser_draws_it(html: str, project: Path, tmp_path: Path, width: int) -> None:
-    """Nothing is wider than the screen, every picture decodes, every video is one that the browser can play."""
-    probe = """<script>addEventListener('load', async () => {
-        const wait = video => new Promise(done => {
-            video.onloadeddata = () => done(true); video.onerror = () => done(false);
-            video.preload = 'auto'; video.load(); });
-        const videos = await Promise.all([...document.querySelectorAll('video')].map(wait));
-        document.title = JSON.stringify({over: document.documentElement.scrollWidth - innerWidth, inner: innerWidth,
-            drawn: [...document.querySelectorAll('svg :not(title)')].every(e => {
-                const b = e.getBoundingClientRect(); return b.width + b.height > 0; }),
-            images: [...document.images].every(i => i.naturalWidth > 0), videos}); });</script>"""
-    probed = tmp_path / "probed.html"
-    # An iframe has the width asked for, which a headless window, some 500 pixels at least, has not.
-    framed = html.replace("</body>", f"{probe}</body>")
-    probed.write_text(framed)
-    outer = tmp_path / "outer.html"
-    outer.write_text(
-        f'<iframe src="probed.html" width="{width}" height="900" style="border:0"></iframe>'
-        "<script>setInterval(() => { document.title = frames[0].document.title; }, 50)</script>"
-    )
-    dom = subprocess.run(
-        [
-            *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
-            *(
-                "--allow-file-access-from-files",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--virtual-time-budget=8000",
-            ),
-            *("--window-size=1300,900", "--dump-dom", outer.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    found = json.loads(dom.split("<title>")[1].split("</title>")[0])
-    assert found["inner"] == width and found["over"] <= 0
-    assert found["drawn"], "each element of each chart has a size: it is where the browser draws"
-    assert found["images"] and found["videos"] == [True] * 6
+def test_browser_draws_it(html: str, tmp_path: Path, width: int) -> None:
+    assert drawn(html, tmp_path, width) == {
+        "inner": width,
+        "over": 0,
+        "drawn": True,
+        "images": True,
+        "videos": [True] * 6,
+    }

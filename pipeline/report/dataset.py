@@ -1,0 +1,117 @@
+"""What a suite's demonstrations look like: both cameras, actions over time, lengths, what is left out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from pipeline.libero.demonstrations import IMAGE_KEYS, Demo, Quarantined, read
+from pipeline.libero.suites import Task
+from pipeline.report.charts import Series, histogram, trace_chart
+from pipeline.report.html import Content, Markup, document, el, table, video
+from pipeline.rollout.metrics import CONTROL_HZ
+from pipeline.rollout.video import VideoRecorder, png, read_frames
+
+SAMPLES = 3  # recordings per task: the shortest, the median and the longest demonstration
+BINS = 32
+ACTION_NAMES = ("dx", "dy", "dz", "dax", "day", "daz", "gripper")
+
+
+def dataset_page(suite: str, tasks: Sequence[Task], demos: Sequence[Demo], quarantine: Sequence[Quarantined]) -> str:
+    """Return the page.
+
+    Raises:
+        DataError: a demonstration can't be read any more.
+    """
+    frames = sum(demo.length for demo in demos)
+    left_out = f", {len(quarantine)} left out" if quarantine else ""
+    of = f"{len(tasks)} task{'s' if len(tasks) != 1 else ''}"
+    text = f"{len(demos)} demonstrations of {of}, {frames} steps at {CONTROL_HZ} Hz{left_out}"
+    header = (el("h1", f"Demonstrations: {suite}"), el("p", text))
+    own = [(task, [demo for demo in demos if demo.task == task]) for task in tasks]
+    main = [_overview(own), *(_task(task, mine) for task, mine in own if mine), _quarantine(quarantine)]
+    return document(f"Demonstrations: {suite}", header, main)
+
+
+def _overview(own: Sequence[tuple[Task, Sequence[Demo]]]) -> Markup:
+    rows: list[Sequence[Content]] = []
+    for task, demos in own:
+        lengths = [demo.length for demo in demos]
+        shown = [str(f(lengths)) for f in (min, lambda x: round(float(np.median(x))), max)] if demos else ["–"] * 3
+        rows.append(([el("span", f"task {task.id} ", class_="id"), task.language], str(len(demos)), *shown))
+    head = ("Task", "Demonstrations", "Shortest", "Median", "Longest")
+    made = table("Demonstrations per task, and their lengths in steps", head, rows, numbers=(1, 2, 3, 4))
+    return el("section", el("h2", "Tasks"), made)
+
+
+def _task(task: Task, demos: Sequence[Demo]) -> Markup:
+    by_length = sorted(demos, key=lambda demo: demo.length)
+    picks = sorted(set(np.linspace(0, len(demos) - 1, SAMPLES).round().astype(int).tolist()))
+    samples = [by_length[i] for i in picks]
+    moved = [read(demo, ()) for demo in demos]
+    typical = samples[len(samples) // 2]
+    return el(
+        "section",
+        el("h2", f"{task.id}: {task.language}"),
+        el("div", [_recording(demo) for demo in samples], class_="videos"),
+        el("h3", f"Actions of {typical.name}"),
+        _traces(moved[list(demos).index(typical)]),
+        el("h3", f"All {len(demos)} demonstrations"),
+        _distributions(demos, np.concatenate([rows["action"] for rows in moved])),
+    )
+
+
+def _recording(demo: Demo) -> Markup:
+    images = read(demo, tuple(IMAGE_KEYS))["images"]
+    recorder = VideoRecorder(tuple(IMAGE_KEYS))
+    for t in range(demo.length):
+        recorder.add({camera: frames[t] for camera, frames in images.items()})
+    clip = recorder.close() or b""
+    poster = png(read_frames(clip)[demo.length // 2])
+    words = f"{demo.name}: {demo.length} steps, {demo.length / CONTROL_HZ:.1f} s"
+    return el("figure", video(clip, poster, f"Both cameras in {words}"), el("figcaption", words))
+
+
+def _traces(rows: dict[str, Any]) -> Markup:
+    """Action and gripper against time. Observations were recorded after the action of the same row."""
+    action, fingers = rows["action"], rows["gripper"]
+    seconds = (np.arange(len(action)) / CONTROL_HZ).tolist()
+
+    def lines(columns: range) -> list[Series]:
+        styles = ("a", "b", "d")
+        return [
+            Series(ACTION_NAMES[i], seconds, action[:, i].tolist(), style)
+            for i, style in zip(columns, styles, strict=True)
+        ]
+
+    opening = 1000 * (fingers[:, 0] - fingers[:, 1])
+    command = Series("command: -1 opens, +1 closes", seconds, action[:, 6].tolist(), "a")
+    return el(
+        "div",
+        trace_chart("Translation, 1 = 5 cm", "s", lines(range(3)), -1, 1),
+        trace_chart("Rotation, 1 = 0.5 rad", "s", lines(range(3, 6)), -1, 1),
+        trace_chart("Gripper command", "s", [command], -1, 1),
+        trace_chart("Opening of the fingers, mm", "s", [Series("opening", seconds, opening.tolist(), "a")], 0, 80),
+        class_="charts",
+    )
+
+
+def _distributions(demos: Sequence[Demo], actions: Float[np.ndarray, "N 7"]) -> Markup:
+    lengths = np.array([demo.length for demo in demos])
+    low, high = int(lengths.min()) // 10 * 10, (int(lengths.max()) // 10 + 1) * 10
+    counts = np.histogram(lengths, bins=(high - low) // 10, range=(low, high))[0]
+    charts = [histogram("Length of demonstrations", "steps", counts.tolist(), low, high)]
+    for i, name in enumerate(ACTION_NAMES):
+        counts = np.histogram(actions[:, i], bins=BINS, range=(-1, 1))[0]
+        mean, std = actions[:, i].mean(), actions[:, i].std()
+        charts.append(histogram(name, f"mean {mean:.3f}, std {std:.3f}", counts.tolist(), -1, 1))
+    return el("div", charts, class_="charts")
+
+
+def _quarantine(quarantine: Sequence[Quarantined]) -> Markup:
+    heading = el("h2", "Left out")
+    if not quarantine:
+        return el("section", heading, el("p", "Nothing: every demonstration that was found is sound."))
+    rows = [(q.file.name, q.demo or "the whole file", q.reason) for q in quarantine]
+    return el("section", heading, table("What is damaged, and how", ("File", "Demonstration", "Why"), rows))
