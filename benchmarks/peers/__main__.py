@@ -25,6 +25,7 @@ import yaml
 from benchmarks.scale import cpu_name
 from cache import open_store
 from pipeline.config import load
+from pipeline.encode.source import source_name
 from pipeline.libero.demonstrations import read, scan
 from pipeline.libero.suites import tasks
 from pipeline.provenance import versions

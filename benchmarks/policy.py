@@ -1,0 +1,117 @@
+"""What an action costs: every head's latency at batch 1, by sampling steps, eager and compiled; parameters, FLOPs.
+
+    python -m benchmarks.policy [--repeat 200] [--rounds 3]
+
+The reference's head (one action, from configs/policy/reference.yaml) and the quickstart's (16 actions), then the other
+heads and networks at the quickstart's sizes, on seeded weights: latency does not depend on their values. Fusion is part
+of it, CLIP is not. By turns, in one run; medians. Writes benchmarks/results/policy.json.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.scale import cpu_name
+from pipeline.compute import cores
+from pipeline.config.compose import compose
+from pipeline.config.load import from_dict
+from pipeline.policy.fusion import PROPRIO_DIMS
+from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
+from pipeline.provenance import versions
+
+DIM = 512
+STEPS = (1, 2, 4, 10, 50)
+COMPILED_STEPS = (10,)
+STEPLESS = ("l1", "l2", "cvae", "tokens")
+# Width and depth of a token-wise transformer with about as many parameters as the MLPs.
+TRANSFORMER = ("policy.velocity_width=256", "policy.velocity_layers=4")
+BOUNDED = "policy.standardise_actions=false"
+POLICIES: dict[str, list[str]] = {
+    "reference": ["policy=reference"],
+    "quickstart": [],
+    "flow, residual": ["policy.velocity=residual"],
+    "flow, transformer": ["policy.velocity=transformer", *TRANSFORMER],
+    "diffusion, mlp": ["policy.head=diffusion", BOUNDED],
+    "l1": ["policy.head=l1"],
+    "cvae": ["policy.head=cvae"],
+    "tokens": ["policy.head=tokens", BOUNDED],
+}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """Measure, print and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/policy.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(cores())
+    result = {
+        "machine": {"cpu": cpu_name(), "cores": cores(), "device": DEVICE.type, "load_before": os.getloadavg()[0]},
+        "versions": versions(),
+        "unit": "ms for one call of the policy on features, batch 1, median",
+        "policies": {name: measure(overrides, args.repeat, args.rounds) for name, overrides in POLICIES.items()},
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    for name, row in result["policies"].items():
+        print(f"{name:20} {row['parameters'] / 1e6:5.2f} M  {row['eager_ms']}  compiled {row['compiled_ms']}")
+
+
+def measure(overrides: list[str], repeat: int, rounds: int) -> dict[str, Any]:
+    """Return one policy's figures."""
+    params = from_dict(yaml.safe_load(compose(overrides)))
+    arch = Architecture.of(params.policy, DIM, DIM)
+    torch.manual_seed(0)
+    network = FlowPolicy(arch).to(DEVICE).eval()
+    compiled = torch.compile(network.act)
+    steps = (1,) if arch.head in STEPLESS else STEPS
+    ways: dict[tuple[str, int], Callable[[], Any]] = {("eager", n): call(network.act, arch, n) for n in steps}
+    ways |= {("compiled", n): call(compiled, arch, n) for n in steps if n in COMPILED_STEPS or len(steps) == 1}
+    found: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    for way in ways.values():
+        way()  # compiles
+    for _ in range(rounds):
+        for key, way in ways.items():
+            found[key] += [milliseconds(way) for _ in range(repeat // rounds)]
+    with FlopCounterMode(display=False) as counter:
+        ways["eager", min(10, steps[-1])]()
+    times = {key: round(median(values), 3) for key, values in found.items()}
+    return {
+        "overrides": overrides,
+        "parameters": network.parameter_counts()["total"],
+        "actions": arch.horizon,
+        "mflop_at_10_steps": round(counter.get_total_flops() / 1e6, 2),
+        "eager_ms": {n: ms for (way, n), ms in times.items() if way == "eager"},
+        "compiled_ms": {n: ms for (way, n), ms in times.items() if way == "compiled"},
+    }
+
+
+def call(act: Callable[..., Any], arch: Architecture, steps: int) -> Callable[[], Any]:
+    """Return a call on made-up features."""
+    images = {camera: torch.randn(1, arch.image_dim, device=DEVICE) for camera in arch.cameras}
+    proprio = {name: torch.randn(1, PROPRIO_DIMS[name], device=DEVICE) for name in arch.proprio}
+    text = torch.randn(1, arch.text_dim, device=DEVICE)
+    noise = torch.randn(1, arch.horizon, ACTION_DIM, device=DEVICE)
+    return lambda: act(images, text, proprio, noise, steps).cpu()
+
+
+def milliseconds(function: Callable[[], Any]) -> float:
+    """Return how long one call takes."""
+    started = perf_counter()
+    function()
+    return 1e3 * (perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
