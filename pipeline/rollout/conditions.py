@@ -10,14 +10,16 @@ from pipeline.libero.simulator import CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task, tasks
 from pipeline.rollout.agent import Agent
 
-OF_THE_AGENT = ("blank_cameras", "other_instruction")
+BLANKED = {"blank_cameras": tuple(CAMERAS)} | {f"blank_{camera}": (camera,) for camera in CAMERAS}
+OTHER_EPISODE = "other_episode"
+OF_THE_AGENT = (*BLANKED, OTHER_EPISODE, "other_instruction")
 """The conditions that change what an agent is given; the others change the scene."""
 
 
 def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:
     """Return the agent as this condition lets it see and hear."""
-    if condition == "blank_cameras":
-        return Blank(agent, sim.image_size)
+    if condition in BLANKED:
+        return Blank(agent, BLANKED[condition], sim.image_size)
     if condition == "other_instruction":
         return OtherInstruction(agent)
     return agent
@@ -47,21 +49,58 @@ def alter_world(simulator: Simulator, condition: str, amount: float | None, seed
 
 
 class Blank:
-    """An agent whose cameras show black. Nothing is drawn for it."""
+    """An agent some of whose cameras show black. They are not drawn."""
 
-    cameras: tuple[str, ...] = ()
-
-    def __init__(self, agent: Agent, image_size: int) -> None:
+    def __init__(self, agent: Agent, blanked: tuple[str, ...], image_size: int) -> None:
+        self.cameras = tuple(camera for camera in agent.cameras if camera not in blanked)
         self.execute = agent.execute
         self._agent = agent
         black = np.zeros((image_size, image_size, 3), np.uint8)
-        self._images = dict.fromkeys(agent.cameras, black)
+        self._black = {camera: black for camera in agent.cameras if camera in blanked}
 
     def reset(self, task: Task, seed: int) -> None:
         self._agent.reset(task, seed)
 
     def act(self, obs: Observation) -> np.ndarray:
-        return self._agent.act(replace(obs, images=self._images))
+        return self._agent.act(replace(obs, images=obs.images | self._black))
+
+
+class Noting:
+    """An agent, and the pictures that it was shown."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.cameras = agent.cameras
+        self.execute = agent.execute
+        self.seen: list[dict[str, np.ndarray]] = []
+        self._agent = agent
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._agent.reset(task, seed)
+
+    def act(self, obs: Observation) -> np.ndarray:
+        self.seen.append(obs.images)
+        return self._agent.act(obs)
+
+
+class Shown:
+    """An agent that is shown these pictures, look by look, and then the last of them, whatever happens."""
+
+    cameras: tuple[str, ...] = ()
+
+    def __init__(self, agent: Agent, pictures: list[dict[str, np.ndarray]]) -> None:
+        self.execute = agent.execute
+        self._agent = agent
+        self._pictures = pictures
+        self._looks = 0
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._agent.reset(task, seed)
+        self._looks = 0
+
+    def act(self, obs: Observation) -> np.ndarray:
+        images = self._pictures[min(self._looks, len(self._pictures) - 1)]
+        self._looks += 1
+        return self._agent.act(replace(obs, images=images))
 
 
 class OtherInstruction:

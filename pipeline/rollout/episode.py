@@ -5,7 +5,7 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError, SimulatorError
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import SUITES, Task, init_states
 from pipeline.rollout.agent import Agent, Privileged
-from pipeline.rollout.conditions import alter_world
+from pipeline.rollout.conditions import OTHER_EPISODE, Noting, Shown, alter_world
 from pipeline.rollout.record import EpisodeRecord, ErrorKind
 
 log = logging.getLogger(__name__)
@@ -167,6 +167,8 @@ class _Rollout:
 
     def run(self) -> None:
         """Act until the task is solved or the steps are spent."""
+        if self.settings.condition == OTHER_EPISODE:
+            self.agent = Shown(self.agent, self._neighbours_pictures())
         with self._timed("reset"):
             states = init_states(self.task)
             row = self.settings.first_init_state + self.episode
@@ -192,6 +194,15 @@ class _Rollout:
                     break
         if self.recorder:
             self._record(self._draw())
+
+    def _neighbours_pictures(self) -> list[dict[str, np.ndarray]]:
+        """Run the episode of the next init state as it is; return what the agent was shown in it."""
+        row = self.settings.first_init_state + self.episode
+        neighbour = self.episode + (1 if row + 1 < len(init_states(self.task)) else -1)
+        noting = Noting(self.agent)
+        plain = replace(self.settings, condition=PLAIN)
+        _Rollout(self.simulator, noting, self.task, neighbour, plain, None).run()
+        return noting.seen
 
     def _look(self) -> Observation:
         return self._draw() if self.agent.cameras else self.simulator.proprio()

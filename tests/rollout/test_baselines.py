@@ -32,15 +32,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, task: Task, sim: Sim) -> 
 
 @pytest.mark.sim
 @pytest.mark.slow
-def test_the_expert_solves_an_episode(task: Task, sim: Sim) -> None:
-    with Simulator(task, sim) as simulator:
-        record = run_episode(simulator, ExpertAgent(), task, 0, SETTINGS)
-    assert record.outcome == "success"
-    assert record.init_row == 30 and record.looks == record.steps and record.renders == 0
-
-
-@pytest.mark.sim
-@pytest.mark.slow
 def test_a_replay_does_what_the_demonstration_did(recorded: Path, task: Task, sim: Sim) -> None:
     with Simulator(task, sim) as simulator:
         record = run_episode(simulator, ReplayAgent(recorded), task, 0, SETTINGS)  # seed 0: other fixtures, another row

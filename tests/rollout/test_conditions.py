@@ -52,6 +52,35 @@ def test_blank_cameras_show_black_and_are_not_drawn(simulator: Simulator) -> Non
         assert np.abs(obs.joint_pos).max() > 0.1, "it still feels its arm"
 
 
+@pytest.mark.sim
+def test_one_camera_blanked_leaves_the_other(simulator: Simulator) -> None:
+    agent = Attentive()
+    blank = alter_agent(agent, "blank_agentview", simulator._sim)
+    assert blank.cameras == ("eye_in_hand",)
+    run_episode(simulator, blank, simulator.task, 0, replace(SETTINGS, condition="blank_agentview"))
+    for obs in agent.seen:
+        assert not obs.images["agentview"].any() and obs.images["eye_in_hand"].mean() > 20
+    assert set(agent.seen[0].images) == {"agentview", "eye_in_hand"}
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.parametrize(("episode", "neighbour"), [(3, 4), (49, 48)])
+def test_pictures_of_another_episode_are_the_next_ones(simulator: Simulator, episode: int, neighbour: int) -> None:
+    agent = Attentive()
+    plain = run_episode(simulator, agent, simulator.task, neighbour, SETTINGS)
+    theirs = [obs.images["agentview"] for obs in agent.seen]
+    own = run_episode(simulator, Attentive(), simulator.task, episode, SETTINGS)
+    agent.seen.clear()
+    record = run_episode(simulator, agent, simulator.task, episode, replace(SETTINGS, condition="other_episode"))
+    shown = agent.seen[len(theirs) :]  # those before are the neighbour's own episode, run first
+    for picture, obs in zip(theirs, shown, strict=True):
+        np.testing.assert_array_equal(obs.images["agentview"], picture)
+    np.testing.assert_array_equal(agent.seen[0].images["agentview"], theirs[0])
+    assert record.final_state == own.final_state != plain.final_state, "random actions do not depend on pictures"
+    assert (record.steps, record.looks, record.renders) == (8, 2, 0)
+
+
 def test_another_instruction_is_the_next_tasks(task: Task, sim: Sim) -> None:
     last = tasks("libero_spatial", [9])[0]
     for told, expected in ((task, 1), (last, 0)):
@@ -62,7 +91,7 @@ def test_another_instruction_is_the_next_tasks(task: Task, sim: Sim) -> None:
 
 def test_an_agent_under_other_conditions_is_left_alone(sim: Sim) -> None:
     agent = Attentive()
-    assert all(alter_agent(agent, name, sim) is agent for name in ("plain", "light", "displaced", "moved_camera"))
+    assert all(alter_agent(agent, name, sim) is agent for name in ("plain", "light", "other_episode", "moved_camera"))
 
 
 @pytest.mark.sim
