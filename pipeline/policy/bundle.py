@@ -3,6 +3,7 @@
 Of a policy that was trained through CLIP, encoder.safetensors holds the image tower.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from pipeline.errors import DataError
 from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
 
 FORMAT = "vla-flow-policy"
-VERSION = 2
+VERSION = 3
 WEIGHTS = "weights.safetensors"
 TOWER = "encoder.safetensors"
 
@@ -75,7 +76,7 @@ class PolicyBundle:
             text: (B, D) instruction features.
             proprio: name -> (B, k).
             generator: a CPU generator, the source of the flow's noise: the same noise on any device.
-            steps: Euler steps; the policy's own number if None.
+            steps: of sampling; the policy's own number if None.
         """
         images = {name: self._tensor(features[name]) for name in self.spec.architecture.cameras}
         states = {name: self._tensor(proprio[name]) for name in self.spec.architecture.proprio}
@@ -125,6 +126,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
         raise DataError(f"{weights}: cannot be read as this policy's weights: {error}. Train again.") from None
     tower = _read(path / TOWER) if spec.tune != "none" else None
     return PolicyBundle(spec, network.to(device).eval(), torch.device(device), tower)
+
+
+def weights_digest(path: str | Path) -> str:
+    """Return the SHA-256 of all weights of the bundle at `path`.
+
+    Raises:
+        DataError: there is no bundle.
+    """
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, *([TOWER] if load_spec(path).tune != "none" else [])):
+        try:
+            digest.update((Path(path) / name).read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"{path}/{name}: not found. Train again: dvc repro -f train_flow") from None
+    return digest.hexdigest()
 
 
 def _read(file: Path) -> dict[str, Tensor]:

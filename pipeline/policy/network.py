@@ -1,19 +1,25 @@
-"""The trainable policy: normaliser, fusion and flow in one module, and the description it is built from."""
+"""The trainable policy: normaliser, fusion and action head in one module, and the description it is built from."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.config import PolicyParams
-from pipeline.policy.flow import RectifiedFlow
+from pipeline.policy.diffusion import Diffusion
+from pipeline.policy.flow import RectifiedFlow, Solver, Times
 from pipeline.policy.fusion import PROPRIO_DIMS, Fusion
+from pipeline.policy.head import Head
 from pipeline.policy.normaliser import Normaliser
-from pipeline.policy.velocity import MlpVelocity
+from pipeline.policy.regression import Cvae, Regression
+from pipeline.policy.tokens import ActionTokens
+from pipeline.policy.velocity import MlpVelocity, ResidualVelocity, TransformerVelocity
 
+HeadName = Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
+NetworkName = Literal["mlp", "residual", "transformer"]
 ACTION_DIM = 7  # [dx, dy, dz, dax, day, daz, gripper]
 
 
@@ -26,11 +32,15 @@ class Architecture:
     image_dim: int
     text_dim: int
     width: int
+    head: HeadName
+    velocity: NetworkName
     velocity_width: int
     velocity_layers: int
     time_dim: int
     horizon: int
     execute: int
+    times: Times
+    solver: Solver
     sampling_steps: int
     standardise_actions: bool
 
@@ -69,10 +79,7 @@ class FlowPolicy(nn.Module):
             arch.standardise_actions,
         )
         self.fusion = Fusion(arch.cameras, arch.proprio, arch.image_dim, arch.text_dim, arch.width)
-        velocity = MlpVelocity(
-            arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers, arch.time_dim
-        )
-        self.head = RectifiedFlow(velocity, arch.horizon, ACTION_DIM)
+        self.head = make_head(arch)
 
     def forward(
         self,
@@ -81,15 +88,15 @@ class FlowPolicy(nn.Module):
         proprio: Mapping[str, Tensor],
         actions: Float[Tensor, "B H A"],
         noise: Float[Tensor, "B H A"],
-        t: Float[Tensor, " B"],
+        u: Float[Tensor, " B"],
         feature_noise: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, " B"]:
-        """Return each row's flow loss. `feature_noise` is added to the standardised image features."""
+        """Return each row's loss (see `Head`). `feature_noise` is added to the standardised image features."""
         images, text, proprio = self.normaliser.inputs(images, text, proprio)
         if feature_noise is not None:
             images = {name: x + feature_noise[name] for name, x in images.items()}
         condition = self.fusion(images, text, proprio)
-        return self.head.loss(self.normaliser.action(actions), condition, noise, t)
+        return self.head.loss(self.normaliser.action(actions), condition, noise, u)
 
     @torch.no_grad()
     def act(
@@ -101,9 +108,19 @@ class FlowPolicy(nn.Module):
         steps: int | None = None,
     ) -> Float[Tensor, "B H A"]:
         """Return actions for the environment, clipped to [-1, 1]; `steps` defaults to the policy's sampling_steps."""
+        return self.propose(images, text, proprio, noise, steps).clamp(-1, 1)
+
+    def propose(
+        self,
+        images: Mapping[str, Tensor],
+        text: Float[Tensor, "B D"],
+        proprio: Mapping[str, Tensor],
+        noise: Float[Tensor, "B H A"],
+        steps: int | None = None,
+    ) -> Float[Tensor, "B H A"]:
+        """Return actions in the environment's units before they are clipped."""
         condition = self.fusion(*self.normaliser.inputs(images, text, proprio))
-        actions = self.head.sample(condition, noise, steps or self.arch.sampling_steps)
-        return self.normaliser.action.inverse(actions).clamp(-1, 1)
+        return self.normaliser.action.inverse(self.head.sample(condition, noise, steps or self.arch.sampling_steps))
 
     def parameter_counts(self) -> dict[str, int]:
         """Return trainable parameters by component, named as in the reference's table."""
@@ -116,3 +133,19 @@ class FlowPolicy(nn.Module):
         counts["velocity"] = count(self.head)
         counts["total"] = count(self)
         return counts
+
+
+def make_head(arch: Architecture) -> Head:
+    """Return the action head that `arch` names. A new one is plugged in here, and named in `HeadName`."""
+    if arch.head in ("flow", "diffusion"):
+        network = {"mlp": MlpVelocity, "residual": ResidualVelocity, "transformer": TransformerVelocity}[arch.velocity]
+        velocity = network(
+            arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers, arch.time_dim
+        )
+        return RectifiedFlow(velocity, arch.times, arch.solver) if arch.head == "flow" else Diffusion(velocity)
+    sizes = (arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers)
+    if arch.head == "cvae":
+        return Cvae(*sizes)
+    if arch.head == "tokens":
+        return ActionTokens(*sizes)
+    return Regression(*sizes, power=1 if arch.head == "l1" else 2)

@@ -6,6 +6,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def sinusoid(t: Float[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
@@ -13,6 +14,12 @@ def sinusoid(t: Float[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
     exponents = torch.linspace(0, math.log(1000.0), dim // 2, device=t.device, dtype=torch.float32)
     angle = t.float()[:, None] * exponents.exp()[None]
     return torch.cat([angle.sin(), angle.cos()], dim=1).to(t.dtype)
+
+
+def hidden_layers(inputs: int, width: int, layers: int) -> list[nn.Module]:
+    """Return `layers` linear layers of `width` with a SiLU after each."""
+    sizes = [inputs, *[width] * layers]
+    return [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
 
 
 class MlpVelocity(nn.Module):
@@ -24,9 +31,8 @@ class MlpVelocity(nn.Module):
         super().__init__()
         self.time_dim = time_dim
         self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU())
-        sizes = [horizon * action_dim + time_dim + condition_dim, *[width] * layers]
-        hidden = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
-        self.net = nn.Sequential(*hidden, nn.Linear(width, horizon * action_dim))
+        inputs = horizon * action_dim + time_dim + condition_dim
+        self.net = nn.Sequential(*hidden_layers(inputs, width, layers), nn.Linear(width, horizon * action_dim))
         self._open_to_noise(horizon * action_dim)
 
     @torch.no_grad()
@@ -46,3 +52,97 @@ class MlpVelocity(nn.Module):
         """Return the velocity at x_t. Units: standardised action per unit of flow time."""
         time = self.time(sinusoid(t, self.time_dim))
         return self.net(torch.cat([x_t.flatten(1), time, condition], dim=1)).view_as(x_t)
+
+
+class ResidualVelocity(nn.Module):
+    """An MLP of residual blocks, each scaled and shifted by time and condition (FiLM, arXiv 1709.07871)."""
+
+    def __init__(
+        self, horizon: int, action_dim: int, condition_dim: int, width: int, layers: int, time_dim: int
+    ) -> None:
+        super().__init__()
+        self.time_dim = time_dim
+        self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU())
+        self.enter = nn.Linear(horizon * action_dim, width)
+        self.blocks = nn.ModuleList(_ResidualBlock(width, time_dim + condition_dim) for _ in range(layers))
+        self.leave = nn.Linear(width, horizon * action_dim)
+
+    def forward(
+        self, x_t: Float[Tensor, "B H A"], t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]
+    ) -> Float[Tensor, "B H A"]:
+        """Return the velocity at x_t."""
+        given = torch.cat([self.time(sinusoid(t, self.time_dim)), condition], dim=1)
+        x = self.enter(x_t.flatten(1))
+        for block in self.blocks:
+            x = block(x, given)
+        return self.leave(x).view_as(x_t)
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int, given: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.Linear(given, 2 * width)
+        last = nn.Linear(width, width)
+        nn.init.zeros_(last.weight)  # each block begins as the identity
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(nn.Linear(width, width), nn.SiLU(), last)
+
+    def forward(self, x: Float[Tensor, "B width"], given: Float[Tensor, "B given"]) -> Float[Tensor, "B width"]:
+        scale, shift = self.film(given).chunk(2, dim=1)
+        return x + self.net(self.norm(x) * (1 + scale) + shift)
+
+
+class TransformerVelocity(nn.Module):
+    """A diffusion transformer over the chunk: a token per action, blocks modulated by time and condition.
+
+    adaLN-Zero of DiT (Peebles, Xie, arXiv 2212.09748). `width` is that of a token; its heads have 64 components.
+    """
+
+    def __init__(
+        self, horizon: int, action_dim: int, condition_dim: int, width: int, layers: int, time_dim: int
+    ) -> None:
+        super().__init__()
+        self.time_dim = time_dim
+        self.enter = nn.Linear(action_dim, width)
+        self.place = nn.Parameter(0.02 * torch.randn(horizon, width))
+        self.given = nn.Sequential(nn.Linear(time_dim + condition_dim, width), nn.SiLU())
+        self.blocks = nn.ModuleList(_TransformerBlock(width, max(1, width // 64)) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulate = nn.Linear(width, 2 * width)
+        self.leave = nn.Linear(width, action_dim)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+
+    def forward(
+        self, x_t: Float[Tensor, "B H A"], t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]
+    ) -> Float[Tensor, "B H A"]:
+        """Return the velocity at x_t."""
+        given = self.given(torch.cat([sinusoid(t, self.time_dim), condition], dim=1))[:, None]
+        x = self.enter(x_t) + self.place
+        for block in self.blocks:
+            x = block(x, given)
+        scale, shift = self.modulate(given).chunk(2, dim=-1)
+        return self.leave(self.norm(x) * (1 + scale) + shift)
+
+
+class _TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulate = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulate.weight)  # each block begins as the identity
+        nn.init.zeros_(self.modulate.bias)
+
+    def forward(self, x: Float[Tensor, "B H width"], given: Float[Tensor, "B 1 width"]) -> Float[Tensor, "B H width"]:
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = self.modulate(given).chunk(6, dim=-1)
+        x = x + gate_1 * self._attend(self.norm(x) * (1 + scale_1) + shift_1)
+        return x + gate_2 * self.mlp(self.norm(x) * (1 + scale_2) + shift_2)
+
+    def _attend(self, x: Float[Tensor, "B H width"]) -> Float[Tensor, "B H width"]:
+        q, k, v = (part.unflatten(2, (self._heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

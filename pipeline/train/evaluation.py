@@ -47,15 +47,15 @@ def at_once(cfg: TrainFlow) -> int:
 
 @torch.no_grad()
 def mean_loss(network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], seed: int, chunk: int = CHUNK) -> float:
-    """Return the mean flow loss over `rows`, with the same noise and times at every call."""
+    """Return the mean loss over `rows`, with the same noise and times at every call."""
     generator = torch.Generator().manual_seed(seed)
     device = table.action.device
     total = 0.0
     for part in rows.split(chunk):
         noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
-        t = torch.rand(len(part), generator=generator)
+        u = torch.rand(len(part), generator=generator)
         batch = table.batch(part, network.arch.horizon)
-        loss = network(batch.images, batch.text, batch.proprio, batch.actions, noise.to(device), t.to(device))
+        loss = network(batch.images, batch.text, batch.proprio, batch.actions, noise.to(device), u.to(device))
         total += float(loss.sum())
     return total / len(rows)
 

@@ -35,11 +35,11 @@ class TunedPolicy(FlowPolicy):
         proprio: Mapping[str, Tensor],
         actions: Float[Tensor, "B H A"],
         noise: Float[Tensor, "B H A"],
-        t: Float[Tensor, " B"],
+        u: Float[Tensor, " B"],
         feature_noise: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, " B"]:
         """Return each row's flow loss, as FlowPolicy does."""
-        return super().forward(self._features(images), text, proprio, actions, noise, t, feature_noise)
+        return super().forward(self._features(images), text, proprio, actions, noise, u, feature_noise)
 
     @torch.no_grad()
     def act(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.policy.flow import RectifiedFlow, euler, interpolate
+from pipeline.policy.flow import RectifiedFlow, integrate, interpolate, straightness, warp
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 7), (5, 16, 7), (3, 2)])
@@ -25,7 +25,7 @@ def test_euler_lands_on_a_dirac_target(steps: int) -> None:
     def velocity(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         return (x_1 - x) / (1 - t)[:, None, None]
 
-    landed = euler(velocity, torch.randn(4, 16, 7), torch.zeros(4, 1), steps)
+    landed = integrate(velocity, torch.randn(4, 16, 7), torch.zeros(4, 1), steps)
     torch.testing.assert_close(landed, x_1, atol=1e-5, rtol=1e-5)
 
 
@@ -36,14 +36,14 @@ def test_euler_visits_equal_times_from_zero() -> None:
         seen.append(float(t[0]))
         return torch.ones_like(x)
 
-    moved = euler(velocity, torch.zeros(1, 1, 1), torch.zeros(1, 1), 4)
+    moved = integrate(velocity, torch.zeros(1, 1, 1), torch.zeros(1, 1), 4)
     assert seen == [0.0, 0.25, 0.5, 0.75]
     assert float(moved) == 1.0
 
 
 def test_euler_refuses_no_steps() -> None:
     with pytest.raises(ValueError, match="steps is 0"):
-        euler(lambda x, t, c: x, torch.zeros(1, 1), torch.zeros(1, 1), 0)
+        integrate(lambda x, t, c: x, torch.zeros(1, 1), torch.zeros(1, 1), 0)
 
 
 class _Constant(torch.nn.Module):
@@ -60,10 +60,66 @@ class _Constant(torch.nn.Module):
 def test_loss_is_the_squared_distance_to_data_minus_noise() -> None:
     actions, noise, t = torch.randn(6, 4, 7), torch.randn(6, 4, 7), torch.rand(6)
     network = _Constant(torch.full((1, 1, 1), 0.3))
-    loss = RectifiedFlow(network, 4, 7).loss(actions, torch.zeros(6, 2), noise, t)
+    loss = RectifiedFlow(network).loss(actions, torch.zeros(6, 2), noise, t)
     expected = [((0.3 - (actions[i] - noise[i])) ** 2).mean() for i in range(6)]
     torch.testing.assert_close(loss, torch.stack(expected))
     torch.testing.assert_close(network.seen["x_t"][2], t[2] * actions[2] + (1 - t[2]) * noise[2])
+
+
+@pytest.mark.parametrize(("solver", "lands", "asked"), [("euler", 0.0, 1), ("midpoint", 0.5, 2), ("heun", 0.5, 2)])
+def test_one_step_along_a_velocity_that_grows_with_time(solver: str, lands: float, asked: int) -> None:
+    """dx/dt = t leads from 0 to 1/2; the second-order solvers find that in one step."""
+    seen: list[float] = []
+
+    def velocity(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        seen.append(float(t[0]))
+        return t[:, None, None].expand_as(x)
+
+    assert float(integrate(velocity, torch.zeros(1, 1, 1), torch.zeros(1, 1), 1, solver)) == lands
+    assert len(seen) == asked
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+def test_second_order_solvers_converge_in_the_second_order(solver: str) -> None:
+    """dx/dt = x from 1 gives e; twice the steps leave a quarter of the error."""
+
+    def error(steps: int) -> float:
+        x = integrate(lambda x, t, c: x, torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1), steps, solver)
+        return abs(float(x) - 2.718281828459045)
+
+    assert 3.7 < error(20) / error(40) < 4.3
+
+
+def test_times_are_drawn_from_the_named_distributions() -> None:
+    u = (torch.arange(100_000) + 0.5) / 100_000
+    assert torch.equal(warp(u, "uniform"), u)
+    beta = warp(u, "beta")
+    assert beta.min() >= 0 and beta.max() <= 1
+    for x in (0.1, 0.5, 0.9):  # the cumulative function of Beta(1.5, 1) is x^1.5
+        assert float((1 - beta <= x).float().mean()) == pytest.approx(x**1.5, abs=1e-4)
+    assert beta.mean() == pytest.approx(1 - 1.5 / 2.5, abs=1e-3), "most times are near the noise, t = 0"
+    logit = warp(u, "logit_normal")
+    normal = torch.distributions.Normal(0.0, 1.0)
+    for t in (0.1, 0.5, 0.8):
+        expected = float(normal.cdf(torch.tensor(t).logit()))
+        assert float((logit <= t).float().mean()) == pytest.approx(expected, abs=1e-4)
+    for times in ("uniform", "beta", "logit_normal"):
+        assert warp(torch.tensor([0.0, 1.0]), times).tolist() == [0, 1], times
+
+
+def test_the_loss_is_taken_at_the_warped_time() -> None:
+    actions, noise, u = torch.randn(3, 1, 7), torch.randn(3, 1, 7), torch.rand(3)
+    network = _Constant(torch.zeros(1, 1, 1))
+    RectifiedFlow(network, "beta").loss(actions, torch.zeros(3, 2), noise, u)
+    torch.testing.assert_close(network.seen["t"], 1 - (1 - u) ** (2 / 3))
+
+
+def test_straightness_is_zero_for_a_line_and_known_for_a_curve() -> None:
+    x_0, c = torch.randn(4, 3, 7), torch.zeros(4, 1)
+    torch.testing.assert_close(straightness(lambda x, t, c: torch.ones_like(x), x_0, c), torch.zeros(4))
+    n = 50  # along dx/dt = t it is the variance of k/n, k = 0 ... n-1
+    curved = straightness(lambda x, t, c: t[:, None, None].expand_as(x), x_0, c, n)
+    torch.testing.assert_close(curved, torch.full((4,), (n**2 - 1) / (12 * n**2)))
 
 
 @pytest.mark.slow
@@ -72,7 +128,7 @@ def test_learns_two_modes_where_a_mean_would_be_wrong() -> None:
     from pipeline.policy.velocity import MlpVelocity
 
     torch.manual_seed(0)
-    head = RectifiedFlow(MlpVelocity(1, 1, 1, width=64, layers=2, time_dim=16), 1, 1)
+    head = RectifiedFlow(MlpVelocity(1, 1, 1, width=64, layers=2, time_dim=16))
     optimizer = torch.optim.Adam(head.parameters(), lr=4e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
     for _ in range(1000):

@@ -32,6 +32,7 @@ def small_architecture(**changes: object) -> Architecture:
     values: dict[str, object] = {"cameras": ("agentview", "eye_in_hand"), "proprio": ("joint_pos", "gripper")}
     values |= {"image_dim": 6, "text_dim": 5, "width": 8, "velocity_width": 16, "velocity_layers": 2, "time_dim": 4}
     values |= {"horizon": 3, "execute": 2, "sampling_steps": 4, "standardise_actions": True}
+    values |= {"head": "flow", "velocity": "mlp", "times": "uniform", "solver": "euler"}
     return Architecture(**{**values, **changes})
 
 

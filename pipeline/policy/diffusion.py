@@ -1,0 +1,54 @@
+"""Diffusion Policy's head (Chi et al., RSS 2023, arXiv 2303.04137): DDPM training, DDIM sampling."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipeline.policy.head import Head
+
+TRAIN_STEPS = 100  # of the noise schedule, as in Diffusion Policy and LeRobot
+
+
+class Diffusion(Head):
+    """Predicts the noise in a noisy action; the squared-cosine schedule and samplers are those of `diffusers`.
+
+    Actions are in [-1, 1], to which each step's estimate is clipped, as there.
+
+    Args:
+        denoiser: called as a velocity network is, with the noise level in [0, 1), 0 the least noise, in place of t.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # takes seconds to import
+
+        self.velocity = denoiser
+        self._schedule: Any = DDIMScheduler(
+            num_train_timesteps=TRAIN_STEPS, beta_schedule="squaredcos_cap_v2", clip_sample=True
+        )
+
+    def loss(
+        self,
+        actions: Float[Tensor, "B H A"],
+        condition: Float[Tensor, "B W"],
+        noise: Float[Tensor, "B H A"],
+        u: Float[Tensor, " B"],
+    ) -> Float[Tensor, " B"]:
+        """Return each row's mean squared error of the noise, at level floor(100 u)."""
+        level = (u * TRAIN_STEPS).long().clamp_max(TRAIN_STEPS - 1)
+        noisy = self._schedule.add_noise(actions, noise, level)
+        error = self.velocity(noisy, level.to(actions.dtype) / TRAIN_STEPS, condition) - noise
+        return error.square().mean(dim=(1, 2))
+
+    def sample(
+        self, condition: Float[Tensor, "B W"], noise: Float[Tensor, "B H A"], steps: int
+    ) -> Float[Tensor, "B H A"]:
+        """Return actions by `steps` steps of DDIM (Song et al., arXiv 2010.02502), without noise of their own."""
+        self._schedule.set_timesteps(steps)
+        x = noise
+        for level in self._schedule.timesteps.tolist():
+            code = torch.full((len(x),), level / TRAIN_STEPS, device=x.device, dtype=x.dtype)
+            x = self._schedule.step(self.velocity(x, code, condition), level, x).prev_sample
+        return x
