@@ -5,10 +5,12 @@
     python -m stages.report --record                                    # docs/results/<experiment>.json, to commit
     python -m stages.report --results results/random --training '' --out results/random.html   # of a baseline
     python -m stages.report --demos libero_spatial                      # results/libero_spatial_demos.html
+    python -m stages.report --compare results/flow results/l1           # results/comparison.html, and .json
 
 Reads results/flow (eval.json, episodes.jsonl, videos/) and runs/flow/train.json, and, where they exist, the
 committed figures docs/results/single_task_overfit_scripted.json and docs/results/expert.json. With --demos it shows the
-demonstrations of a suite instead: videos of both cameras, actions against time, distributions, and what was left out.
+demonstrations of a suite instead: videos of both cameras, actions against time, distributions, and what was left out;
+with --compare several evaluations, paired by init state.
 """
 
 import json
@@ -20,6 +22,7 @@ from pipeline.config import load
 from pipeline.files import write_atomic
 from pipeline.libero.demonstrations import scan
 from pipeline.libero.suites import tasks
+from pipeline.report.comparison import compare, comparison_page, read_run
 from pipeline.report.dataset import dataset_page
 from pipeline.report.inputs import read_inputs, read_json, stage_seconds
 from pipeline.report.page import page
@@ -35,10 +38,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", default="results/flow", help="of the evaluation (default: %(default)s)")
     parser.add_argument("--training", default="runs/flow/train.json", help="'' for none (default: %(default)s)")
     parser.add_argument("--figures", default="docs/results", help="committed results (default: %(default)s)")
-    parser.add_argument("--out", help="default: results/report.html; with --demos results/SUITE_demos.html")
+    parser.add_argument("--out", help="default: results/report.html, SUITE_demos.html or comparison.html")
     parser.add_argument("--record", action="store_true", help="keep the figures of this experiment below --figures")
     parser.add_argument("--summary", action="store_true", help="print the result, write nothing")
     parser.add_argument("--demos", metavar="SUITE", help="show the demonstrations of this suite instead")
+    parser.add_argument("--compare", metavar="RESULTS", nargs="+", help="show these evaluations side by side instead")
+    parser.add_argument("--runs", default="runs", help="their trainings, by the same names (default: %(default)s)")
     args = parser.parse_args(argv)
     figures, results = Path(args.figures), Path(args.results)
     params = load(args.params)
@@ -48,6 +53,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.demos:
         out = Path(args.out or f"results/{args.demos}_demos.html")
         print(show_demos(args.demos, params.data.tasks.get(args.demos), out))
+        return
+    if args.compare:
+        out = Path(args.out or "results/comparison.html")
+        runs = [read_run(Path(results), Path(args.runs)) for results in args.compare]
+        write_atomic(out, comparison_page(runs))
+        write_atomic(out.with_suffix(".json"), json.dumps(compare(runs), indent=1) + "\n")
+        print(out)
         return
     if args.record:
         print(record(figures / f"{experiment}.json", results / "eval.json", training, seconds))

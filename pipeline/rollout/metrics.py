@@ -75,13 +75,15 @@ def summary(records: Iterable[EpisodeRecord]) -> dict[str, Any]:
 
 
 def paired(plain: Iterable[EpisodeRecord], changed: Iterable[EpisodeRecord]) -> dict[str, Any]:
-    """Compare two evaluations of the same init states by McNemar's exact test; errors on either side do not count.
+    """Compare two evaluations by McNemar's exact test, on the init states that both began in, errors left out.
 
     Returns:
         pairs; lost and gained (successes of `plain` alone, and of `changed` alone); p_value, two-sided.
     """
-    ended = ({r.key: r.outcome == "success" for r in records if r.outcome != "error"} for records in (plain, changed))
-    before, after = ended
+    before, after = (
+        {(r.suite, r.task, r.init_row): r.outcome == "success" for r in records if r.outcome != "error"}
+        for records in (plain, changed)
+    )
     both = before.keys() & after.keys()
     lost = sum(before[key] and not after[key] for key in both)
     gained = sum(after[key] and not before[key] for key in both)

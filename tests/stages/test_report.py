@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -199,6 +200,38 @@ def test_conditions_stand_beside_the_plain_result(project: Path, monkeypatch: py
     assert "What the policy uses" in says and "blank cameras" in says
     assert "0 of 20-20 +01.9e-06" in says
     assert "With its cameras blanked it succeeds in 0 of 20 episodes: it depends on them." in says
+
+
+def test_evaluations_are_compared_on_the_same_init_states(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    base = json.loads((project / "results/flow/eval.json").read_text())
+    for name, head, failures in (("flow", "flow", 2), ("l1", "l1", 9)):
+        records = [record("failure" if i < failures else "success", 0, i) for i in range(20)]
+        if name == "l1":  # of other init states but for twelve, and one error
+            records = [replace(r, init_row=r.init_row + 8, episode=r.episode) for r in records[:19]]
+            records.append(replace(record("error", 0, 19), init_row=27))
+        agent = {"name": "policy", "sampling_steps": 10, "architecture": {"head": head, "velocity": "mlp"}}
+        protocol = {**base["protocol"], "agent": agent}
+        place = tmp_path / "results" / name
+        place.mkdir(parents=True)
+        (place / "eval.json").write_text(json.dumps({**base, **summary(records), "protocol": protocol}))
+        write_records(place / "episodes.jsonl", records)
+    (tmp_path / "runs/l1").mkdir(parents=True)
+    training = {"wall_s": 61.0, "val_action_mse": 0.0123, "trainable_parameters": {"total": 4_300_000}}
+    (tmp_path / "runs/l1/train.json").write_text(json.dumps(training))
+    monkeypatch.chdir(tmp_path)
+    params = Path(__file__).parents[2] / "params.yaml"
+    report.main(["--params", str(params), "--compare", "results/flow", "results/l1"])
+    flow, l1 = json.loads(Path("results/comparison.json").read_text())
+    assert flow["against_first"] is None and flow["training_s"] is None
+    # Rows 8 to 19 are in both: flow solves all of them, l1 fails in 8 to 16. Nine of nine on one side: p = 2 / 2^9.
+    assert l1["against_first"] == {"pairs": 12, "lost": 9, "gained": 0, "p_value": 2 / 2**9}
+    assert (l1["n"], l1["successes"], flow["successes"]) == (19, 10, 18)
+    page = Page(Path("results/comparison.html").read_text())
+    assert "-9 +0 of 120.0039l1–0.01231 min 01 s4.3 M" in page.says()
+    assert "flow90 %" in page.says() and "flow, mlp10" in page.says()
+    assert page.all("html") == [{"lang": "en"}]
 
 
 def test_a_missing_video_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

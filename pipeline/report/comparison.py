@@ -1,0 +1,108 @@
+"""Several evaluations side by side: heads, sampling steps, seeds, on the same init states."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.charts import interval_bar
+from pipeline.report.html import Content, document, el, table
+from pipeline.report.inputs import EVAL_KEYS, read_json
+from pipeline.report.sections import duration, interval, percent
+from pipeline.rollout.metrics import paired
+from pipeline.rollout.record import EpisodeRecord, read_records
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation and, for a policy, its training."""
+
+    name: str
+    results: Mapping[str, Any]
+    records: tuple[EpisodeRecord, ...]
+    training: Mapping[str, Any] | None
+
+
+def read_run(results: Path, trainings: Path) -> Run:
+    """Read an evaluation and the training of the same name, if there is one.
+
+    Args:
+        results: directory with eval.json and episodes.jsonl; its name is the run's.
+        trainings: directory that holds `<name>/train.json`.
+
+    Raises:
+        DataError: a file of the evaluation is missing or damaged.
+    """
+    tree = read_json(results / "eval.json", (*EVAL_KEYS, "protocol", "timings"), f"stages.eval_libero --out {results}")
+    record = trainings / results.name / "train.json"
+    training = read_json(record, ("wall_s",), "stages.train_flow") if record.exists() else None
+    return Run(results.name, tree, tuple(read_records(results / "episodes.jsonl")), training)
+
+
+def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return plain JSON values for each run; `against_first` is McNemar's comparison on the same init states."""
+    first = runs[0].records
+    return [{**_row(r), "against_first": paired(first, r.records) if i else None} for i, r in enumerate(runs)]
+
+
+def comparison_page(runs: Sequence[Run]) -> str:
+    """Return the page."""
+    rows = [_cells(row) for row in compare(runs)]
+    head: tuple[str, ...] = ("Run", "Success", "0 to 100 %", "95 % interval", "Solved")
+    head += (
+        f"Against {runs[0].name}",
+        "McNemar's p",
+        "Head",
+        "Steps",
+        "Validation MSE",
+        "Training",
+        "Parameters",
+        "Latency",
+    )
+    caption = (
+        f"Against {runs[0].name}: episodes lost and gained on the init states that both began in; latency: median of a "
+        "look, encoder included"
+    )
+    suites = " + ".join(dict.fromkeys(str(run.results["suite"]) for run in runs))
+    header = (el("h1", "Comparison"), el("p", f"{len(runs)} evaluations on {suites}, LIBERO simulator"))
+    made = table(caption, head, rows, numbers=(1, 4, 5, 6, 8, 9, 10, 11, 12))
+    return document("Comparison", header, el("section", el("h2", "Side by side"), made))
+
+
+def _row(run: Run) -> dict[str, Any]:
+    agent = run.results["protocol"].get("agent", {})
+    built = agent.get("architecture", {})
+    training = run.training or {}
+    head = built.get("head")
+    return {
+        "name": run.name,
+        "head": f"{head}, {built['velocity']}" if head in ("flow", "diffusion") else head or agent.get("name"),
+        "sampling_steps": agent["sampling_steps"] if head in ("flow", "diffusion") else None,
+        **{key: run.results[key] for key in ("n", "successes", "success_rate", "wilson_low", "wilson_high")},
+        "val_action_mse": training.get("val_action_mse"),
+        "training_s": training.get("wall_s"),
+        "parameters": training.get("trainable_parameters", {}).get("total"),
+        "policy_ms": run.results["timings"]["policy_ms"]["p50"],
+    }
+
+
+def _cells(row: Mapping[str, Any]) -> list[Content]:
+    def shown(name: str, form: str) -> str:
+        return "–" if row[name] is None else form.format(row[name])
+
+    pairs = row["against_first"]
+    return [
+        row["name"],
+        percent(row["success_rate"]),
+        interval_bar(row["success_rate"], row["wilson_low"], row["wilson_high"]),
+        interval(row),
+        f"{row['successes']} of {row['n']}",
+        f"-{pairs['lost']} +{pairs['gained']} of {pairs['pairs']}" if pairs else "–",
+        f"{pairs['p_value']:.2g}" if pairs else "–",
+        str(row["head"]),
+        shown("sampling_steps", "{}"),
+        shown("val_action_mse", "{:.4f}"),
+        "–" if row["training_s"] is None else duration(row["training_s"]),
+        "–" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f} M",
+        shown("policy_ms", "{:.0f} ms"),
+    ]
