@@ -171,7 +171,8 @@ def _record(worker: Worker, item: Item, demos: Demos) -> Receipt:
     for n in range(demos.attempts):
         # The first motion again would fail again.
         variety = demos.variety if n == 0 else 1.0
-        tried = attempt(simulator, Origin(item.row, worker.seed, n), noise, variety=variety)
+        origin = Origin(item.row, worker.seed, n, displacement(item.row, demos))
+        tried = attempt(simulator, origin, noise, variety=variety)
         steps += tried.steps
         if tried.episode is not None:
             save_part(item.part, tried.episode)
@@ -180,6 +181,12 @@ def _record(worker: Worker, item: Item, demos: Demos) -> Receipt:
         item.part.parent.mkdir(parents=True, exist_ok=True)
         item.failed.write_text(json.dumps({"attempts": demos.attempts}))
     return Receipt(item.part.exists(), n + 1, steps, perf_counter() - started, simulator.info)
+
+
+def displacement(row: int, demos: Demos) -> float:
+    """Return the metres within which objects are moved in this row's demonstration: 0 but for the share asked for."""
+    chosen = int((row + 1) * demos.displaced_share) > int(row * demos.displaced_share)
+    return demos.displaced if chosen else 0.0
 
 
 def _totals(receipts: Sequence[Receipt], total: int, seconds: float) -> dict[str, Any]:

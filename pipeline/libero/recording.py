@@ -39,6 +39,7 @@ class Origin:
     init_row: int  # of .pruned_init; rows past its end are placements that the environment draws itself
     seed: int
     attempt: int  # 0 is the first
+    displaced: float = 0.0  # metres within which what lies on the table was moved in x and y
 
 
 @dataclass(frozen=True)

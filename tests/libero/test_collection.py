@@ -18,7 +18,7 @@ from pipeline.libero.recording import Origin
 from pipeline.libero.suites import Task, tasks
 from tests.libero.synthetic import SIM, make_episode
 
-DEMOS = Demos("scripted", None, episodes=3, first_init_state=48, noise_sigma=0.1, noise_ar=0.5, variety=1.0, attempts=2)
+DEMOS = Demos("scripted", None, 3, 48, 0.0, 0.0, noise_sigma=0.1, noise_ar=0.5, variety=1.0, attempts=2)
 SERIAL = Compute("serial", None, None)
 Tried = list[tuple[int, int, int]]
 
@@ -148,3 +148,10 @@ def test_fingerprint_follows_settings(chosen: tuple[Task, ...]) -> None:
         of(some=chosen[:1]),
     ]
     assert len({of(), *others}) == 6
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0, []), (0.5, [1, 3, 5, 7, 9]), (0.2, [4, 9]), (1.0, [*range(10)])])
+def test_a_share_of_the_rows_is_displaced_evenly(share: float, rows: list[int]) -> None:
+    demos = replace(DEMOS, displaced=0.08, displaced_share=share)
+    assert [row for row in range(10) if collection.displacement(row, demos)] == rows
+    assert {collection.displacement(row, demos) for row in rows} <= {0.08}

@@ -8,6 +8,7 @@ import pytest
 from pipeline.config import Sim
 from pipeline.encode.transform import upright
 from pipeline.libero.expert import Attempt, Noise, attempt
+from pipeline.libero.expert.attempt import _reset
 from pipeline.libero.expert.grasp import WALL_RADIUS, candidates, choose, place_position
 from pipeline.libero.expert.kinematics import Kinematics, above, rotation_vector, yaw
 from pipeline.libero.expert.scene import Scene
@@ -172,3 +173,15 @@ def test_rotation_vector_is_axis_times_angle() -> None:
     np.testing.assert_allclose(rotation_vector(yaw(0.7)), [0, 0, 0.7], atol=1e-12)
     np.testing.assert_allclose(rotation_vector(yaw(0.7) @ yaw(-0.9)), [0, 0, -0.2], atol=1e-12)
     np.testing.assert_array_equal(above(0.1), [0, 0, 0.1])
+
+
+def test_displaced_demonstrations_begin_elsewhere_and_succeed(simulator: Simulator, tried: Attempt) -> None:
+    moved = attempt(simulator, Origin(23, 0, 0, displaced=0.08), NOISE, record=False)
+    again = attempt(simulator, Origin(23, 0, 0, displaced=0.08), NOISE, record=False)
+    assert moved.success and moved.steps == again.steps != tried.steps
+    simulator.reset(init_states(TASK)[23], 0)
+    plain = Scene(simulator)
+    start = plain.position(plain.object)
+    _reset(simulator, Origin(23, 0, 0, displaced=0.08))
+    shift = Scene(simulator).position(plain.object) - start
+    assert 0.01 < np.abs(shift[:2]).max() < 0.09 and abs(shift[2]) < 0.005

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.libero.displacement import displaced
 from pipeline.libero.expert.controller import Expert
 from pipeline.libero.expert.scene import Scene
 from pipeline.libero.recording import Episode, Origin, Recorder
@@ -58,7 +59,8 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
     """Reset the simulator and let the expert try once: a pure function of its arguments.
 
     Args:
-        origin: row of the initial state (past the benchmark's rows, the environment draws a placement), seed, attempt.
+        origin: row of the initial state (past the benchmark's rows, the environment draws a placement), seed, attempt,
+            and whether objects are displaced from there.
         record: keep observations (draws both cameras at each step).
         variety: how much speed, heights and grasp vary from one attempt to another, 0 to 1.
 
@@ -99,3 +101,6 @@ def _reset(sim: Simulator, origin: Origin) -> None:
     else:
         state = sim.draw(int(np.random.default_rng([origin.seed, sim.task.id, origin.init_row]).integers(2**31)))
     sim.reset(state, origin.seed)
+    if origin.displaced:
+        rng = np.random.default_rng([origin.seed, sim.task.id, origin.init_row])
+        sim.reset(displaced(sim, origin.displaced, rng), origin.seed)
