@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Params, load
+from pipeline.config import EncoderParams, EvalLibero, Params, Sim, load
 from pipeline.encode.clip import pick_device
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import ConfigError, DataError, SimulatorError
@@ -32,7 +32,7 @@ from pipeline.files import write_atomic
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import load_spec
 from pipeline.provenance import provenance, versions
-from pipeline.rollout.agent import Agent, PolicyAgent, check_spec, policy_identity
+from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, policy_identity
 from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable
 from pipeline.rollout.conditions import OF_THE_AGENT
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
@@ -114,8 +114,10 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
         encoder = params.embed.encoder
         if encoder.precision == "auto":  # what it came to where the features were made, not what it would be here
             encoder = replace(encoder, precision=spec.encoder["precision"])
-        make_agent = partial(PolicyAgent.load, policy.resolve(), encoder, params.sim, device)
+        make_agent = partial(load_policy, policy.resolve(), encoder, params.sim, device, cfg)
         identity = {"name": "policy", "device": device, **policy_identity(policy)}
+        identity["sampling_steps"] = cfg.sampling_steps or spec.architecture.sampling_steps
+        identity["temporal_ensemble"] = cfg.temporal_ensemble
     elif agent == "replay":
         make_agent = partial(ReplayAgent, demos.resolve(), execute)
         identity["demonstrations"] = replay_identity(demos, chosen)
@@ -135,6 +137,12 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
         videos_per_task=cfg.videos_per_task,
         threads=params.compute.threads_per_worker or 1,
     )
+
+
+def load_policy(path: Path, encoder: EncoderParams, sim: Sim, device: str, cfg: EvalLibero) -> Agent:
+    """Return the agent of a bundle, in a worker."""
+    agent = PolicyAgent.load(path, encoder, sim, device, cfg.sampling_steps)
+    return agent if cfg.temporal_ensemble is None else TemporalEnsemble(agent, cfg.temporal_ensemble)
 
 
 def conditions_for(agent: str, asked: Mapping[str, float | None]) -> dict[str, float | None]:

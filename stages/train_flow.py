@@ -8,12 +8,14 @@ Reads data/embeddings/<suite>.zarr; writes the policy bundle runs/flow/policy an
 time and started again it goes on from its last checkpoint, in .scratch/train/, and ends in the same policy.
 """
 
+import argparse
 import csv
 import io
 import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -31,9 +33,10 @@ from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.provenance import code_digest, provenance, versions
 from pipeline.train import checkpoint, curves
 from pipeline.train.curves import TRACKERS, make_trackers
-from pipeline.train.data import load_stores
+from pipeline.train.data import Table, load_stores
 from pipeline.train.loop import Progress, train
-from pipeline.train.tower import TunedPolicy
+from pipeline.train.teacher import load_teacher
+from pipeline.train.tower import Tower, TunedPolicy
 from stages import cli
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,40 @@ PICTURE_SETTINGS = ("assets", "render", "image_size")  # of section `sim`: what 
 
 def main(argv: list[str] | None = None) -> None:
     """Train by params.yaml and publish the policy."""
+    args = arguments(argv)
+    params, out = load(args.params), Path(args.out)
+    accelerator = make_accelerator(params, args.track, out)
+    stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
+    table = load_stores(
+        [(suite, store, params.data.tasks[suite]) for suite, store in stores.items()],
+        params.policy.cameras,
+        params.policy.proprio,
+        params.train_flow.action,
+        params.train_flow.data_mode,
+        params.train_flow.memory_mib,
+    )
+    arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1])
+    source = next(iter(stores.values())).identity
+    teacher = load_teacher(params.train_flow, arch, source["encoder"], accelerator.device)
+    identity = training_identity(params, arch, stores)
+    with accelerator.main_process_first():
+        scratch = checkpoint.claim(Path(args.scratch), identity)
+    lock = exclusive(scratch.with_suffix(".lock"), "training") if accelerator.is_main_process else nullcontext()
+    with lock:
+        tower = make_tower(params, table, stores, Path(args.demos))
+        curves.begin(accelerator, args.track, out)
+        noise = params.policy.feature_noise
+        network, progress = train(accelerator, table, arch, params.train_flow, noise, scratch, tower, teacher)
+        if accelerator.is_main_process:
+            tune = params.train_flow.encoder.tune
+            facts = (source["encoder"], tune, source["transform"], identity["data"])
+            publish(out, network, bundle.PolicySpec(arch, *facts, provenance()), progress, accelerator)
+            shutil.rmtree(scratch)
+    accelerator.end_training()
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = cli.parser(__doc__)
     parser.add_argument("--embeddings", default="data/embeddings", help="where the stores are (default: %(default)s)")
     parser.add_argument(
@@ -60,55 +97,30 @@ def main(argv: list[str] | None = None) -> None:
         default=TRACKERS,
         help="curves to write while it runs, below --out (default: %(default)s)",
     )
-    args = parser.parse_args(argv)
-    params = load(args.params)
+    return parser.parse_args(argv)
+
+
+def make_accelerator(params: Params, trackers: Sequence[str], out: Path) -> Accelerator:
+    """Return the accelerator of this process, its threads set."""
     # Without cpu=True, Accelerate on a machine without a GPU takes several processes for as many single ones.
     accelerator = Accelerator(
         mixed_precision=params.train_flow.precision,
         cpu=not torch.accelerator.is_available(),
-        log_with=make_trackers(args.track, Path(args.out)) or None,
+        log_with=make_trackers(trackers, out) or None,
     )
     if accelerator.device.type == "cpu":  # accelerate launch allows one thread, whatever the machine has
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(max(1, cores() // here))
-    stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
-    table = load_stores(
-        [(suite, store, params.data.tasks[suite]) for suite, store in stores.items()],
-        params.policy.cameras,
-        params.policy.proprio,
-        params.train_flow.action,
-        params.train_flow.data_mode,
-        params.train_flow.memory_mib,
-    )
-    arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1])
-    identity = training_identity(params, arch, stores)
-    with accelerator.main_process_first():
-        scratch = checkpoint.claim(Path(args.scratch), identity)
-    lock = exclusive(scratch.with_suffix(".lock"), "training") if accelerator.is_main_process else nullcontext()
-    with lock:
-        tower = None
-        if params.train_flow.encoder.tune != "none":
-            from pipeline.train.tuning import load_tower  # open_clip and peft take seconds to import
+    return accelerator
 
-            tower = load_tower(
-                params.embed.encoder, params.train_flow, table, stores, Path(args.demos), params.policy.cameras
-            )
-        curves.begin(accelerator, args.track, Path(args.out))
-        noise = params.policy.feature_noise
-        network, progress = train(accelerator, table, arch, params.train_flow, noise, scratch, tower)
-        if accelerator.is_main_process:
-            store = next(iter(stores.values()))
-            spec = bundle.PolicySpec(
-                arch,
-                store.identity["encoder"],
-                params.train_flow.encoder.tune,
-                store.identity["transform"],
-                identity["data"],
-                provenance(),
-            )
-            publish(Path(args.out), network, spec, progress, accelerator)
-            shutil.rmtree(scratch)
-    accelerator.end_training()
+
+def make_tower(params: Params, table: Table, stores: dict[str, Store], demos: Path) -> Tower | None:
+    """Return what training through CLIP needs; None on cached features."""
+    if params.train_flow.encoder.tune == "none":
+        return None
+    from pipeline.train.tuning import load_tower  # open_clip and peft take seconds to import
+
+    return load_tower(params.embed.encoder, params.train_flow, table, stores, demos, params.policy.cameras)
 
 
 def publish(
@@ -133,6 +145,7 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
         "architecture": arch.to_json(),
         "train_flow": asdict(params.train_flow),
         "feature_noise": params.policy.feature_noise,
+        "teacher": bundle.weights_digest(teacher) if (teacher := params.train_flow.teacher) else None,
         "data": {
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
             "tasks": {suite: params.data.tasks[suite] for suite in stores},

@@ -37,8 +37,8 @@ RUN_ELSEWHERE = {
 NEEDS_TWO_GPUS = {"accelerate launch --config_file configs/accelerate/gpu2.yaml -m stages.train_flow"}
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+def commands(text: str = TEXT) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
 
@@ -55,11 +55,16 @@ def test_every_command_is_run_by_a_test() -> None:
     assert len(commands()) >= len(RUN_ELSEWHERE)
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python -m pipeline.config")])
+PAGES = (TEXT, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
+COMPOSING = sorted({c for text in PAGES for c in commands(text) if c.startswith("python -m pipeline.config")})
+
+
+@pytest.mark.parametrize("command", COMPOSING)
 def test_composing_commands_work(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)[1:]
-    if "--output" not in words:
-        words += ["--output", str(tmp_path / "params.yaml")]
+    if words[-1] != "-":  # wherever it would be written
+        end = words.index("--output") if "--output" in words else len(words)
+        words = [*words[:end], "--output", str(tmp_path / "params.yaml")]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "experiment:" in (done.stdout if "-" in words else (tmp_path / "params.yaml").read_text())

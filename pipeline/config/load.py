@@ -100,12 +100,14 @@ POSITIVE = (
     "eval_libero.episodes",
     "eval_libero.max_steps",
     "eval_libero.timeout_s",
+    "eval_libero.sampling_steps",
     "compute.workers",
     "compute.threads_per_worker",
 )
 NOT_NEGATIVE = (
     "sim.settle_steps",
     "demos.first_init_state",
+    "demos.displaced",
     "demos.noise_sigma",
     "embed.brightness",
     "embed.contrast",
@@ -140,9 +142,30 @@ def _check_values(p: Params, origin: str) -> None:
         p.embed.shard_rows % p.embed.chunk_rows == 0,
         f"embed.shard_rows {p.embed.shard_rows} is not a multiple of embed.chunk_rows {p.embed.chunk_rows}",
     )
+    ensemble = p.eval_libero.temporal_ensemble
+    require(ensemble is None or ensemble >= 0, f"eval_libero.temporal_ensemble is {ensemble}; use 0 or more, or null")
+    require(
+        p.policy.head not in ("diffusion", "tokens") or not p.policy.standardise_actions,
+        f"policy.head {p.policy.head} clips or bins actions in [-1, 1]: set policy.standardise_actions: false",
+    )
+    require(
+        p.policy.velocity != "transformer" or p.policy.velocity_width % 64 == 0,
+        f"policy.velocity_width is {p.policy.velocity_width}; a transformer's is a multiple of 64, a head's width",
+    )
     require(
         1 <= p.policy.execute <= p.policy.horizon,
         f"policy.execute {p.policy.execute} is not between 1 and policy.horizon {p.policy.horizon}",
+    )
+    taught = p.train_flow.targets != "demonstrations"
+    require(
+        taught == (p.train_flow.teacher is not None),
+        f"train_flow.targets is {p.train_flow.targets}, but train_flow.teacher is {p.train_flow.teacher}: "
+        + ("name a trained policy" if taught else "set it to null, or targets to reflow"),
+    )
+    require(
+        not taught or (p.policy.head, p.train_flow.encoder.tune) == ("flow", "none"),
+        f"train_flow.targets {p.train_flow.targets} needs policy.head flow, which is {p.policy.head}, and "
+        f"train_flow.encoder.tune none, which is {p.train_flow.encoder.tune}",
     )
     require(0 <= p.train_flow.val_fraction < 1, f"train_flow.val_fraction is {p.train_flow.val_fraction}; use [0, 1)")
     require(0 <= p.train_flow.ema_decay < 1, f"train_flow.ema_decay is {p.train_flow.ema_decay}; use [0, 1)")
@@ -184,6 +207,12 @@ def _check_data(p: Params, require: Require) -> None:
 
 
 def _check_demos(p: Params, require: Require) -> None:
+    share = p.demos.displaced_share
+    require(0 <= share <= 1, f"demos.displaced_share is {share}; use 0 to 1")
+    require(
+        (share > 0) == (p.demos.displaced > 0),
+        f"demos.displaced is {p.demos.displaced} and displaced_share {share}: set both, or neither",
+    )
     require(p.demos.source != "path" or bool(p.demos.path), "demos.source is 'path' but demos.path is null; set it")
     require(
         not p.demos.path or not Path(p.demos.path).expanduser().resolve().is_relative_to(Path("data/demos").resolve()),

@@ -12,6 +12,9 @@ Proprio = Literal["joint_pos", "ee_pose", "gripper"]
 PLAIN = "plain"
 CONDITIONS = {
     "blank_cameras": None,
+    "blank_agentview": None,
+    "blank_eye_in_hand": None,
+    "other_episode": None,
     "other_instruction": None,
     "light": "a factor on all lights",
     "moved_camera": "metres that the agentview camera stands elsewhere, in a direction of each episode's own",
@@ -49,6 +52,8 @@ class Demos:
     path: str | None  # source=path: directory that holds <suite>/<task>_demo.hdf5
     episodes: int  # scripted: demonstrations per task
     first_init_state: int  # scripted: row of the task's .pruned_init that the first one starts from
+    displaced: float  # scripted: metres within which what lies on the table is moved in x and y, in a share of them
+    displaced_share: float  # scripted: that share, 0 to 1, spread evenly over the rows
     noise_sigma: float  # scripted: std of the noise on the executed action while nothing is grasped or placed
     noise_ar: float  # scripted: AR(1) coefficient of that noise
     variety: float  # scripted: how much speed, heights and grasp vary beyond what the scene asks for, 0 to 1
@@ -93,17 +98,21 @@ class Embed:
 
 @dataclass(frozen=True)
 class PolicyParams:
-    """The trainable networks: fusion and velocity."""
+    """The trainable networks: fusion and action head."""
 
     cameras: tuple[Camera, ...]
     proprio: tuple[Proprio, ...]
     width: int  # of every modality's embedding and of the condition
-    velocity_width: int
-    velocity_layers: int  # hidden layers
+    head: Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
+    velocity: Literal["mlp", "residual", "transformer"]  # network of flow and diffusion; the other heads are MLPs
+    velocity_width: int  # of its hidden layers, or of a transformer's tokens
+    velocity_layers: int  # hidden layers, or blocks
     time_dim: int
     horizon: int  # actions predicted per look (H)
     execute: int  # actions executed per look
-    sampling_steps: int  # Euler steps from noise to action
+    times: Literal["uniform", "logit_normal", "beta"]  # flow: distribution of t in training; beta: towards the noise
+    solver: Literal["euler", "midpoint", "heun"]  # flow: of sampling; the last two ask the network twice a step
+    sampling_steps: int  # from noise to action (flow, diffusion)
     standardise_actions: bool  # flow in standardised action units; false: in the environment's, [-1, 1]
     feature_noise: float  # std of Gaussian noise on standardised features during training
 
@@ -125,6 +134,8 @@ class TrainFlow:
     action: Literal[
         "action", "expert_action"
     ]  # the label: the action executed, or the scripted expert's noise-free one
+    targets: Literal["demonstrations", "reflow", "distill"]  # the last two: samples of a trained flow, for fewer steps
+    teacher: str | None  # reflow, distill: its policy bundle
     epochs: int
     batch_size: int  # global, over all processes
     microbatch_size: int | None  # per process and forward pass; null: batch_size / processes. Accumulation is derived.
@@ -157,6 +168,8 @@ class EvalLibero:
     max_steps: int | None  # control steps after settling; null is the suite's usual limit
     timeout_s: float  # wall-clock limit of one episode
     videos_per_task: int
+    sampling_steps: int | None  # null: the policy's own
+    temporal_ensemble: float | None  # look at every step, average with weights exp(-x i), oldest first (ACT: 0.01)
     conditions: dict[str, float | None]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
     seed: int  # of the flow's noise, one generator per episode
 

@@ -1,7 +1,7 @@
 """What acts in an episode: the interface, and a policy behind its frozen encoder."""
 
-import hashlib
 import json
+from collections import deque
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
-from pipeline.policy.bundle import TOWER, WEIGHTS, PolicyBundle, PolicySpec, load, load_spec
+from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec, weights_digest
 
 
 @runtime_checkable
@@ -50,26 +50,30 @@ class PolicyAgent:
 
     Args:
         sim: how the simulator draws now.
+        steps: of sampling; None for the policy's own number.
 
     Raises:
         DataError: encoder, transform or pictures are not those that the policy was trained with.
     """
 
-    def __init__(self, bundle: PolicyBundle, encoder: ClipEncoder, sim: Sim) -> None:
+    def __init__(self, bundle: PolicyBundle, encoder: ClipEncoder, sim: Sim, steps: int | None = None) -> None:
         check_spec(bundle.spec, sim)
         check_encoder(bundle.spec, encoder.identity)
         self.cameras = bundle.spec.architecture.cameras
         self.execute = bundle.spec.architecture.execute
         self._bundle = bundle
         self._encoder = encoder
+        self._steps = steps
         self._words: dict[str, Float[np.ndarray, "1 D"]] = {}
         self._task: Task | None = None
         self._generator = torch.Generator()
 
     @classmethod
-    def load(cls, path: str | Path, encoder: EncoderParams, sim: Sim, device: str = "cpu") -> "PolicyAgent":
+    def load(
+        cls, path: str | Path, encoder: EncoderParams, sim: Sim, device: str = "cpu", steps: int | None = None
+    ) -> "PolicyAgent":
         """Read the bundle at `path` and make the encoder."""
-        agent = cls(load(path, device), ClipEncoder(encoder, device), sim)
+        agent = cls(load(path, device), ClipEncoder(encoder, device), sim, steps)
         if agent._bundle.tower is not None:
             agent._encoder.replace_tower(agent._bundle.tower)
         return agent
@@ -87,7 +91,38 @@ class PolicyAgent:
         features = self._encoder.images(frames).astype(np.float32)
         state = {name: getattr(obs, name)[None] for name in self._bundle.spec.architecture.proprio}
         images = {camera: features[i : i + 1] for i, camera in enumerate(self.cameras)}
-        return self._bundle.act(images, self._words[self._task.language], state, self._generator)[0]
+        return self._bundle.act(images, self._words[self._task.language], state, self._generator, self._steps)[0]
+
+
+class TemporalEnsemble:
+    """Looks at every step and averages what all looks so far say of it (Zhao et al., RSS 2023, arXiv 2304.13705).
+
+    Args:
+        agent: whose chunks are averaged; the whole of each, not only what it would execute.
+        decay: m of ACT, whose weights are exp(-m i), i = 0 for the oldest look; 0.01 there. Larger is slower to take
+            new looks in.
+    """
+
+    execute = 1
+
+    def __init__(self, agent: Agent, decay: float) -> None:
+        self.cameras = agent.cameras
+        self._agent = agent
+        self._decay = decay
+        self._chunks: deque[np.ndarray] = deque()
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._agent.reset(task, seed)
+        self._chunks.clear()
+
+    def act(self, obs: Observation) -> Float[np.ndarray, "1 7"]:
+        self._chunks.append(np.asarray(self._agent.act(obs)))
+        while len(self._chunks) > len(self._chunks[0]):  # the oldest says nothing of this step
+            self._chunks.popleft()
+        age = len(self._chunks) - 1
+        said = np.stack([chunk[age - i] for i, chunk in enumerate(self._chunks)])
+        weights = np.exp(-self._decay * np.arange(len(said)))
+        return (weights[:, None] * said).sum(0, keepdims=True) / weights.sum()
 
 
 def policy_identity(path: str | Path) -> dict[str, Any]:
@@ -98,13 +133,7 @@ def policy_identity(path: str | Path) -> dict[str, Any]:
     """
     tree = load_spec(path).to_json()
     del tree["provenance"]  # when and where it was trained moves no result
-    weights = hashlib.sha256()
-    for name in (WEIGHTS, *([TOWER] if tree["tune"] != "none" else [])):
-        try:
-            weights.update((Path(path) / name).read_bytes())
-        except FileNotFoundError:
-            raise DataError(f"{path}/{name}: not found. Train again: dvc repro -f train_flow") from None
-    return {"weights_sha256": weights.hexdigest(), **tree}
+    return {"weights_sha256": weights_digest(path), **tree}
 
 
 def check_spec(spec: PolicySpec, sim: Sim) -> None:

@@ -33,6 +33,7 @@ from pipeline.train.divergence import LOOK_EVERY, LossWatch, divergence
 from pipeline.train.evaluation import split_metrics
 from pipeline.train.plan import accumulation_steps, learning_rate_factor, row_counts, total_steps
 from pipeline.train.statistics import measure
+from pipeline.train.teacher import Teacher
 from pipeline.train.tower import Tower, TunedPolicy, parameter_groups
 from pipeline.train.update import Update
 
@@ -96,6 +97,7 @@ def train(
     feature_noise: float,
     scratch: Path,
     tower: Tower | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[FlowPolicy, Progress]:
     """Fit a policy to `table`; return the network to use and how it went.
 
@@ -110,13 +112,14 @@ def train(
         feature_noise: std of Gaussian noise on standardised image features.
         scratch: directory of the checkpoints of exactly this training; it goes on from the newest one there.
         tower: to train through CLIP; the network is a TunedPolicy then.
+        teacher: gives the actions to learn in place of the table's; the network begins as it, if built alike.
 
     Raises:
         ConfigError: the global batch cannot be shared among the processes.
         DataError: there are no training rows, or no validation rows for `best_by`, or values that are not finite.
         PipelineError: the loss is not finite, or no checkpoint can be read.
     """
-    training = _prepare(accelerator, table, arch, cfg, feature_noise, scratch, tower)
+    training = _prepare(accelerator, table, arch, cfg, feature_noise, scratch, tower, teacher)
     progress = training.progress
     if checkpoint.resume(accelerator, scratch):
         log.info("going on after epoch %d, step %d", progress.epoch, progress.step)
@@ -157,6 +160,7 @@ def _prepare(
     feature_noise: float,
     scratch: Path,
     tower: Tower | None,
+    teacher: Teacher | None,
 ) -> Training:
     """Make network, optimiser, schedule and average, and register what a checkpoint has to hold."""
     train_rows, val_rows = split_by_episode(table.episodes, cfg.val_fraction, cfg.seed)
@@ -170,6 +174,8 @@ def _prepare(
     torch.manual_seed(cfg.seed)
     network = TunedPolicy(arch, tower.visual, tower.preprocess) if tower else FlowPolicy(arch)
     network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
+    if teacher and teacher.start(network):
+        log.info("the network begins with its teacher's weights")
     if tower:
         table = replace(table, images=tower.frames)
     accumulation = accumulation_steps(cfg, accelerator.num_processes)
@@ -197,6 +203,7 @@ def _prepare(
         cfg,
         feature_noise,
         accumulation,
+        teacher,
     )
     used = network if average is None else average.module
     assert isinstance(used, FlowPolicy)

@@ -15,6 +15,7 @@ from pipeline.policy.network import ACTION_DIM, Architecture
 from pipeline.train.data import Table
 from pipeline.train.images import Features
 from pipeline.train.plan import step_seed
+from pipeline.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,23 @@ class Update:
     cfg: TrainFlow
     feature_noise: float
     accumulation: int  # forward passes per process
+    teacher: Teacher | None = None
 
     def __call__(self, rows: Int[Tensor, " B"], images: Features, step: int) -> Float[Tensor, ""]:
         """Update on the global batch `rows`, whose features are `images`; return the sum of this process's losses."""
         accelerator = self.accelerator
-        draws = self._draw(len(rows), step)
+        noises, times, spreads = self._draw(len(rows), step)
         total = torch.zeros((), device=accelerator.device)
         for part, weight, sync in self._parts(len(rows)):
             features = {name: x[part.to(x.device)] for name, x in images.items()}
             batch = self.table.batch(rows[part], self.arch.horizon, features)
-            noise, t, extra = (None if d is None else _take(d, part, accelerator.device) for d in draws)
+            noise, u = noises[part].to(accelerator.device), times[part].to(accelerator.device)
+            extra = spreads and {name: x[part].to(accelerator.device) for name, x in spreads.items()}
+            actions = batch.actions
+            if self.teacher is not None:
+                actions, u = self.teacher.actions(batch, noise), self.teacher.times(u)
             with sync, accelerator.autocast():
-                losses = self.model(batch.images, batch.text, batch.proprio, batch.actions, noise, t, extra)
+                losses = self.model(batch.images, batch.text, batch.proprio, actions, noise, u, extra)
                 loss = losses.sum() * weight
                 # DDP averages gradients over processes; the global batch's mean wants their sum over its rows.
                 accelerator.backward(loss * (accelerator.num_processes / len(rows)))
@@ -72,21 +78,15 @@ class Update:
         """Return noise, times and feature noise of the whole global batch, a function of (seed, step) alone."""
         generator = torch.Generator().manual_seed(step_seed(self.cfg.seed, step))
         noise = torch.randn(size, self.arch.horizon, ACTION_DIM, generator=generator)
-        t = torch.rand(size, generator=generator)
+        u = torch.rand(size, generator=generator)
         if self.feature_noise == 0:
-            return noise, t, None
+            return noise, u, None
         spread = self.feature_noise
         return (
             noise,
-            t,
+            u,
             {
                 camera: spread * torch.randn(size, self.arch.image_dim, generator=generator)
                 for camera in self.arch.cameras
             },
         )
-
-
-def _take(x: Tensor | dict[str, Tensor], part: Tensor, device: torch.device) -> Tensor | dict[str, Tensor]:
-    if isinstance(x, dict):
-        return {name: tensor[part].to(device) for name, tensor in x.items()}
-    return x[part].to(device)

@@ -14,7 +14,7 @@ from pipeline.libero.simulator import Observation
 from pipeline.libero.suites import Task, tasks
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, save
 from pipeline.policy.network import Architecture, FlowPolicy
-from pipeline.rollout.agent import Agent, PolicyAgent, check_spec, policy_identity
+from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, policy_identity
 from pipeline.rollout.baselines import NoopAgent, RandomAgent
 
 SIM = Sim("embedded", None, "fast", "auto", 64, 3, 0)
@@ -29,7 +29,10 @@ def encoder() -> ClipEncoder:
 def bundle(encoder: ClipEncoder) -> PolicyBundle:
     """An untrained policy: what it does is arbitrary, but depends on all of its inputs."""
     proprio = ("joint_pos", "ee_pose", "gripper")
-    arch = Architecture(("agentview", "eye_in_hand"), proprio, encoder.dim, encoder.dim, 16, 16, 1, 8, 4, 2, 3, True)
+    sizes = {"velocity_width": 16, "velocity_layers": 1, "time_dim": 8, "horizon": 4, "execute": 2}
+    flow = {"head": "flow", "velocity": "mlp", "times": "uniform", "solver": "euler", "sampling_steps": 3}
+    cameras = ("agentview", "eye_in_hand")
+    arch = Architecture(cameras, proprio, encoder.dim, encoder.dim, 16, **sizes, **flow, standardise_actions=True)
     torch.manual_seed(0)
     network = FlowPolicy(arch).eval()
     data = {"sim": {"assets": "embedded", "render": "fast", "image_size": 64}}
@@ -114,3 +117,34 @@ def test_identity_is_of_what_moves_results(bundle: PolicyBundle, tmp_path) -> No
     (tmp_path / "b" / "weights.safetensors").unlink()
     with pytest.raises(DataError, match=r"weights\.safetensors: not found"):
         policy_identity(tmp_path / "b")
+
+
+class Counting:
+    """Its look k says 100 k + i of the step i later."""
+
+    cameras: tuple[str, ...] = ()
+    execute = 2
+
+    def __init__(self, horizon: int) -> None:
+        self.horizon, self.looks = horizon, 0
+
+    def reset(self, task: Task, seed: int) -> None:
+        self.looks = 0
+
+    def act(self, obs: Observation) -> np.ndarray:
+        self.looks += 1
+        return 100.0 * (self.looks - 1) + np.arange(self.horizon)[:, None].repeat(7, 1)
+
+
+def test_an_ensemble_averages_all_that_was_said_of_a_step(task: Task) -> None:
+    decay, horizon = 0.3, 3
+    agent = TemporalEnsemble(Counting(horizon), decay)
+    for _ in range(2):  # a reset begins anew
+        agent.reset(task, 0)
+        for step in range(6):
+            action = agent.act(observation())
+            looks = range(max(0, step - horizon + 1), step + 1)
+            weights = np.exp(-decay * np.arange(len(looks)))
+            expected = sum(w * (100 * k + step - k) for w, k in zip(weights, looks, strict=True)) / weights.sum()
+            np.testing.assert_allclose(action, np.full((1, 7), expected))
+    assert isinstance(agent, Agent) and agent.execute == 1

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cache.build import build
 from pipeline.config.compose import compose
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.policy import bundle
 from pipeline.train import checkpoint
 from stages import train_flow
@@ -48,9 +48,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def change(project: Path, **settings: object) -> None:
+def change(project: Path, section: str = "train_flow", **settings: object) -> None:
     tree = yaml.safe_load((project / "params.yaml").read_text())
-    tree["train_flow"].update(settings)
+    tree[section].update(settings)
     (project / "params.yaml").write_text(yaml.safe_dump(tree))
 
 
@@ -101,6 +101,39 @@ def test_main_trains_and_publishes(
     before = {p: p.read_bytes() for p in (project / "runs/flow/policy").iterdir()}
     train_flow.main(["--track"])
     assert all(p.read_bytes() == content for p, content in before.items()), "the same bytes again"
+
+
+BOUNDED = {"standardise_actions": False}
+HEADS = {"l1": {}, "l2": {}, "cvae": {}, "tokens": BOUNDED, "diffusion": {**BOUNDED, "velocity": "residual"}}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_trains_and_acts(project: Path, monkeypatch: pytest.MonkeyPatch, head: str) -> None:
+    change(project, "policy", head=head, **HEADS[head])
+    change(project, epochs=2)
+    monkeypatch.chdir(project)
+    train_flow.main(["--track"])
+    report = json.loads((project / "runs/flow/train.json").read_text())
+    assert report["val_loss"] > 0 and report["val_action_mse"] > 0
+    policy = bundle.load(project / "runs/flow/policy")
+    assert policy.spec.architecture.head == head
+    features = {camera: torch.randn(2, 6) for camera in policy.spec.architecture.cameras}
+    actions = policy.act(features, torch.randn(2, 6), {"joint_pos": torch.randn(2, 7)}, torch.Generator())
+    assert actions.shape == (2, 4, 7) and abs(actions).max() <= 1
+
+
+def test_a_flow_is_learnt_again_from_its_own_samples(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    train_flow.main(["--track"])
+    change(project, targets="reflow", teacher="runs/flow/policy", epochs=2)
+    train_flow.main(["--track", "--out", "runs/reflow"])
+    first, second = weights(project), weights(project, "runs/reflow")
+    assert first.keys() == second.keys()
+    moved = [float((second[k] - first[k]).abs().max()) for k in first if k.startswith("head.")]
+    assert 0 < max(moved) < 0.1, "it begins with its teacher's weights"
+    change(project, teacher="runs/none/policy")
+    with pytest.raises(DataError, match=r"runs/none/policy.policy\.json: not found"):
+        train_flow.main(["--track", "--out", "runs/reflow"])
 
 
 def test_an_early_stop_between_two_samplings_is_published_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

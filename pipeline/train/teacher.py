@@ -1,0 +1,85 @@
+"""Learning from a trained flow's own samples instead of demonstrated actions: reflow, and distillation to one step.
+
+The teacher carries the training noise x_0 to x_1 for the same observation. Learning the straight path between such
+pairs gives a straighter flow (Liu et al., ICLR 2023: 2-rectified flow); learning its velocity at t = 0 alone gives one
+that takes one step.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.config import TrainFlow
+from pipeline.errors import DataError
+from pipeline.policy.bundle import PolicyBundle, load
+from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.train.data import Batch
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained flow that gives the actions to learn.
+
+    Attributes:
+        at_noise: learn at t = 0 alone.
+    """
+
+    bundle: PolicyBundle
+    at_noise: bool
+
+    @torch.no_grad()
+    def actions(self, batch: Batch, noise: Float[Tensor, "B H A"]) -> Float[Tensor, "B H A"]:
+        """Return what the teacher makes of `noise`, unclipped, in the environment's units."""
+        return self.bundle.network.propose(batch.images, batch.text, batch.proprio, noise)
+
+    def times(self, u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Return where on the path to learn."""
+        return torch.zeros_like(u) if self.at_noise else u
+
+    def start(self, student: FlowPolicy) -> bool:
+        """Give the student the teacher's weights, if it is built alike; return whether it is."""
+        theirs, ours = (_built(arch) for arch in (self.bundle.spec.architecture, student.arch))
+        if theirs == ours:
+            student.load_state_dict(self.bundle.network.state_dict())
+        return theirs == ours
+
+
+def load_teacher(cfg: TrainFlow, arch: Architecture, encoder: dict[str, Any], device: torch.device) -> Teacher | None:
+    """Return the teacher that `train_flow.targets` asks for; None for demonstrations.
+
+    Args:
+        arch: of the student.
+        encoder: identity of the encoder whose features are trained on.
+
+    Raises:
+        DataError: there is no such policy, or it takes other inputs or gives other actions.
+    """
+    if cfg.targets == "demonstrations":
+        return None
+    path = Path(cfg.teacher or "")
+    bundle = load(path, device)
+    theirs = bundle.spec.architecture
+    sides = {
+        "head": (theirs.head, "flow"),
+        "encoder": (bundle.spec.encoder, encoder),
+        "horizon": (theirs.horizon, arch.horizon),
+        "cameras": (theirs.cameras, arch.cameras),
+        "proprio": (theirs.proprio, arch.proprio),
+    }
+    for name, (has, needed) in sides.items():
+        if has != needed:
+            raise DataError(
+                f"train_flow.teacher {path}: its {name} is {has}, and {needed} is needed. Name another policy"
+            )
+    for parameter in bundle.network.parameters():
+        parameter.requires_grad_(False)
+    return Teacher(bundle, cfg.targets == "distill")
+
+
+def _built(arch: Architecture) -> dict[str, Any]:
+    """What decides names and shapes of the weights, and what they mean."""
+    return {k: v for k, v in arch.to_json().items() if k not in ("execute", "times", "solver", "sampling_steps")}
