@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,15 +77,20 @@ def main() -> None:
 
 def one_process(params: Params, args: argparse.Namespace) -> dict[str, Any]:
     """Return control steps per second of each loop and quality, and the ratios."""
+    with ExitStack() as open_ones:
+        return _one_process(params, args, open_ones)
+
+
+def _one_process(params: Params, args: argparse.Namespace, open_ones: ExitStack) -> dict[str, Any]:
     task = tasks("libero_spatial", [0])[0]
     agent = Anything.of(args.policy, params)
     full, fast = (replace(params.sim, assets="embedded", render=render) for render in ("full", "fast"))
     loops: dict[str, Callable[[int], int]] = {
-        "libero_full": libero_loop(task, full, agent, args.steps),
-        "gymnasium_full": gymnasium_loop(full, agent, args.steps),
-        "engine_full": engine_loop(task, full, agent, args.steps),
-        "gymnasium_fast": gymnasium_loop(fast, agent, args.steps),
-        "engine_fast": engine_loop(task, fast, agent, args.steps),
+        "libero_full": libero_loop(task, full, agent, args.steps, open_ones),
+        "gymnasium_full": gymnasium_loop(full, agent, args.steps, open_ones),
+        "engine_full": engine_loop(task, full, agent, args.steps, open_ones),
+        "gymnasium_fast": gymnasium_loop(fast, agent, args.steps, open_ones),
+        "engine_fast": engine_loop(task, fast, agent, args.steps, open_ones),
     }
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for loop in loops.values():
@@ -104,7 +110,7 @@ def one_process(params: Params, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def libero_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int) -> Callable[[int], int]:
+def libero_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int, open_ones: ExitStack) -> Callable[[int], int]:
     """Return a function that runs an episode as OpenVLA's and openpi's scripts do; it returns the steps taken."""
     gl.activate(sim.gl)
     use_assets(asset_directory(sim, task.suite))
@@ -112,6 +118,7 @@ def libero_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int) -> Callabl
     env = import_libero().OffScreenRenderEnv(
         bddl_file_name=str(task.bddl_file), camera_heights=size, camera_widths=size, ignore_done=True
     )
+    open_ones.callback(env.close)
     rows = init_states(task)
 
     def observation(obs: dict[str, Any]) -> Observation:
@@ -139,9 +146,10 @@ def libero_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int) -> Callabl
     return run
 
 
-def gymnasium_loop(sim: Sim, agent: PolicyAgent, steps: int) -> Callable[[int], int]:
+def gymnasium_loop(sim: Sim, agent: PolicyAgent, steps: int, open_ones: ExitStack) -> Callable[[int], int]:
     """Return a function that runs an episode in LiberoEnv."""
     env = LiberoEnv(sim, "libero_spatial", 0)
+    open_ones.callback(env.close)
 
     def run(episode: int) -> int:
         obs, _ = env.reset(options={"init_row": episode})
@@ -156,9 +164,9 @@ def gymnasium_loop(sim: Sim, agent: PolicyAgent, steps: int) -> Callable[[int], 
     return run
 
 
-def engine_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int) -> Callable[[int], int]:
+def engine_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int, open_ones: ExitStack) -> Callable[[int], int]:
     """Return a function that runs an episode by the engine."""
-    simulator = Simulator(task, sim, agent.cameras)
+    simulator = open_ones.enter_context(Simulator(task, sim, agent.cameras))
     settings = EpisodeSettings(0, steps, 1e6, 0, sim.seed)
     return lambda episode: run_episode(simulator, agent, task, episode, settings).steps
 

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/policy.json"))
     args = parser.parse_args()
     torch.set_num_threads(cores())
-    result = {
+    result: dict[str, Any] = {
         "machine": {"cpu": cpu_name(), "cores": cores(), "device": DEVICE.type, "load_before": os.getloadavg()[0]},
         "versions": versions(),
         "unit": "ms for one call of the policy on features, batch 1, median",

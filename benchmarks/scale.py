@@ -111,13 +111,13 @@ def arithmetic(phases: Mapping[str, Mapping[str, float]], size: int, episodes: i
     }
 
 
-def phase(work: Callable[[], None]) -> dict[str, float]:
+def phase(work: Callable[[], object]) -> dict[str, float]:
     """Run in a new process; return its wall time and the most memory it had."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_phase, work).result()
 
 
-def _phase(work: Callable[[], None]) -> dict[str, float]:
+def _phase(work: Callable[[], object]) -> dict[str, float]:
     started = time.perf_counter()
     work()
     seconds = time.perf_counter() - started
