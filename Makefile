@@ -33,7 +33,7 @@ repro: setup  ## The main job: demonstrations, embeddings, training, evaluation,
 	@$(BIN)/python -m stages.report --summary
 
 test: setup  ## All tests that CI trusts
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_pipeline.py tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup  ## The tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not exhaustive"

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1])
     source = next(iter(stores.values())).identity
-    teacher = load_teacher(params.train_flow, arch, source["encoder"], accelerator.device)
+    teacher = load_teacher(params.train_flow, arch, source, out, accelerator.device)
     identity = training_identity(params, arch, stores)
     with accelerator.main_process_first():
         scratch = checkpoint.claim(Path(args.scratch), identity)
@@ -145,16 +145,24 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
         "architecture": arch.to_json(),
         "train_flow": asdict(params.train_flow),
         "feature_noise": params.policy.feature_noise,
-        "teacher": bundle.weights_digest(teacher) if (teacher := params.train_flow.teacher) else None,
         "data": {
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
             "tasks": {suite: params.data.tasks[suite] for suite in stores},
             "action": params.train_flow.action,
             "sim": {name: sim[name] for name in PICTURE_SETTINGS if name in sim},
+            "targets": params.train_flow.targets,
+            "teacher": teacher_identity(params.train_flow.teacher),
         },
         "code": code_digest("policy", "train"),
-        "versions": {name: versions()[name] for name in ("torch", "accelerate")},
+        "versions": {name: versions()[name] for name in ("torch", "accelerate", "diffusers")},
     }
+
+
+def teacher_identity(path: str | None) -> dict[str, Any] | None:
+    """Return what a teacher's samples depend on; None without one."""
+    if path is None:
+        return None
+    return {"weights_sha256": bundle.weights_digest(path), **bundle.load_spec(path).architecture.to_json()}
 
 
 def write_history(out: Path, progress: Progress, parameters: dict[str, int], accelerator: Accelerator) -> None:

@@ -142,6 +142,12 @@ def _check_values(p: Params, origin: str) -> None:
         p.embed.shard_rows % p.embed.chunk_rows == 0,
         f"embed.shard_rows {p.embed.shard_rows} is not a multiple of embed.chunk_rows {p.embed.chunk_rows}",
     )
+    for name in ("policy.sampling_steps", "eval_libero.sampling_steps"):
+        steps = _setting(p, name)
+        require(
+            p.policy.head != "diffusion" or steps is None or (steps <= 100 and 100 % steps == 0),
+            f"{name} is {steps}; policy.head diffusion takes a divisor of 100, its levels of noise",
+        )
     ensemble = p.eval_libero.temporal_ensemble
     require(ensemble is None or ensemble >= 0, f"eval_libero.temporal_ensemble is {ensemble}; use 0 or more, or null")
     require(
@@ -166,6 +172,14 @@ def _check_values(p: Params, origin: str) -> None:
         not taught or (p.policy.head, p.train_flow.encoder.tune) == ("flow", "none"),
         f"train_flow.targets {p.train_flow.targets} needs policy.head flow, which is {p.policy.head}, and "
         f"train_flow.encoder.tune none, which is {p.train_flow.encoder.tune}",
+    )
+    require(
+        p.train_flow.targets != "distill" or (p.policy.sampling_steps, p.policy.solver) == (1, "euler"),
+        "train_flow.targets distill teaches one step: set policy.sampling_steps: 1 and policy.solver: euler",
+    )
+    require(
+        not taught or p.train_flow.best_by != "val_loss",
+        f"train_flow.best_by is val_loss, which is of demonstrations, not {p.train_flow.targets}: use val_action_mse",
     )
     require(0 <= p.train_flow.val_fraction < 1, f"train_flow.val_fraction is {p.train_flow.val_fraction}; use [0, 1)")
     require(0 <= p.train_flow.ema_decay < 1, f"train_flow.ema_decay is {p.train_flow.ema_decay}; use [0, 1)")

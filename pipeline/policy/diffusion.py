@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from pipeline.policy.head import Head
 
 TRAIN_STEPS = 100  # of the noise schedule, as in Diffusion Policy and LeRobot
+SAMPLING_STEPS = tuple(n for n in range(1, TRAIN_STEPS + 1) if TRAIN_STEPS % n == 0)
+"""What sampling can take: the scheduler steps over TRAIN_STEPS // steps levels at a time."""
 
 
 class Diffusion(Head):
@@ -26,7 +28,10 @@ class Diffusion(Head):
 
         self.velocity = denoiser
         self._schedule: Any = DDIMScheduler(
-            num_train_timesteps=TRAIN_STEPS, beta_schedule="squaredcos_cap_v2", clip_sample=True
+            num_train_timesteps=TRAIN_STEPS,
+            beta_schedule="squaredcos_cap_v2",
+            clip_sample=True,
+            timestep_spacing="trailing",  # from the last level, where all is noise, whatever the number of steps
         )
 
     def loss(
@@ -46,6 +51,8 @@ class Diffusion(Head):
         self, condition: Float[Tensor, "B W"], noise: Float[Tensor, "B H A"], steps: int
     ) -> Float[Tensor, "B H A"]:
         """Return actions by `steps` steps of DDIM (Song et al., arXiv 2010.02502), without noise of their own."""
+        if steps not in SAMPLING_STEPS:
+            raise ValueError(f"steps is {steps}; the diffusion head takes one of {SAMPLING_STEPS}")
         self._schedule.set_timesteps(steps)
         x = noise
         for level in self._schedule.timesteps.tolist():

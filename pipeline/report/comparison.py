@@ -40,9 +40,24 @@ def read_run(results: Path, trainings: Path) -> Run:
 
 
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return plain JSON values for each run; `against_first` is McNemar's comparison on the same init states."""
-    first = runs[0].records
-    return [{**_row(r), "against_first": paired(first, r.records) if i else None} for i, r in enumerate(runs)]
+    """Return plain JSON values for each run; `against_first` is McNemar's comparison on the same init states.
+
+    It is None where the scenes are not the same: other drawing, settling, seed or steps, or a replay's own states.
+    """
+    first = runs[0]
+
+    def against(run: Run) -> dict[str, Any] | None:
+        return paired(first.records, run.records) if run is not first and _scene(run) == _scene(first) else None
+
+    return [{**_row(run), "against_first": against(run)} for run in runs]
+
+
+def _scene(run: Run) -> Any:
+    """What must be equal for two runs to have met the same scenes."""
+    protocol = run.results["protocol"]
+    agent = protocol.get("agent", {})
+    limits = {(t["suite"], t["task"]): t["max_steps"] for t in protocol.get("tasks", ())}
+    return protocol.get("sim"), protocol.get("sim_seed"), protocol.get("condition"), limits, agent.get("demonstrations")
 
 
 def comparison_page(runs: Sequence[Run]) -> str:

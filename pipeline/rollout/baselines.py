@@ -124,5 +124,9 @@ def replay_identity(root: Path, tasks: tuple[Task, ...]) -> dict[str, str]:
 
 
 def replayable(root: Path, tasks: tuple[Task, ...]) -> int:
-    """Return how many demonstrations every one of these tasks has."""
-    return min(len(scan(root, task.suite, [task], cameras=())[0]) for task in tasks)
+    """Return how many demonstrations every one of these tasks has. Raises DataError if one has none."""
+    counts = {task: len(scan(root, task.suite, [task], cameras=())[0]) for task in tasks}
+    for task, count in counts.items():
+        if not count:
+            raise DataError(f"{demo_file(root, task)}: no usable demonstration to replay. See index.json beside it")
+    return min(counts.values())

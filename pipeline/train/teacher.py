@@ -5,6 +5,7 @@ pairs gives a straighter flow (Liu et al., ICLR 2023: 2-rectified flow); learnin
 that takes one step.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,24 +49,34 @@ class Teacher:
         return theirs == ours
 
 
-def load_teacher(cfg: TrainFlow, arch: Architecture, encoder: dict[str, Any], device: torch.device) -> Teacher | None:
+def load_teacher(
+    cfg: TrainFlow, arch: Architecture, features: Mapping[str, Any], out: Path, device: torch.device
+) -> Teacher | None:
     """Return the teacher that `train_flow.targets` asks for; None for demonstrations.
 
     Args:
         arch: of the student.
-        encoder: identity of the encoder whose features are trained on.
+        features: identity of the store: its encoder and transform.
+        out: where the student goes.
 
     Raises:
-        DataError: there is no such policy, or it takes other inputs or gives other actions.
+        DataError: there is no such policy, it takes other inputs or gives other actions, or the student would
+            replace it.
     """
     if cfg.targets == "demonstrations":
         return None
     path = Path(cfg.teacher or "")
+    if path.resolve().is_relative_to((out / "policy").resolve()):
+        raise DataError(
+            f"train_flow.teacher {path}: training is about to replace it. Copy it to runs/teacher/policy, say"
+        )
     bundle = load(path, device)
     theirs = bundle.spec.architecture
     sides = {
         "head": (theirs.head, "flow"),
-        "encoder": (bundle.spec.encoder, encoder),
+        "encoder": (bundle.spec.encoder, features["encoder"]),
+        "tune": (bundle.spec.tune, "none"),
+        "transform": (bundle.spec.transform, features["transform"]),
         "horizon": (theirs.horizon, arch.horizon),
         "cameras": (theirs.cameras, arch.cameras),
         "proprio": (theirs.proprio, arch.proprio),

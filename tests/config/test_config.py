@@ -84,6 +84,18 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ({"policy": {"head": "tokens"}}, "policy.head tokens clips or bins.*standardise_actions: false"),
         ({"policy": {"velocity": "transformer", "velocity_width": 100}}, "velocity_width is 100.*multiple of 64"),
         ({"train_flow": {"targets": "reflow"}}, "targets is reflow, but train_flow.teacher is None: name a trained"),
+        (
+            {"policy": {"head": "diffusion", "standardise_actions": False, "sampling_steps": 30}},
+            "policy.sampling_steps is 30; policy.head diffusion takes a divisor of 100",
+        ),
+        (
+            {"train_flow": {"targets": "distill", "teacher": "x"}},
+            "distill teaches one step: set policy.sampling_steps: 1",
+        ),
+        (
+            {"train_flow": {"targets": "reflow", "teacher": "x", "best_by": "val_loss"}},
+            "best_by is val_loss, which is of demonstrations",
+        ),
         ({"train_flow": {"teacher": "x"}}, "targets is demonstrations, but train_flow.teacher is x: set it to null"),
         (
             {"policy": {"head": "l1"}, "train_flow": {"targets": "distill", "teacher": "x"}},

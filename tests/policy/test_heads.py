@@ -119,11 +119,21 @@ class Oracle(nn.Module):
         return (x - bar.sqrt() * self.x_1) / (1 - bar).sqrt()
 
 
-@pytest.mark.parametrize("steps", [2, 10, 50])
-def test_ddim_lands_on_a_dirac_target(steps: int) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+def test_ddim_lands_on_a_dirac_target_from_the_highest_level(steps: int) -> None:
     x_1 = torch.rand(4, H, A) * 1.8 - 0.9
-    found = Diffusion(Oracle(x_1)).sample(torch.zeros(4, C), torch.randn(4, H, A), steps)
-    torch.testing.assert_close(found, x_1, atol=2e-3, rtol=0)
+    oracle, levels = Oracle(x_1), []
+    oracle.register_forward_pre_hook(lambda _, given: levels.append(round(float(given[1][0]) * TRAIN_STEPS)))
+    found = Diffusion(oracle).sample(torch.zeros(4, C), torch.randn(4, H, A), steps)
+    torch.testing.assert_close(found, x_1, atol=1e-2, rtol=0)
+    assert levels == [TRAIN_STEPS - 1 - k * TRAIN_STEPS // steps for k in range(steps)], "pure noise is the last level"
+
+
+def test_ddim_refuses_steps_that_miss_levels() -> None:
+    head = make("diffusion")
+    for steps in (0, 3, 60, 101):
+        with pytest.raises(ValueError, match=f"steps is {steps}"):
+            head.sample(torch.zeros(1, C), torch.randn(1, H, A), steps)
 
 
 def test_the_oracle_has_no_diffusion_loss() -> None:

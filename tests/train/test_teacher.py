@@ -30,7 +30,8 @@ CFG = replace(
     metrics_rows=40,
     checkpoint_every_epochs=1000,
 )
-ENCODER = {"model": "tiny"}
+FEATURES = {"encoder": {"model": "tiny"}, "transform": "t"}
+CPU, OUT = torch.device("cpu"), Path("runs/student")
 
 
 def two_ways() -> Table:
@@ -47,7 +48,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     arch = replace(ARCH, horizon=1, execute=1, sampling_steps=50)
     network, _ = train(Accelerator(cpu=True), two_ways(), arch, CFG, 0.0, folder / "work")
-    bundle.save(folder / "policy", network, bundle.PolicySpec(arch, ENCODER, "none", "t", {}, {}))
+    bundle.save(folder / "policy", network, bundle.PolicySpec(arch, FEATURES["encoder"], "none", "t", {}, {}))
     return folder / "policy"
 
 
@@ -68,7 +69,7 @@ def test_one_step_gives_what_many_of_the_teacher_give(teacher: Path, targets: st
     trained = bundle.load(teacher)
     cfg = replace(CFG, targets=targets, teacher=str(teacher), epochs=30, learning_rate=1e-3)
     arch = trained.spec.architecture
-    learnt_from = load_teacher(cfg, arch, ENCODER, torch.device("cpu"))
+    learnt_from = load_teacher(cfg, arch, FEATURES, OUT, CPU)
     assert learnt_from is not None
     student, _ = train(Accelerator(cpu=True), two_ways(), arch, cfg, 0.0, tmp_path, teacher=learnt_from)
     with torch.no_grad():
@@ -90,7 +91,7 @@ def test_one_step_gives_what_many_of_the_teacher_give(teacher: Path, targets: st
 def test_a_student_of_another_build_starts_afresh(teacher: Path) -> None:
     arch = bundle.load(teacher).spec.architecture
     cfg = replace(CFG, targets="reflow", teacher=str(teacher))
-    made = load_teacher(cfg, arch, ENCODER, torch.device("cpu"))
+    made = load_teacher(cfg, arch, FEATURES, OUT, CPU)
     assert made is not None
     alike, other = FlowPolicy(replace(arch, sampling_steps=1)), FlowPolicy(replace(arch, velocity="residual"))
     assert made.start(alike) and not made.start(other)
@@ -98,21 +99,33 @@ def test_a_student_of_another_build_starts_afresh(teacher: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "encoder", "said"),
+    ("changes", "features", "said"),
     [
-        ({"horizon": 2}, ENCODER, r"its horizon is 1, and 2 is needed"),
-        ({"proprio": ()}, ENCODER, r"its proprio is \('joint_pos',\), and \(\) is needed"),
-        ({}, {"model": "other"}, r"its encoder is .*tiny.*, and .*other.* is needed"),
+        ({"horizon": 2}, FEATURES, r"its horizon is 1, and 2 is needed"),
+        ({"proprio": ()}, FEATURES, r"its proprio is \('joint_pos',\), and \(\) is needed"),
+        ({}, {**FEATURES, "encoder": {"model": "other"}}, r"its encoder is .*tiny.*, and .*other.* is needed"),
+        ({}, {**FEATURES, "transform": "u"}, r"its transform is t, and u is needed"),
     ],
 )
-def test_a_teacher_that_does_not_fit_is_refused(teacher: Path, changes: dict, encoder: dict, said: str) -> None:
+def test_a_teacher_that_does_not_fit_is_refused(teacher: Path, changes: dict, features: dict, said: str) -> None:
     cfg = replace(CFG, targets="reflow", teacher=str(teacher))
     arch = replace(bundle.load(teacher).spec.architecture, **changes)
     with pytest.raises(DataError, match=said):
-        load_teacher(cfg, arch, encoder, torch.device("cpu"))
+        load_teacher(cfg, arch, features, OUT, CPU)
 
 
 def test_no_teacher_is_needed_for_demonstrations_and_a_missing_one_is_named(tmp_path: Path) -> None:
-    assert load_teacher(CFG, ARCH, ENCODER, torch.device("cpu")) is None
+    assert load_teacher(CFG, ARCH, FEATURES, OUT, CPU) is None
     with pytest.raises(DataError, match=r"nowhere.policy\.json: not found"):
-        load_teacher(replace(CFG, targets="reflow", teacher="nowhere"), ARCH, ENCODER, torch.device("cpu"))
+        load_teacher(replace(CFG, targets="reflow", teacher="nowhere"), ARCH, FEATURES, OUT, CPU)
+
+
+def test_a_teacher_of_tuned_features_or_in_the_way_is_refused(teacher: Path, tmp_path: Path) -> None:
+    loaded = bundle.load(teacher)
+    bundle.save(tmp_path / "policy", loaded.network, replace(loaded.spec, tune="lora"), {"x": torch.zeros(1)})
+    arch = loaded.spec.architecture
+    cfg = replace(CFG, targets="reflow", teacher=str(tmp_path / "policy"))
+    with pytest.raises(DataError, match="its tune is lora, and none is needed"):
+        load_teacher(cfg, arch, FEATURES, OUT, CPU)
+    with pytest.raises(DataError, match="training is about to replace it"):
+        load_teacher(cfg, arch, FEATURES, tmp_path, CPU)
