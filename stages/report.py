@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None) -> None:
     params = load(args.params)
     experiment = params.experiment
     training = Path(args.training) if args.training else None
-    seconds = stage_seconds(DEMOS, Path(".scratch/embed"), params.data.suites)
     if args.demos:
         out = Path(args.out or f"results/{args.demos}_demos.html")
         print(show_demos(args.demos, params.data.tasks.get(args.demos), out))
@@ -61,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         write_atomic(out.with_suffix(".json"), json.dumps(compare(runs), indent=1) + "\n")
         print(out)
         return
+    seconds = stage_seconds(DEMOS, Path(".scratch/embed"), params.data.suites)
     if args.record:
         print(record(figures / f"{experiment}.json", results / "eval.json", training, seconds))
         return

@@ -124,12 +124,6 @@ def _check_values(p: Params, origin: str) -> None:
             raise ConfigError(f"{origin}: {text}")
 
     _check_data(p, require)
-    for camera in p.policy.cameras:
-        require(
-            camera in p.embed.cameras,
-            f"policy.cameras has {camera!r}, but embed.cameras is {list(p.embed.cameras)}: add it there",
-        )
-    require(len(p.policy.cameras) > 0, "policy.cameras is empty; name at least one camera")
     require(p.embed.obs_shift in (0, 1), f"embed.obs_shift is {p.embed.obs_shift}; it can be 0 or 1")
     for name in POSITIVE:
         value = _setting(p, name)
@@ -137,11 +131,46 @@ def _check_values(p: Params, origin: str) -> None:
     for name in NOT_NEGATIVE:
         require(_setting(p, name) >= 0, f"{name} is {_setting(p, name)}; it must not be negative")
     require(-1 < p.demos.noise_ar < 1, f"demos.noise_ar is {p.demos.noise_ar}; use (-1, 1)")
-    require(p.policy.time_dim % 2 == 0, f"policy.time_dim is {p.policy.time_dim}; it must be even (sines and cosines)")
     require(
         p.embed.shard_rows % p.embed.chunk_rows == 0,
         f"embed.shard_rows {p.embed.shard_rows} is not a multiple of embed.chunk_rows {p.embed.chunk_rows}",
     )
+    _check_policy(p, require)
+    _check_training(p, require)
+    _check_demos(p, require)
+    _check_conditions(p, require)
+    scheduler = p.compute.scheduler
+    require(
+        scheduler in ("serial", "local") or scheduler.startswith(("tcp://", "tls://")),
+        f"compute.scheduler is {scheduler!r}; use serial, local, tcp://host:port or tls://host:port",
+    )
+    require(
+        scheduler.startswith("tls://") == (p.compute.tls is not None),
+        f"compute.tls is {'null' if p.compute.tls is None else 'set'}, but compute.scheduler is {scheduler!r}; set "
+        "both (scheduler: tls://host:port, tls: {ca, cert, key}) or none",
+    )
+
+
+def _check_data(p: Params, require: Require) -> None:
+    require(len(p.data.suites) > 0, "data.suites is empty; name at least one suite")
+    require(len(set(p.data.suites)) == len(p.data.suites), f"data.suites {list(p.data.suites)} names one twice")
+    for suite, ids in p.data.tasks.items():
+        require(ids is None or len(ids) > 0, f"data.tasks.{suite} is empty; name tasks, or write null for all")
+        require(ids is None or len(set(ids)) == len(ids), f"data.tasks.{suite} {list(ids or ())} names a task twice")
+    for suite in p.data.tasks:
+        require(suite in p.data.suites, f"data.tasks has {suite!r}, which is not in data.suites {list(p.data.suites)}")
+    for suite in p.data.suites:
+        require(suite in p.data.tasks, f"data.tasks lacks {suite!r} of data.suites; write null for all its tasks")
+
+
+def _check_policy(p: Params, require: Require) -> None:
+    for camera in p.policy.cameras:
+        require(
+            camera in p.embed.cameras,
+            f"policy.cameras has {camera!r}, but embed.cameras is {list(p.embed.cameras)}: add it there",
+        )
+    require(len(p.policy.cameras) > 0, "policy.cameras is empty; name at least one camera")
+    require(p.policy.time_dim % 2 == 0, f"policy.time_dim is {p.policy.time_dim}; it must be even (sines and cosines)")
     for name in ("policy.sampling_steps", "eval_libero.sampling_steps"):
         steps = _setting(p, name)
         require(
@@ -162,6 +191,9 @@ def _check_values(p: Params, origin: str) -> None:
         1 <= p.policy.execute <= p.policy.horizon,
         f"policy.execute {p.policy.execute} is not between 1 and policy.horizon {p.policy.horizon}",
     )
+
+
+def _check_training(p: Params, require: Require) -> None:
     taught = p.train_flow.targets != "demonstrations"
     require(
         taught == (p.train_flow.teacher is not None),
@@ -194,30 +226,6 @@ def _check_values(p: Params, origin: str) -> None:
         f"train_flow.early_stop_epochs {p.train_flow.early_stop_epochs} is less than metrics_every_epochs "
         f"{p.train_flow.metrics_every_epochs}: {p.train_flow.best_by} is not measured in that time. Change one of them",
     )
-    _check_demos(p, require)
-    _check_conditions(p, require)
-    scheduler = p.compute.scheduler
-    require(
-        scheduler in ("serial", "local") or scheduler.startswith(("tcp://", "tls://")),
-        f"compute.scheduler is {scheduler!r}; use serial, local, tcp://host:port or tls://host:port",
-    )
-    require(
-        scheduler.startswith("tls://") == (p.compute.tls is not None),
-        f"compute.tls is {'null' if p.compute.tls is None else 'set'}, but compute.scheduler is {scheduler!r}; set "
-        "both (scheduler: tls://host:port, tls: {ca, cert, key}) or none",
-    )
-
-
-def _check_data(p: Params, require: Require) -> None:
-    require(len(p.data.suites) > 0, "data.suites is empty; name at least one suite")
-    require(len(set(p.data.suites)) == len(p.data.suites), f"data.suites {list(p.data.suites)} names one twice")
-    for suite, ids in p.data.tasks.items():
-        require(ids is None or len(ids) > 0, f"data.tasks.{suite} is empty; name tasks, or write null for all")
-        require(ids is None or len(set(ids)) == len(ids), f"data.tasks.{suite} {list(ids or ())} names a task twice")
-    for suite in p.data.tasks:
-        require(suite in p.data.suites, f"data.tasks has {suite!r}, which is not in data.suites {list(p.data.suites)}")
-    for suite in p.data.suites:
-        require(suite in p.data.tasks, f"data.tasks lacks {suite!r} of data.suites; write null for all its tasks")
 
 
 def _check_demos(p: Params, require: Require) -> None:
