@@ -56,8 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.compare:
         out = Path(args.out or "results/comparison.html")
         runs = [read_run(Path(results), Path(args.runs)) for results in args.compare]
-        write_atomic(out, comparison_page(runs))
-        write_atomic(out.with_suffix(".json"), json.dumps(compare(runs), indent=1) + "\n")
+        compared = compare(runs)
+        write_atomic(out, comparison_page(runs, compared))
+        write_atomic(out.with_suffix(".json"), json.dumps(compared, indent=1) + "\n")
         print(out)
         return
     seconds = stage_seconds(DEMOS, Path(".scratch/embed"), params.data.suites)

@@ -60,9 +60,9 @@ def _scene(run: Run) -> Any:
     return protocol.get("sim"), protocol.get("sim_seed"), protocol.get("condition"), limits, agent.get("demonstrations")
 
 
-def comparison_page(runs: Sequence[Run]) -> str:
-    """Return the page."""
-    rows = [_cells(row) for row in compare(runs)]
+def comparison_page(runs: Sequence[Run], compared: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page of what `compare` gave for these runs."""
+    rows = [_cells(row) for row in compared]
     head: tuple[str, ...] = ("Run", "Success", "0 to 100 %", "95 % interval", "Solved")
     head += (
         f"Against {runs[0].name}",

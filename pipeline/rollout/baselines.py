@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import Motion, demo_file, read_motion, scan
+from pipeline.libero.demonstrations import Demo, Motion, demo_file, read_motion, scan
 from pipeline.libero.expert import Expert, Scene
 from pipeline.libero.simulator import NO_OP, Observation, Simulator
 from pipeline.libero.suites import Task
@@ -85,20 +85,23 @@ class ReplayAgent:
         self.execute = execute
         self._root = root
         self._task: Task | None = None
+        self._demos: list[Demo] = []  # of that task
         self._motion: Motion | None = None
         self._step = 0
 
     def reset(self, task: Task, seed: int) -> None:
+        if task != self._task:
+            self._demos, _ = scan(self._root, task.suite, [task], cameras=())
         self._task = task
         self._step = 0
 
     def begin(self, simulator: Simulator, episode: int) -> None:
         if self._task is None:
             raise RuntimeError("reset() comes before begin()")
-        demos, _ = scan(self._root, self._task.suite, [self._task], cameras=())
-        if episode >= len(demos):
-            raise DataError(f"{demo_file(self._root, self._task)}: {len(demos)} demonstrations, none for {episode=}")
-        self._motion = read_motion(demos[episode])
+        if episode >= len(self._demos):
+            path = demo_file(self._root, self._task)
+            raise DataError(f"{path}: {len(self._demos)} demonstrations, none for {episode=}")
+        self._motion = read_motion(self._demos[episode])
         simulator.place_fixtures(self._motion.model_xml)
         simulator.set_state(self._motion.initial_state)
 
