@@ -34,7 +34,7 @@ from pipeline.encode.transform import Preprocess
 from pipeline.encode.weights import load_model
 from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
 from pipeline.provenance import versions
-from pipeline.train.data import Mode, load_stores
+from pipeline.train.data import Mode, Wanted, load_stores
 from pipeline.train.loop import train
 from pipeline.train.tower import TunedPolicy
 
@@ -131,7 +131,7 @@ def quickstart() -> Params:
 def epoch_seconds(store: Store, params: Params, arch: Architecture, mode: Mode, folder: Path) -> float:
     """Train one epoch; return its time, without that of loading and of the checkpoint at its end."""
     cfg = params.train_flow
-    table = load_stores([(SUITE, store, None)], CAMERAS, arch.proprio, cfg.action, mode, cfg.memory_mib)
+    table = load_stores([(SUITE, store, None)], Wanted(CAMERAS, arch.proprio), cfg.action, mode, cfg.memory_mib)
     scratch = Path(tempfile.mkdtemp(dir=folder))
     _, progress = train(Accelerator(cpu=DEVICE.type == "cpu"), table, arch, cfg, params.policy.feature_noise, scratch)
     shutil.rmtree(scratch)

@@ -4,18 +4,46 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
+
+import yaml
 
 from cache.errors import StoreError
-from pipeline.errors import PipelineError
+from pipeline.config import Params, load, load_variant
+from pipeline.errors import ConfigError, PipelineError
 
 log = logging.getLogger(__name__)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser that describes itself with the stage's docstring and knows --params."""
+    """Return a parser that describes itself with the stage's docstring and knows --params and --set."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--params", default="params.yaml", help="settings file (default: %(default)s)")
+    made.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="a setting to use instead of the file's, such as train_flow.seed=1; may be given several times",
+    )
     return made
+
+
+def settings(args: argparse.Namespace) -> Params:
+    """Return the settings that the command line asks for. Raises ConfigError as `load`."""
+    changes = dict(_change(text) for text in args.set)
+    variant = getattr(args, "variant", None)
+    return load_variant(args.params, variant, changes) if variant else load(args.params, changes)
+
+
+def _change(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text}: not KEY=VALUE, such as train_flow.seed=1")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: {value} is not valid YAML ({error})") from None
 
 
 def setup_logging() -> None:

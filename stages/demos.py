@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Params, load
+from pipeline.config import Params
 from pipeline.errors import DataError
 from pipeline.files import exclusive, write_atomic
 from pipeline.libero import collection, official_demos
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default="data/demos", help="directory to write (default: %(default)s)")
     parser.add_argument("--scratch", default=".scratch/demos", help="unfinished work (default: %(default)s)")
     args = parser.parse_args(argv)
-    params = load(args.params)
+    params = cli.settings(args)
     suites = (args.suite,) if args.suite else params.data.suites
     for suite in suites:
         chosen = tasks(suite, params.data.tasks.get(suite))

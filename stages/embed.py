@@ -38,7 +38,7 @@ from cache.reader import open_store
 from cache.schema import Field
 from cache.verify import verify
 from pipeline.compute import map_unordered, threads, worker_count
-from pipeline.config import Params, load
+from pipeline.config import Params
 from pipeline.encode import source
 from pipeline.encode.check import compare
 from pipeline.encode.clip import ClipEncoder
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sample", type=int, default=256, help="--verify: rows to encode again (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="--verify: of the choice of rows (default: %(default)s)")
     args = parser.parse_args(argv)
-    params = load(args.params)
+    params = cli.settings(args)
     problems: list[str] = []
     for suite in (args.suite,) if args.suite else params.data.suites:
         if args.verify:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import EncoderParams, EvalLibero, Params, Sim, load
+from pipeline.config import EncoderParams, EvalLibero, Params, Sim
 from pipeline.encode.clip import pick_device
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import ConfigError, DataError, SimulatorError
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--picture", help="draw one episode's film strip into this PNG, and stop")
     parser.add_argument("--episode", type=int, default=0, help="for --picture, of the first task (default: 0)")
     args = parser.parse_args(argv)
-    params = load(args.params)
+    params = cli.settings(args)
     out = Path(args.out or f"results/{'flow' if args.agent == 'policy' else args.agent}")
     refuse_strange(out)
     evaluation = plan(params, args.agent, Path(args.policy), Path(args.demos), checked_device(args.device))
@@ -141,7 +141,8 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
 
 def load_policy(path: Path, encoder: EncoderParams, sim: Sim, device: str, cfg: EvalLibero) -> Agent:
     """Return the agent of a bundle, in a worker."""
-    agent = PolicyAgent.load(path, encoder, sim, device, cfg.sampling_steps)
+    every = None if cfg.temporal_ensemble is None else 1
+    agent = PolicyAgent.load(path, encoder, sim, device, cfg.sampling_steps, every)
     return agent if cfg.temporal_ensemble is None else TemporalEnsemble(agent, cfg.temporal_ensemble)
 
 

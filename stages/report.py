@@ -6,11 +6,12 @@
     python -m stages.report --results results/random --training '' --out results/random.html   # of a baseline
     python -m stages.report --demos libero_spatial                      # results/libero_spatial_demos.html
     python -m stages.report --compare results/flow results/l1           # results/comparison.html, and .json
+    python -m stages.report --compare results/comparison --against flow-0          # results/against-flow-0.html
 
-Reads results/flow (eval.json, episodes.jsonl, videos/) and runs/flow/train.json, and, where they exist, the
-committed figures docs/results/single_task_overfit_scripted.json and docs/results/expert.json. With --demos it shows the
-demonstrations of a suite instead: videos of both cameras, actions against time, distributions, and what was left out;
-with --compare several evaluations, paired by init state.
+Reads results/flow (eval.json, episodes.jsonl, videos/) and runs/flow/train.json, and, where they exist, the committed
+figures docs/results/single_task_overfit_scripted.json, expert.json and <experiment>-against-<run>.json. With --demos
+it shows the demonstrations of a suite instead: videos of both cameras, actions against time, distributions, and what
+was left out; with --compare several evaluations, paired by init state, whose figures --record keeps, too.
 """
 
 import json
@@ -18,11 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import load
 from pipeline.files import write_atomic
 from pipeline.libero.demonstrations import scan
 from pipeline.libero.suites import tasks
-from pipeline.report.comparison import compare, comparison_page, read_run
+from pipeline.report.comparison import compare, comparison_page, find_runs
 from pipeline.report.dataset import dataset_page
 from pipeline.report.inputs import read_inputs, read_json, stage_seconds
 from pipeline.report.page import page
@@ -38,15 +38,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", default="results/flow", help="of the evaluation (default: %(default)s)")
     parser.add_argument("--training", default="runs/flow/train.json", help="'' for none (default: %(default)s)")
     parser.add_argument("--figures", default="docs/results", help="committed results (default: %(default)s)")
-    parser.add_argument("--out", help="default: results/report.html, SUITE_demos.html or comparison.html")
+    parser.add_argument("--out", help="default: results/report.html, SUITE_demos.html, comparison.html ...")
     parser.add_argument("--record", action="store_true", help="keep the figures of this experiment below --figures")
     parser.add_argument("--summary", action="store_true", help="print the result, write nothing")
     parser.add_argument("--demos", metavar="SUITE", help="show the demonstrations of this suite instead")
-    parser.add_argument("--compare", metavar="RESULTS", nargs="+", help="show these evaluations side by side instead")
+    parser.add_argument(
+        "--compare", metavar="RESULTS", nargs="+", help="show these evaluations, or those below, side by side instead"
+    )
+    parser.add_argument(
+        "--against", metavar="NAME", help="which of them to compare the others with (default: the first)"
+    )
     parser.add_argument("--runs", default="runs", help="their trainings, by the same names (default: %(default)s)")
     args = parser.parse_args(argv)
     figures, results = Path(args.figures), Path(args.results)
-    params = load(args.params)
+    params = cli.settings(args)
     experiment = params.experiment
     training = Path(args.training) if args.training else None
     if args.demos:
@@ -54,11 +59,11 @@ def main(argv: list[str] | None = None) -> None:
         print(show_demos(args.demos, params.data.tasks.get(args.demos), out))
         return
     if args.compare:
-        out = Path(args.out or "results/comparison.html")
-        runs = [read_run(Path(results), Path(args.runs)) for results in args.compare]
-        compared = compare(runs)
-        write_atomic(out, comparison_page(runs, compared))
-        write_atomic(out.with_suffix(".json"), json.dumps(compared, indent=1) + "\n")
+        out = Path(args.out or f"results/{f'against-{args.against}' if args.against else 'comparison'}.html")
+        compared = compare(find_runs([Path(p) for p in args.compare], Path(args.runs), args.against))
+        kept = figures / f"{experiment}-{out.stem}.json" if args.record else out.with_suffix(".json")
+        write_atomic(out, comparison_page(compared))
+        write_atomic(kept, json.dumps(compared, indent=1) + "\n")
         print(out)
         return
     seconds = stage_seconds(DEMOS, Path(".scratch/embed"), params.data.suites)
@@ -71,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         training=training,
         overfit=figures / "single_task_overfit_scripted.json",
         expert=figures / "expert.json",
+        comparisons=sorted(figures.glob("*-against-*.json")),
         recording=seconds,
     )
     out = Path(args.out or "results/report.html")

@@ -26,14 +26,14 @@ from accelerate import Accelerator
 
 from cache.reader import Store, open_store
 from pipeline.compute import cores
-from pipeline.config import Params, load
+from pipeline.config import GridParams, Params
 from pipeline.files import exclusive, write_atomic
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.provenance import code_digest, provenance, versions
 from pipeline.train import checkpoint, curves
 from pipeline.train.curves import TRACKERS, make_trackers
-from pipeline.train.data import Table, load_stores
+from pipeline.train.data import Table, Wanted, load_stores
 from pipeline.train.loop import Progress, train
 from pipeline.train.teacher import load_teacher
 from pipeline.train.tower import Tower, TunedPolicy
@@ -48,19 +48,19 @@ PICTURE_SETTINGS = ("assets", "render", "image_size")  # of section `sim`: what 
 def main(argv: list[str] | None = None) -> None:
     """Train by params.yaml and publish the policy."""
     args = arguments(argv)
-    params, out = load(args.params), Path(args.out)
+    params, out = cli.settings(args), Path(args.out)
     accelerator = make_accelerator(params, args.track, out)
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
     table = load_stores(
         [(suite, store, params.data.tasks[suite]) for suite, store in stores.items()],
-        params.policy.cameras,
-        params.policy.proprio,
+        Wanted.by(params.policy),
         params.train_flow.action,
         params.train_flow.data_mode,
         params.train_flow.memory_mib,
     )
-    arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1])
     source = next(iter(stores.values())).identity
+    grid = GridParams(**source["grid"]) if source.get("grid") else None
+    arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1], grid)
     teacher = load_teacher(params.train_flow, arch, source, out, accelerator.device)
     identity = training_identity(params, arch, stores)
     with accelerator.main_process_first():
@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.parser(__doc__)
+    parser.add_argument("--variant", metavar="NAME", help="train what comparison.policies.NAME names")
     parser.add_argument("--embeddings", default="data/embeddings", help="where the stores are (default: %(default)s)")
     parser.add_argument(
         "--demos",

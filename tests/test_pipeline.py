@@ -18,6 +18,7 @@ TINY = [
     "eval_libero.episodes=2",
     "eval_libero.max_steps=24",
 ]
+ONE_MORE = ["+comparison.policies.l1={policy.head: l1}", "comparison.seeds=[3]", "comparison.against=[l1-3]"]
 SECONDS = 540
 
 
@@ -84,6 +85,13 @@ def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
 
     compose(checkout, "train_flow.epochs=1")
     assert ran(run(checkout, "dvc", "repro")) == {"train_flow", "eval_libero", "report"}
+
+    compose(checkout, "train_flow.epochs=1", "eval_libero.conditions={}", *ONE_MORE)
+    assert ran(run(checkout, "dvc", "repro", "compare")) == {"train_variant", "eval_variant", "compare"}
+    (row,) = json.loads((checkout / "results/against-l1-3.json").read_text())["rows"]
+    assert (row["name"], row["head"], row["n"]) == ("l1-3", "l1", 2)
+    trained = json.loads((checkout / "runs/l1-3/train.json").read_text())["provenance"]["argv"]
+    assert "train_flow.seed=3" in trained
 
     compose(checkout, "train_flow.epochs=1", "policy.velocity_width=64")
     would_run = ran(run(checkout, "dvc", "repro", "--dry"))

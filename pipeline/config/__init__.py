@@ -1,10 +1,11 @@
 """Settings: strict typed load of params.yaml, and its composition from configs/."""
 
-from pipeline.config.load import from_dict, load
+from pipeline.config.load import from_dict, load, load_variant
 from pipeline.config.params import (
     CONDITIONS,
     PLAIN,
     Camera,
+    Comparison,
     Compute,
     Data,
     Demos,
@@ -25,6 +26,7 @@ __all__ = [
     "CONDITIONS",
     "PLAIN",
     "Camera",
+    "Comparison",
     "Compute",
     "Data",
     "Demos",
@@ -41,4 +43,5 @@ __all__ = [
     "TuneEncoder",
     "from_dict",
     "load",
+    "load_variant",
 ]

@@ -1,7 +1,9 @@
 """params.yaml -> Params, strictly."""
 
+import copy
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -13,14 +15,36 @@ from pipeline.config.params import CONDITIONS, Params
 from pipeline.errors import ConfigError, did_you_mean
 
 
-def load(path: str | Path = "params.yaml") -> Params:
+def load(path: str | Path = "params.yaml", changes: Mapping[str, Any] | None = None) -> Params:
     """Read `path` into Params.
+
+    Args:
+        changes: settings to replace, by dotted name, such as {"policy.head": "l1"}.
 
     Raises:
         ConfigError: the file is missing, is no YAML mapping, has an unknown or missing key, a value of the wrong type,
             or values that contradict each other. The message names file, key and remedy.
     """
-    path = Path(path)
+    tree, origin = _read(Path(path)), str(path)
+    params = from_dict(tree, origin)
+    for name in params.comparison.policies:
+        _variant(tree, params, name, origin)
+    return from_dict(_changed(tree, changes), f"{origin} with {dict(changes)}") if changes else params
+
+
+def load_variant(path: str | Path, name: str, changes: Mapping[str, Any] | None = None) -> Params:
+    """Read `path` with the settings of `comparison.policies.<name>`, and then `changes`.
+
+    Raises:
+        ConfigError: as `load`, or there is no such policy.
+    """
+    policies = load(path).comparison.policies
+    if name not in policies:
+        raise ConfigError(f"{path}: comparison.policies has no {name!r}.{did_you_mean(name, policies)}")
+    return load(path, {**policies[name], **(changes or {})})
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -29,7 +53,33 @@ def load(path: str | Path = "params.yaml") -> Params:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {type(tree).__name__}, not a mapping. Make it again: make params")
-    return from_dict(tree, str(path))
+    return tree
+
+
+def _changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a settings tree with these values, by dotted name, put in."""
+    copied = copy.deepcopy(dict(tree))
+    for name, value in changes.items():
+        *sections, key = name.split(".")
+        place: Any = copied
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or key not in place:
+            raise ConfigError(f"{name}: no such setting. See pipeline/config/params.py for what there is")
+        place[key] = value
+    return copied
+
+
+def _variant(tree: Mapping[str, Any], params: Params, name: str, origin: str) -> None:
+    """Check one of comparison.policies."""
+    where, changes = f"{origin}: comparison.policies.{name}", params.comparison.policies[name]
+    foreign = [key for key in changes if key.split(".")[0] not in ("policy", "train_flow")]
+    if foreign:
+        raise ConfigError(f"{where} changes {foreign[0]}; what is compared shares all but policy and train_flow")
+    try:
+        from_dict(_changed(tree, changes), where)
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
 def from_dict(tree: dict[str, Any], origin: str = "params") -> Params:
@@ -81,7 +131,10 @@ POSITIVE = (
     "embed.batch_size",
     "embed.shard_rows",
     "embed.chunk_rows",
+    "policy.history",
     "policy.width",
+    "policy.token_width",
+    "policy.fusion_layers",
     "policy.velocity_width",
     "policy.velocity_layers",
     "policy.time_dim",
@@ -139,6 +192,7 @@ def _check_values(p: Params, origin: str) -> None:
     _check_training(p, require)
     _check_demos(p, require)
     _check_conditions(p, require)
+    _check_comparison(p, require)
     scheduler = p.compute.scheduler
     require(
         scheduler in ("serial", "local") or scheduler.startswith(("tcp://", "tls://")),
@@ -170,6 +224,14 @@ def _check_policy(p: Params, require: Require) -> None:
             f"policy.cameras has {camera!r}, but embed.cameras is {list(p.embed.cameras)}: add it there",
         )
     require(len(p.policy.cameras) > 0, "policy.cameras is empty; name at least one camera")
+    require(
+        p.policy.features != "grid" or p.embed.grid is not None,
+        "policy.features is grid, but embed.grid is null: set embed.grid.size and .layer",
+    )
+    require(
+        p.policy.fusion != "transformer" or p.policy.token_width % 64 == 0,
+        f"policy.token_width is {p.policy.token_width}; a transformer's is a multiple of 64, a head's width",
+    )
     require(p.policy.time_dim % 2 == 0, f"policy.time_dim is {p.policy.time_dim}; it must be even (sines and cosines)")
     for name in ("policy.sampling_steps", "eval_libero.sampling_steps"):
         steps = _setting(p, name)
@@ -212,6 +274,15 @@ def _check_training(p: Params, require: Require) -> None:
     require(
         not taught or p.train_flow.best_by != "val_loss",
         f"train_flow.best_by is val_loss, which is of demonstrations, not {p.train_flow.targets}: use val_action_mse",
+    )
+    require(
+        p.policy.features == "pooled" or p.train_flow.encoder.tune == "none",
+        f"train_flow.encoder.tune is {p.train_flow.encoder.tune}, which gives pooled features: set policy.features so",
+    )
+    require(
+        p.policy.history == 1 or p.train_flow.data_mode != "streaming",
+        f"policy.history is {p.policy.history}, but streamed rows come without those before them: set "
+        "train_flow.data_mode to resident",
     )
     require(0 <= p.train_flow.val_fraction < 1, f"train_flow.val_fraction is {p.train_flow.val_fraction}; use [0, 1)")
     require(0 <= p.train_flow.ema_decay < 1, f"train_flow.ema_decay is {p.train_flow.ema_decay}; use [0, 1)")
@@ -260,6 +331,21 @@ def _check_conditions(p: Params, require: Require) -> None:
             (amount is not None and amount > 0) if needs else amount is None,
             f"eval_libero.conditions.{name} is {amount}; " + (f"give {needs}" if needs else "it takes no number: null"),
         )
+
+
+def _check_comparison(p: Params, require: Require) -> None:
+    cfg = p.comparison
+    runs = [f"{name}-{seed}" for name in cfg.policies for seed in cfg.seeds]
+    for name in cfg.policies:
+        simple = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None
+        require(simple, f"comparison.policies has {name!r}; use letters, digits and _: it names directories and stages")
+    for name in cfg.by_steps:
+        known = name in cfg.policies
+        require(known, f"comparison.by_steps has {name!r}, no policy.{did_you_mean(name, cfg.policies)}")
+    for run in cfg.against:
+        require(run in runs, f"comparison.against has {run!r}, no policy-seed.{did_you_mean(run, runs)}")
+    steps = all(n > 0 for n in cfg.sampling_steps)
+    require(steps, f"comparison.sampling_steps {list(cfg.sampling_steps)} must be positive")
 
 
 def _setting(p: Params, name: str) -> Any:

@@ -5,7 +5,7 @@ processes) are not here: they are arguments of `accelerate launch` and `configs/
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Camera = Literal["agentview", "eye_in_hand"]
 Proprio = Literal["joint_pos", "ee_pose", "gripper"]
@@ -101,8 +101,13 @@ class PolicyParams:
     """The trainable networks: fusion and action head."""
 
     cameras: tuple[Camera, ...]
+    features: Literal["pooled", "grid"]  # of each frame: CLIP's pooled feature, or the patch tokens of embed.grid
     proprio: tuple[Proprio, ...]
+    history: int  # looks, `execute` steps apart, that the policy is given: the newest, and those before it
+    fusion: Literal["mlp", "transformer"]
     width: int  # of every modality's embedding and of the condition
+    token_width: int  # of a patch token in the MLP, which takes them all at once; of every token of the transformer
+    fusion_layers: int  # blocks of the transformer; the MLP has the reference's two layers
     head: Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
     velocity: Literal["mlp", "residual", "transformer"]  # network of flow and diffusion; the other heads are MLPs
     velocity_width: int  # of its hidden layers, or of a transformer's tokens
@@ -175,6 +180,20 @@ class EvalLibero:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Policies to train and evaluate beside the default one, on the same store and init states; nothing by default.
+
+    With policy `l1` and seed 0: runs/l1-0 and results/comparison/l1-0.
+    """
+
+    policies: dict[str, dict[str, Any]]  # by name, what differs: settings of `policy` and `train_flow`, by dotted name
+    seeds: tuple[int, ...]  # of train_flow, for each of them
+    by_steps: tuple[str, ...]  # those to evaluate with all of `sampling_steps`, too
+    sampling_steps: tuple[int, ...]
+    against: tuple[str, ...]  # results that the others are compared with, such as l1-0: a page for each
+
+
+@dataclass(frozen=True)
 class Tls:
     """Files (PEM) that a Dask cluster is entered with; its scheduler and workers have their own of the same CA."""
 
@@ -205,4 +224,5 @@ class Params:
     policy: PolicyParams
     train_flow: TrainFlow
     eval_libero: EvalLibero
+    comparison: Comparison
     compute: Compute

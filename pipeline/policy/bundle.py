@@ -22,7 +22,7 @@ from pipeline.errors import DataError
 from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
 
 FORMAT = "vla-flow-policy"
-VERSION = 3
+VERSION = 4
 WEIGHTS = "weights.safetensors"
 TOWER = "encoder.safetensors"
 
@@ -72,9 +72,9 @@ class PolicyBundle:
         """Return the next H actions in the environment's units, [-1, 1].
 
         Args:
-            features: camera -> (B, D), as the encoder gives them.
+            features: camera -> (B, D), as the encoder gives them; (B, P, D) patch tokens if the policy takes a grid.
             text: (B, D) instruction features.
-            proprio: name -> (B, k).
+            proprio: name -> (B, k). With a history of L looks features and proprio have an axis L after B.
             generator: a CPU generator, the source of the flow's noise: the same noise on any device.
             steps: of sampling; the policy's own number if None.
         """

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.config import PolicyParams
+from pipeline.config import GridParams, PolicyParams
 from pipeline.policy.diffusion import Diffusion
 from pipeline.policy.flow import RectifiedFlow, Solver, Times
-from pipeline.policy.fusion import PROPRIO_DIMS, Fusion
+from pipeline.policy.fusion import PROPRIO_DIMS, Inputs, MlpFusion, TransformerFusion
 from pipeline.policy.head import Head
 from pipeline.policy.normaliser import Normaliser
 from pipeline.policy.regression import Cvae, Regression
@@ -29,9 +29,14 @@ class Architecture:
 
     cameras: tuple[str, ...]
     proprio: tuple[str, ...]
+    grid: GridParams | None  # patch tokens are the features; None: the pooled ones
     image_dim: int
     text_dim: int
+    history: int
+    fusion: Literal["mlp", "transformer"]
     width: int
+    token_width: int
+    fusion_layers: int
     head: HeadName
     velocity: NetworkName
     velocity_width: int
@@ -45,9 +50,10 @@ class Architecture:
     standardise_actions: bool
 
     @classmethod
-    def of(cls, policy: PolicyParams, image_dim: int, text_dim: int) -> "Architecture":
-        """Return the architecture that `policy` asks for on features of the given sizes."""
-        values: dict[str, Any] = {"image_dim": image_dim, "text_dim": text_dim}
+    def of(cls, policy: PolicyParams, image_dim: int, text_dim: int, grid: GridParams | None = None) -> "Architecture":
+        """Return the architecture that `policy` asks for on features of the given sizes; `grid` is the store's."""
+        used = grid if policy.features == "grid" else None
+        values: dict[str, Any] = {"image_dim": image_dim, "text_dim": text_dim, "grid": used}
         values |= {k: getattr(policy, k) for k in cls.__dataclass_fields__ if k not in values}
         return cls(**values)
 
@@ -59,14 +65,23 @@ class Architecture:
     def from_json(cls, tree: Mapping[str, Any]) -> "Architecture":
         """Build from to_json's mapping. Raises TypeError for missing or unknown keys."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+        if values.get("grid") is not None:
+            values["grid"] = GridParams(**values["grid"])
         return cls(**values)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one row's features of a camera, ([L,] [P,] D): L looks of a history, P patches of a grid."""
+        looks = (self.history,) if self.history > 1 else ()
+        return (*looks, *((self.grid.size**2,) if self.grid else ()), self.image_dim)
 
 
 class FlowPolicy(nn.Module):
     """Cached features in, actions out.
 
-    images: camera -> (B, D) raw pooled CLIP features; text: (B, D); proprio: name -> (B, k) in metres, radians and
-    quaternions; actions: (B, H, 7) in the environment's units, [-1, 1].
+    images: camera -> (B, D) raw pooled CLIP features, or (B, P, D) patch tokens; text: (B, D); proprio: name -> (B, k)
+    in metres, radians and quaternions; with a history both have an axis of L looks after B, oldest first. actions:
+    (B, H, 7) in the environment's units, [-1, 1].
     """
 
     def __init__(self, arch: Architecture) -> None:
@@ -78,7 +93,7 @@ class FlowPolicy(nn.Module):
             ACTION_DIM,
             arch.standardise_actions,
         )
-        self.fusion = Fusion(arch.cameras, arch.proprio, arch.image_dim, arch.text_dim, arch.width)
+        self.fusion = make_fusion(arch)
         self.head = make_head(arch)
 
     def forward(
@@ -92,10 +107,7 @@ class FlowPolicy(nn.Module):
         feature_noise: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, " B"]:
         """Return each row's loss (see `Head`). `feature_noise` is added to the standardised image features."""
-        images, text, proprio = self.normaliser.inputs(images, text, proprio)
-        if feature_noise is not None:
-            images = {name: x + feature_noise[name] for name, x in images.items()}
-        condition = self.fusion(images, text, proprio)
+        condition = self._condition(images, text, proprio, feature_noise)
         return self.head.loss(self.normaliser.action(actions), condition, noise, u)
 
     @torch.no_grad()
@@ -119,8 +131,25 @@ class FlowPolicy(nn.Module):
         steps: int | None = None,
     ) -> Float[Tensor, "B H A"]:
         """Return actions in the environment's units before they are clipped."""
-        condition = self.fusion(*self.normaliser.inputs(images, text, proprio))
+        condition = self._condition(images, text, proprio)
         return self.normaliser.action.inverse(self.head.sample(condition, noise, steps or self.arch.sampling_steps))
+
+    def _condition(
+        self,
+        images: Mapping[str, Tensor],
+        text: Tensor,
+        proprio: Mapping[str, Tensor],
+        feature_noise: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, "B W"]:
+        images, text, proprio = self.normaliser.inputs(images, text, proprio)
+        if feature_noise is not None:
+            images = {name: x + feature_noise[name] for name, x in images.items()}
+        rows, looks = len(text), self.arch.history
+        return self.fusion(
+            {name: x.reshape(rows, looks, -1, self.arch.image_dim) for name, x in images.items()},
+            text,
+            {name: x.reshape(rows, looks, -1) for name, x in proprio.items()},
+        )
 
     def parameter_counts(self) -> dict[str, int]:
         """Return trainable parameters by component, named as in the reference's table."""
@@ -129,10 +158,19 @@ class FlowPolicy(nn.Module):
             return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
         counts = {name: count(module) for name, module in self.fusion.encoders.items()}
-        counts["fusion"] = count(self.fusion.mlp)
+        counts["fusion"] = count(self.fusion) - sum(counts.values())
         counts["velocity"] = count(self.head)
         counts["total"] = count(self)
         return counts
+
+
+def make_fusion(arch: Architecture) -> MlpFusion | TransformerFusion:
+    """Return the fusion that `arch` names."""
+    patches = arch.grid.size**2 if arch.grid else 1
+    inputs = Inputs(arch.cameras, arch.proprio, arch.history, patches, arch.image_dim, arch.text_dim)
+    if arch.fusion == "mlp":
+        return MlpFusion(inputs, arch.width, arch.token_width)
+    return TransformerFusion(inputs, arch.width, arch.token_width, arch.fusion_layers)
 
 
 def make_head(arch: Architecture) -> Head:

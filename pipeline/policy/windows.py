@@ -1,4 +1,4 @@
-"""Action windows: the chunk of H actions that starts at a row."""
+"""Windows in time: the chunk of H actions that starts at a row, and the looks that come before it."""
 
 import torch
 from jaxtyping import Float, Int
@@ -16,3 +16,13 @@ def action_windows(
     offsets = torch.arange(horizon, device=rows.device)
     index = torch.minimum(rows[:, None] + offsets[None], last[rows][:, None])
     return actions[index]
+
+
+def looks(first: Int[Tensor, " N"], history: int, stride: int) -> Int[Tensor, "N L"]:
+    """Return the rows that a policy with `history` looks sees at each row, oldest first, `stride` steps apart.
+
+    Before the episode's start (`first[r]` is its first row) that row stands in, as the first look does in a rollout.
+    """
+    rows = torch.arange(len(first))
+    back = stride * torch.arange(history - 1, -1, -1)
+    return torch.maximum(rows[:, None] - back[None], first[:, None])

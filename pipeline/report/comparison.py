@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import DataError, did_you_mean
 from pipeline.report.charts import interval_bar
-from pipeline.report.html import Content, document, el, table
+from pipeline.report.html import Content, Markup, document, el, table
 from pipeline.report.inputs import EVAL_KEYS, read_json
 from pipeline.report.sections import duration, interval, percent
 from pipeline.rollout.metrics import paired
@@ -23,8 +24,30 @@ class Run:
     training: Mapping[str, Any] | None
 
 
+def find_runs(places: Sequence[Path], trainings: Path, against: str | None = None) -> list[Run]:
+    """Read the evaluations in these directories, or in the directories below them; the one to compare with first.
+
+    Args:
+        against: its name; None for the first that is given. The others follow by their success.
+
+    Raises:
+        DataError: a file is missing or damaged, there is no evaluation, or none of that name.
+    """
+    found: list[Path] = []
+    for place in places:
+        below = [p.parent for p in sorted(place.glob("*/eval.json"))] if not (place / "eval.json").exists() else []
+        found += below or [place]
+    runs = [read_run(place, trainings) for place in found]
+    if against is None:
+        return runs
+    if against not in (names := [run.name for run in runs]):
+        raise DataError(f"--against {against}: there is no such evaluation.{did_you_mean(against, names)}")
+    rest = sorted((run for run in runs if run.name != against), key=lambda run: -(run.results["success_rate"] or 0))
+    return [*(run for run in runs if run.name == against), *rest]
+
+
 def read_run(results: Path, trainings: Path) -> Run:
-    """Read an evaluation and the training of the same name, if there is one.
+    """Read an evaluation and the training of the same name, if there is one: `l1-0-steps-4` is of training `l1-0`.
 
     Args:
         results: directory with eval.json and episodes.jsonl; its name is the run's.
@@ -34,22 +57,24 @@ def read_run(results: Path, trainings: Path) -> Run:
         DataError: a file of the evaluation is missing or damaged.
     """
     tree = read_json(results / "eval.json", (*EVAL_KEYS, "protocol", "timings"), f"stages.eval_libero --out {results}")
-    record = trainings / results.name / "train.json"
+    record = trainings / results.name.partition("-steps-")[0] / "train.json"
     training = read_json(record, ("wall_s",), "stages.train_flow") if record.exists() else None
     return Run(results.name, tree, tuple(read_records(results / "episodes.jsonl")), training)
 
 
-def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return plain JSON values for each run; `against_first` is McNemar's comparison on the same init states.
+def compare(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return plain JSON values, with a row for each run; `against_first` is McNemar's on the same init states.
 
     It is None where the scenes are not the same: other drawing, settling, seed or steps, or a replay's own states.
     """
     first = runs[0]
+    suite = " + ".join(dict.fromkeys(str(run.results["suite"]) for run in runs))
 
     def against(run: Run) -> dict[str, Any] | None:
         return paired(first.records, run.records) if run is not first and _scene(run) == _scene(first) else None
 
-    return [{**_row(run), "against_first": against(run)} for run in runs]
+    rows = [{**_row(run), "against_first": against(run)} for run in runs]
+    return {"suite": suite, "rows": rows, "provenance": first.results.get("provenance")}
 
 
 def _scene(run: Run) -> Any:
@@ -60,12 +85,22 @@ def _scene(run: Run) -> Any:
     return protocol.get("sim"), protocol.get("sim_seed"), protocol.get("condition"), limits, agent.get("demonstrations")
 
 
-def comparison_page(runs: Sequence[Run], compared: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page of what `compare` gave for these runs."""
-    rows = [_cells(row) for row in compared]
+def comparison_page(compared: Mapping[str, Any]) -> str:
+    """Return the page of what `compare` gave."""
+    header = (
+        el("h1", "Comparison"),
+        el("p", f"{len(compared['rows'])} evaluations on {compared['suite']}, LIBERO simulator"),
+    )
+    return document("Comparison", header, comparison("Side by side", compared))
+
+
+def comparison(title: str, compared: Mapping[str, Any]) -> Markup:
+    """Return a section of what `compare` gave: a table, and success by sampling steps where there are several."""
+    first = compared["rows"][0]["name"]
+    rows = [_cells(row) for row in compared["rows"]]
     head: tuple[str, ...] = ("Run", "Success", "0 to 100 %", "95 % interval", "Solved")
     head += (
-        f"Against {runs[0].name}",
+        f"Against {first}",
         "McNemar's p",
         "Head",
         "Steps",
@@ -75,13 +110,29 @@ def comparison_page(runs: Sequence[Run], compared: Sequence[Mapping[str, Any]]) 
         "Latency",
     )
     caption = (
-        f"Against {runs[0].name}: episodes lost and gained on the init states that both began in; latency: median of a "
-        "look, encoder included"
+        f"Against {first}: episodes lost and gained on the init states that both began in; latency: median of a look, "
+        "encoder included"
     )
-    suites = " + ".join(dict.fromkeys(str(run.results["suite"]) for run in runs))
-    header = (el("h1", "Comparison"), el("p", f"{len(runs)} evaluations on {suites}, LIBERO simulator"))
     made = table(caption, head, rows, numbers=(1, 4, 5, 6, 8, 9, 10, 11, 12))
-    return document("Comparison", header, el("section", el("h2", "Side by side"), made))
+    return el("section", el("h2", title), made, _by_steps(compared["rows"]))
+
+
+def _by_steps(rows: Sequence[Mapping[str, Any]]) -> Content:
+    """A table of the policies that were sampled in several numbers of steps."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["sampling_steps"] is not None:
+            found.setdefault(row["name"].partition("-steps-")[0], {})[row["sampling_steps"]] = row
+    several = {name: by for name, by in found.items() if len(by) > 1}
+    if not several:
+        return ()
+    columns = sorted({steps for by in several.values() for steps in by})
+    cells = [
+        (name, *(f"{percent(by[n]['success_rate'])} ({interval(by[n])})" if n in by else "–" for n in columns))
+        for name, by in several.items()
+    ]
+    head = ("Policy", *(f"{n} step{'s' if n > 1 else ''}" for n in columns))
+    return table("Success by sampling steps, with 95 % interval", head, cells, numbers=range(1, len(head)))
 
 
 def _row(run: Run) -> dict[str, Any]:

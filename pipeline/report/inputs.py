@@ -23,6 +23,7 @@ class Inputs:
         training: train.json of the policy; None for an agent that was not trained.
         overfit: train.json's content for the experiment single_task_overfit_scripted; None if it has not been run.
         expert: the scripted expert's success per task; None likewise.
+        comparisons: what was compared in other experiments, by name.
         recording: wall times of the stages before training, by name; those that are known.
     """
 
@@ -33,11 +34,18 @@ class Inputs:
     training: Mapping[str, Any] | None
     overfit: Mapping[str, Any] | None
     expert: Mapping[str, Any] | None
+    comparisons: Mapping[str, Mapping[str, Any]]
     recording: Mapping[str, float]
 
 
 def read_inputs(
-    experiment: str, results: Path, training: Path | None, overfit: Path, expert: Path, recording: Mapping[str, float]
+    experiment: str,
+    results: Path,
+    training: Path | None,
+    overfit: Path,
+    expert: Path,
+    comparisons: Sequence[Path],
+    recording: Mapping[str, float],
 ) -> Inputs:
     """Read all files. `overfit` and `expert` may be missing.
 
@@ -56,6 +64,7 @@ def read_inputs(
         expert=read_json(expert, ("suite", "assets", "rows", "per_task"), "python -m benchmarks.expert")
         if expert.exists()
         else None,
+        comparisons={p.stem: read_json(p, ("suite", "rows"), "stages.report --compare --record") for p in comparisons},
         recording=recording,
     )
 

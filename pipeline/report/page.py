@@ -1,6 +1,7 @@
 """The report: one HTML file that needs nothing else, not even a network."""
 
 from pipeline.report import sections
+from pipeline.report.comparison import comparison
 from pipeline.report.html import document, el
 from pipeline.report.inputs import Inputs
 
@@ -17,6 +18,7 @@ def page(inputs: Inputs) -> str:
         sections.learning(inputs),
         sections.overfit(inputs),
         sections.expert(inputs),
+        *(comparison(f"Compared: {name.replace('-', ' ')}", tree) for name, tree in inputs.comparisons.items()),
         sections.time_spent(inputs),
         sections.provenance(inputs),
     )

@@ -51,16 +51,29 @@ class PolicyAgent:
     Args:
         sim: how the simulator draws now.
         steps: of sampling; None for the policy's own number.
+        every: control steps from one look to the next; None for the policy's own number.
 
     Raises:
         DataError: encoder, transform or pictures are not those that the policy was trained with.
     """
 
-    def __init__(self, bundle: PolicyBundle, encoder: ClipEncoder, sim: Sim, steps: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: PolicyBundle,
+        encoder: ClipEncoder,
+        sim: Sim,
+        steps: int | None = None,
+        every: int | None = None,
+    ) -> None:
         check_spec(bundle.spec, sim)
         check_encoder(bundle.spec, encoder.identity)
-        self.cameras = bundle.spec.architecture.cameras
-        self.execute = bundle.spec.architecture.execute
+        arch = bundle.spec.architecture
+        self.cameras = arch.cameras
+        self.execute = arch.execute
+        self._kind = "grid" if arch.grid else "image"
+        # A policy with a history learnt from looks that are `execute` steps apart.
+        self._apart = arch.execute // (every or arch.execute)
+        self._looks: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (arch.history - 1) * self._apart)
         self._bundle = bundle
         self._encoder = encoder
         self._steps = steps
@@ -70,10 +83,17 @@ class PolicyAgent:
 
     @classmethod
     def load(
-        cls, path: str | Path, encoder: EncoderParams, sim: Sim, device: str = "cpu", steps: int | None = None
+        cls,
+        path: str | Path,
+        encoder: EncoderParams,
+        sim: Sim,
+        device: str = "cpu",
+        steps: int | None = None,
+        every: int | None = None,
     ) -> "PolicyAgent":
         """Read the bundle at `path` and make the encoder."""
-        agent = cls(load(path, device), ClipEncoder(encoder, device), sim, steps)
+        bundle = load(path, device)
+        agent = cls(bundle, ClipEncoder(encoder, device, bundle.spec.architecture.grid), sim, steps, every)
         if agent._bundle.tower is not None:
             agent._encoder.replace_tower(agent._bundle.tower)
         return agent
@@ -81,17 +101,24 @@ class PolicyAgent:
     def reset(self, task: Task, seed: int) -> None:
         self._task = task
         self._generator = torch.Generator().manual_seed(seed)
+        self._looks.clear()
         if task.language not in self._words:
             self._words[task.language] = self._encoder.text([task.language])
 
     def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
         if self._task is None:
             raise RuntimeError("reset() comes before act()")
+        arch = self._bundle.spec.architecture
         frames = np.stack([obs.images[camera] for camera in self.cameras])
-        features = self._encoder.images(frames).astype(np.float32)
-        state = {name: getattr(obs, name)[None] for name in self._bundle.spec.architecture.proprio}
-        images = {camera: features[i : i + 1] for i, camera in enumerate(self.cameras)}
-        return self._bundle.act(images, self._words[self._task.language], state, self._generator, self._steps)[0]
+        features = self._encoder.forward(self._encoder.prepare(frames))[self._kind].astype(np.float32)
+        state = {name: getattr(obs, name) for name in arch.proprio}
+        self._looks.append(state | dict(zip(self.cameras, features, strict=True)))
+        newest = len(self._looks) - 1
+        looks = [self._looks[max(0, newest - back * self._apart)] for back in reversed(range(arch.history))]
+        seen = {name: np.stack([look[name] for look in looks])[None] for name in looks[0]}
+        if arch.history == 1:
+            seen = {name: x[:, 0] for name, x in seen.items()}
+        return self._bundle.act(seen, self._words[self._task.language], seen, self._generator, self._steps)[0]
 
 
 class TemporalEnsemble:

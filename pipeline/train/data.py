@@ -4,6 +4,7 @@ Low-dimensional arrays (some 100 bytes a row) are held in memory, image features
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,10 +15,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cache.reader import Store
+from pipeline.config import PolicyParams
 from pipeline.errors import DataError, did_you_mean
 from pipeline.policy.fusion import PROPRIO_DIMS
-from pipeline.policy.windows import action_windows
-from pipeline.train.images import MIB, Features, Images, ResidentImages, Span, StreamedImages, read_clean
+from pipeline.policy.windows import action_windows, looks
+from pipeline.train.images import (
+    MIB,
+    Features,
+    Images,
+    ResidentImages,
+    Span,
+    StreamedImages,
+    feature_shape,
+    read_clean,
+)
 
 log = logging.getLogger(__name__)
 Mode = Literal["auto", "resident", "streaming"]
@@ -40,7 +51,7 @@ class Batch:
 
     images: Features
     text: Float[Tensor, "B Dt"]
-    proprio: dict[str, Float[Tensor, "B _"]]
+    proprio: dict[str, Float[Tensor, "B *look"]]
     actions: Float[Tensor, "B H 7"]
 
 
@@ -64,6 +75,7 @@ class Table:
     proprio: dict[str, Float[Tensor, "N _"]]
     action: Float[Tensor, "N 7"]
     last: Int[Tensor, " N"]  # last row of each row's episode
+    looks: Int[Tensor, "N L"] | None = None  # rows that a policy with a history sees at each row, oldest first
 
     def __len__(self) -> int:
         return len(self.action)
@@ -90,7 +102,7 @@ class Table:
         return Batch(
             images={name: x.to(device) for name, x in features.items()},
             text=self.text[self.text_of_row[rows]],
-            proprio={name: x[rows] for name, x in self.proprio.items()},
+            proprio={name: x[rows if self.looks is None else self.looks[rows]] for name, x in self.proprio.items()},
             actions=action_windows(self.action, self.last, rows, horizon),
         )
 
@@ -104,13 +116,42 @@ class Table:
             proprio={k: v.to(device) for k, v in self.proprio.items()},
             action=self.action.to(device),
             last=self.last.to(device),
+            looks=None if self.looks is None else self.looks.to(device),
         )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a policy is given of each row.
+
+    Attributes:
+        cameras: cameras to read.
+        kind: "image", their pooled features, or "grid", their patch tokens.
+        proprio: low-dimensional inputs to read, keys of PROPRIO_DIMS.
+        history: looks at a time, `stride` rows apart.
+    """
+
+    cameras: Sequence[str]
+    proprio: Sequence[str]
+    kind: Literal["image", "grid"] = "image"
+    history: int = 1
+    stride: int = 1
+
+    @classmethod
+    def by(cls, policy: PolicyParams) -> "Wanted":
+        """Return what the policy section asks for."""
+        kind: Literal["image", "grid"] = "grid" if policy.features == "grid" else "image"
+        return cls(policy.cameras, policy.proprio, kind, policy.history, policy.execute)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Camera -> array of its features."""
+        return {camera: f"{self.kind}/{camera}" for camera in self.cameras}
 
 
 def load_stores(
     stores: Sequence[tuple[str, Store, Sequence[int] | None]],
-    cameras: Sequence[str],
-    proprio: Sequence[str],
+    wanted: Wanted,
     action: str,
     mode: Mode = "auto",
     memory_mib: int = 4096,
@@ -119,64 +160,72 @@ def load_stores(
 
     Args:
         stores: (suite, store, ids of the tasks to use or None for all).
-        cameras: cameras to read.
-        proprio: low-dimensional inputs to read, keys of PROPRIO_DIMS.
+        wanted: what of each row to read.
         action: array to learn from, "action" or "expert_action".
         mode: image features in memory, or streamed; auto: in memory if they take no more than `memory_mib`.
         memory_mib: bound on streamed image features.
 
     Raises:
-        DataError: a store lacks a camera, an array or a task, or the stores' features are of different encoders.
+        DataError: a store lacks a camera, an array or a task, the stores' features are of different encoders, or a
+            history is asked for of images that do not fit into memory.
     """
-    selected = [_select(suite, store, tasks, cameras, action) for suite, store, tasks in stores]
+    selected = [_select(suite, store, tasks, wanted, action) for suite, store, tasks in stores]
     _require_alike(selected)
     episodes, spans = _index(selected)
     rows = sum(episode.length for episode in episodes)
     lengths = torch.tensor([e.length for e in episodes])
+    starts = torch.tensor([e.first for e in episodes]).repeat_interleave(lengths)
+    seen = looks(starts, wanted.history, wanted.stride) if wanted.history > 1 else None
     ends = torch.tensor([e.first + e.length - 1 for e in episodes])
     texts_before = np.cumsum([0, *(len(s.store.texts.embedding) for s in selected)])
     text_of = [int(texts_before[k] + s.store.episodes.task[i]) for k, s in enumerate(selected) for i in s.episodes]
     return Table(
         episodes=episodes,
-        images=_images(selected, spans, rows, cameras, mode, memory_mib),
+        images=_images(selected, spans, rows, wanted, seen, mode, memory_mib),
         text=torch.cat([torch.from_numpy(np.asarray(s.store.texts.embedding, np.float32)) for s in selected]),
         text_of_row=torch.tensor(text_of).repeat_interleave(lengths),
-        proprio={name: _lowdim(selected, name) for name in proprio if name in PROPRIO_DIMS},
+        proprio={name: _lowdim(selected, name) for name in wanted.proprio if name in PROPRIO_DIMS},
         action=_lowdim(selected, action),
         last=ends.repeat_interleave(lengths),
+        looks=seen,
     )
 
 
-def _select(suite: str, store: Store, tasks: Sequence[int] | None, cameras: Sequence[str], action: str) -> Selection:
-    for camera in cameras:
+def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: Wanted, action: str) -> Selection:
+    for camera in wanted.cameras:
         if camera not in store.cameras:
             raise DataError(
                 f"{store.location}: has no camera {camera!r}.{did_you_mean(camera, store.cameras)} "
                 "Add it to embed.cameras and embed again."
             )
+    if wanted.kind == "grid" and store.identity.get("grid") is None:
+        raise DataError(
+            f"{store.location}: has no patch tokens, which policy.features grid takes. Set embed.grid and embed again"
+        )
     if f"lowdim/{action}" not in store.fields:
         raise DataError(
             f"{store.location}: has no lowdim/{action}, which train_flow.action asks for. Only scripted "
             "demonstrations have expert_action: use train_flow.action=action"
         )
     task_ids = store.texts.task_ids[store.episodes.task]
-    wanted = [i for i, task in enumerate(task_ids) if tasks is None or int(task) in tasks]
+    chosen = [i for i, task in enumerate(task_ids) if tasks is None or int(task) in tasks]
     missing = set(tasks or ()) - {int(task) for task in task_ids}
-    if missing or not wanted:
+    if missing or not chosen:
         raise DataError(
             f"{store.location}: has no episode of task {sorted(missing)} of {suite}. Run: dvc repro demos embed"
         )
-    return Selection(suite, store, tuple(wanted))
+    return Selection(suite, store, tuple(chosen))
 
 
 def _require_alike(selected: Sequence[Selection]) -> None:
     first = selected[0]
     for other in selected[1:]:
-        for what in ("encoder", "transform", "sim"):
-            if other.store.identity[what] != first.store.identity[what]:
+        for what in ("encoder", "transform", "sim", "grid"):
+            theirs, ours = (part.store.identity.get(what) for part in (other, first))
+            if theirs != ours:
                 raise DataError(
-                    f"the stores of {first.suite} and {other.suite} differ in {what}: {first.store.identity[what]} and "
-                    f"{other.store.identity[what]}. Make both in the same way: dvc repro embed"
+                    f"the stores of {first.suite} and {other.suite} differ in {what}: {ours} and {theirs}. "
+                    "Make both in the same way: dvc repro embed"
                 )
 
 
@@ -197,13 +246,14 @@ def _images(
     selected: Sequence[Selection],
     spans: Sequence[Span],
     rows: int,
-    cameras: Sequence[str],
+    wanted: Wanted,
+    seen: Int[Tensor, "N L"] | None,
     mode: Mode,
     memory_mib: int,
 ) -> Images:
     stores = [part.store for part in selected]
-    dim = stores[0].dim
-    size = rows * len(cameras) * dim * 2 / MIB
+    shapes = {camera: feature_shape(stores[0], name) for camera, name in wanted.names.items()}
+    size = rows * sum(math.prod(shape) for shape in shapes.values()) * 2 / MIB
     resident = mode == "resident" or (mode == "auto" and size <= memory_mib)
     log.info(
         "%d rows, %.0f MiB of image features: %s (train_flow.data_mode %s, memory_mib %d)",
@@ -214,12 +264,18 @@ def _images(
         memory_mib,
     )
     if not resident:
-        return StreamedImages(stores, spans, [part.episodes for part in selected], cameras, memory_mib * MIB)
-    features = {camera: torch.empty(rows, dim, dtype=torch.float16) for camera in cameras}
+        if seen is not None:
+            raise DataError(
+                f"policy.history is {wanted.history}, which needs all features in memory: set train_flow.data_mode: "
+                f"resident, or train_flow.memory_mib above {size:.0f}"
+            )
+        return StreamedImages(stores, spans, [part.episodes for part in selected], wanted.names, memory_mib * MIB)
+    features = {camera: torch.empty(rows, *shape, dtype=torch.float16) for camera, shape in shapes.items()}
     for run in _joined(spans):
         for camera, out in features.items():
-            read_clean(stores[run.store], camera, run.start, run.start + run.length, out[run.first :][: run.length])
-    return ResidentImages(features)
+            part = out[run.first : run.first + run.length]
+            read_clean(stores[run.store], wanted.names[camera], run.start, run.start + run.length, part)
+    return ResidentImages(features, seen)
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

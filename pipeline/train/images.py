@@ -1,7 +1,7 @@
 """Image features of a table's rows, in memory or read as they are needed."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ from pipeline.train.plan import epoch_batches
 
 MIB = 2**20
 Features = dict[str, Tensor]
-"""Camera -> (B, D) float16, or, to train through CLIP, frames (B, H, W, 3) uint8."""
+"""Camera -> (B, [L,] [P,] D) float16, or, to train through CLIP, frames (B, [L,] H, W, 3) uint8."""
 
 
 @runtime_checkable
@@ -44,22 +44,29 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ResidentImages:
-    """All of them in memory."""
+    """All of them in memory.
+
+    Attributes:
+        features: of every row, one look each.
+        looks: rows that are seen at each row, (N, L); None: that row alone.
+    """
 
     features: Features
+    looks: Int[Tensor, "N L"] | None = None
 
     @property
     def dim(self) -> int:
         """D, width of a feature."""
-        return next(iter(self.features.values())).shape[1]
+        return next(iter(self.features.values())).shape[-1]
 
     def to(self, device: torch.device) -> "ResidentImages":
         """Return them on `device`."""
-        return ResidentImages({name: x.to(device) for name, x in self.features.items()})
+        return replace(self, features={name: x.to(device) for name, x in self.features.items()})
 
     def at(self, rows: Int[Tensor, " B"]) -> Features:
         """Return the features of these rows."""
-        return {name: x[rows.to(x.device)] for name, x in self.features.items()}
+        seen = rows if self.looks is None else self.looks[rows.cpu()]
+        return {name: x[seen.to(x.device)] for name, x in self.features.items()}
 
     def epoch(
         self, counts: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int
@@ -88,7 +95,7 @@ class StreamedImages:
         stores: Sequence[Store],
         spans: Sequence[Span],
         episodes: Sequence[Sequence[int]],
-        cameras: Sequence[str],
+        names: Mapping[str, str],
         memory_bytes: int,
     ) -> None:
         """Stream from `stores`.
@@ -97,12 +104,12 @@ class StreamedImages:
             stores: of one encoder.
             spans: the table's episodes, in its order.
             episodes: of each store, the numbers of the table's episodes.
-            cameras: cameras to read.
+            names: camera -> array of its features.
             memory_bytes: bound on the features that are held at a time.
         """
         self._stores = stores
         self._episodes = episodes
-        self._cameras = cameras
+        self._names = names
         self._memory_bytes = memory_bytes
         before = np.cumsum([0, *(store.rows for store in stores)])
         self._first = np.array([span.first for span in spans])
@@ -113,7 +120,7 @@ class StreamedImages:
     @property
     def dim(self) -> int:
         """D, width of a feature."""
-        return self._stores[0].dim
+        return next(iter(self._shapes().values()))[-1]
 
     def to(self, device: torch.device) -> "StreamedImages":
         """Return itself: batches are moved one by one."""
@@ -126,23 +133,25 @@ class StreamedImages:
         where = self._start[span] + wanted - self._first[span]
         cuts = np.flatnonzero((np.diff(where) != 1) | (np.diff(self._store[span]) != 0)) + 1
         edges = [0, *cuts.tolist(), len(wanted)]
-        out = {name: torch.empty(len(wanted), self.dim, dtype=torch.float16) for name in self._cameras}
+        out = {c: torch.empty(len(wanted), *shape, dtype=torch.float16) for c, shape in self._shapes().items()}
         for a, b in pairwise(edges):
             if a < b:
                 store, start = self._stores[self._store[span[a]]], int(where[a])
-                for name, features in out.items():
-                    read_clean(store, name, start, start + b - a, features[a:b])
+                for camera, features in out.items():
+                    read_clean(store, self._names[camera], start, start + b - a, features[a:b])
         return out
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {camera: feature_shape(self._stores[0], name) for camera, name in self._names.items()}
 
     def epoch(
         self, counts: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int
     ) -> Iterator[tuple[Int[Tensor, " B"], Features]]:
         """Yield the batches as the stores are streamed."""
-        names = [f"image/{camera}" for camera in self._cameras]
         copies = counts.numpy()
         batches = stream(
             self._stores,
-            names,
+            list(self._names.values()),
             batch_size,
             self._memory_bytes,
             seed,
@@ -151,10 +160,7 @@ class StreamedImages:
             lambda numbers: copies[self._rows(numbers)],
         )
         for batch in batches:
-            features = {
-                camera: torch.from_numpy(batch.values[name][:, 0])
-                for camera, name in zip(self._cameras, names, strict=True)
-            }
+            features = {camera: torch.from_numpy(batch.values[name][:, 0]) for camera, name in self._names.items()}
             yield torch.from_numpy(self._rows(batch.rows)), features
 
     def _rows(self, numbers: np.ndarray) -> np.ndarray:
@@ -163,9 +169,14 @@ class StreamedImages:
         return self._first[span] + numbers - self._number[span]
 
 
-def read_clean(store: Store, camera: str, start: int, stop: int, out: Float[Tensor, "N D"]) -> None:
+def feature_shape(store: Store, name: str) -> tuple[int, ...]:
+    """Return the shape of one frame's features in array `name`: (D,), or (P, W) of a grid."""
+    return store.layout(name).row_shape[1:]  # without the axis of views
+
+
+def read_clean(store: Store, name: str, start: int, stop: int, out: Float[Tensor, "N *shape"]) -> None:
     """Read the features of the frames themselves, view 0, of rows start ... stop - 1 into `out`, shard by shard."""
-    name, target = f"image/{camera}", out.numpy()
+    target = out.numpy()
     edges = [start, *range(start - start % store.shard_rows + store.shard_rows, stop, store.shard_rows), stop]
     for a, b in pairwise(edges):
         part = target[a - start : b - start]

@@ -37,7 +37,8 @@ def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
         for camera, features in table.images.at(rows).items():
             bad |= dict.fromkeys(_not_finite(table, f"image/{camera}", features, rows))
             if (keep := training[rows]).any():
-                images.setdefault(camera, Moments()).add(features[keep].float())
+                newest = features[keep] if table.looks is None else features[keep, -1]
+                images.setdefault(camera, Moments()).add(newest.float().flatten(0, -2))
     lowdim = {**table.proprio, "action": table.action}
     for name, values in lowdim.items():
         bad |= dict.fromkeys(_not_finite(table, name, values, torch.arange(len(table))))
@@ -54,7 +55,7 @@ def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
 
 
 def _not_finite(table: Table, name: str, values: Tensor, rows: Tensor) -> list[str]:
-    wrong = rows[~torch.isfinite(values).all(1)]
+    wrong = rows[~torch.isfinite(values).flatten(1).all(1)]
     return sorted({f"{name} of {table.episode_of(row)}" for row in wrong.tolist()})
 
 

@@ -20,6 +20,8 @@ from pipeline.policy.bundle import PolicyBundle, load
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.train.data import Batch
 
+INPUTS = ("cameras", "grid", "proprio", "history")
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -78,9 +80,10 @@ def load_teacher(
         "tune": (bundle.spec.tune, "none"),
         "transform": (bundle.spec.transform, features["transform"]),
         "horizon": (theirs.horizon, arch.horizon),
-        "cameras": (theirs.cameras, arch.cameras),
-        "proprio": (theirs.proprio, arch.proprio),
+        **{name: (getattr(theirs, name), getattr(arch, name)) for name in INPUTS},
     }
+    if arch.history > 1:  # looks are so many steps apart
+        sides["execute"] = (theirs.execute, arch.execute)
     for name, (has, needed) in sides.items():
         if has != needed:
             raise DataError(

@@ -67,7 +67,11 @@ class TunedPolicy(FlowPolicy):
         return visual.state_dict()
 
     def _features(self, images: Mapping[str, Tensor]) -> Features:
-        return {name: self.visual(self._preprocess(frames)) for name, frames in images.items()}
+        def features(frames: Tensor) -> Tensor:
+            found = self.visual(self._preprocess(frames.flatten(0, -4)))
+            return found.unflatten(0, frames.shape[:-3])
+
+        return {name: features(frames) for name, frames in images.items()}
 
 
 def parameter_groups(network: FlowPolicy, cfg: TrainFlow) -> list[dict[str, Any]]:

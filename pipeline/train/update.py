@@ -86,7 +86,7 @@ class Update:
             noise,
             u,
             {
-                camera: spread * torch.randn(size, self.arch.image_dim, generator=generator)
+                camera: spread * torch.randn(size, *self.arch.image_shape, generator=generator)
                 for camera in self.arch.cameras
             },
         )

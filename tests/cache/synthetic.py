@@ -15,6 +15,7 @@ FIELDS = (
     *(schema.image(camera, 2, 6) for camera in ("agentview", "eye_in_hand")),
     schema.lowdim("joint_pos", 7),
     schema.lowdim("action", 7),
+    schema.grid("eye_in_hand", 2, 4, 5),
 )
 LENGTHS = (5, 21, 1, 8, 8, 30, 2, 12)
 TEXT = np.arange(12, dtype=np.float32).reshape(2, 6) + 1

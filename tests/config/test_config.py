@@ -1,5 +1,6 @@
 """params.yaml is what configs/ compose to, loads strictly, and tells what is wrong with it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from pipeline.config import __main__ as cli
-from pipeline.config import from_dict, load
+from pipeline.config import from_dict, load, load_variant
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
 
@@ -163,3 +164,49 @@ def test_accelerate_knows_every_key_of_its_files(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.num_processes == {"cpu2": 2, "gpu2": 2, "gpu8": 8, "nodes2": 16}[path.stem]
     assert config.num_machines == (2 if path.stem == "nodes2" else 1)
+
+
+def changed(tmp_path: Path, **sections: dict) -> Path:
+    tree = yaml.safe_load(compose([], ROOT / "configs"))
+    for section, values in sections.items():
+        tree[section] |= values
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_a_setting_can_be_replaced_by_name(tmp_path: Path) -> None:
+    path = changed(tmp_path)
+    assert load(path, {"train_flow.seed": 7, "policy.head": "l1"}).policy.head == "l1"
+    assert load(path).policy.head == "flow"
+    with pytest.raises(ConfigError, match=r"policy\.haed: no such setting"):
+        load(path, {"policy.haed": "l1"})
+    with pytest.raises(ConfigError, match=r"with .*policy\.head diffusion clips"):
+        load(path, {"policy.head": "diffusion"})
+
+
+def test_a_policy_to_compare_is_the_default_but_for_what_it_names(tmp_path: Path) -> None:
+    policies = {"small": {"policy.velocity_width": 8}, "flow": {}}
+    path = changed(tmp_path, comparison={"policies": policies, "seeds": [0, 1], "against": ["small-1"]})
+    base, small = load(path), load_variant(path, "small", {"train_flow.seed": 1})
+    assert (small.policy.velocity_width, small.train_flow.seed) == (8, 1)
+    assert replace(small, policy=base.policy, train_flow=base.train_flow) == base
+    with pytest.raises(ConfigError, match=r"no 'smal'. Did you mean 'small'"):
+        load_variant(path, "smal")
+
+
+@pytest.mark.parametrize(
+    ("comparison", "message"),
+    [
+        ({"policies": {"a": {"embed.views": 2}}}, r"comparison\.policies\.a changes embed\.views"),
+        ({"policies": {"a": {"policy.nothing": 2}}}, r"comparison\.policies\.a: policy\.nothing: no such setting"),
+        ({"policies": {"a": {"policy.width": 0}}}, r"comparison\.policies\.a: policy\.width is 0"),
+        ({"policies": {"a-b": {}}}, r"'a-b'; use letters"),
+        ({"policies": {"a": {}}, "by_steps": ["b"]}, r"by_steps has 'b'"),
+        ({"policies": {"a": {}}, "seeds": [0], "against": ["a-1"]}, r"against has 'a-1', no policy-seed.*'a-0'"),
+        ({"sampling_steps": [0]}, r"sampling_steps \[0\]"),
+    ],
+)
+def test_a_comparison_that_cannot_work_is_refused(tmp_path: Path, comparison: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(changed(tmp_path, comparison=comparison))

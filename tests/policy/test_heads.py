@@ -23,6 +23,7 @@ def make(head: str, velocity: str = "mlp", **changes: Any) -> Head:
     values: dict[str, Any] = {"cameras": (), "proprio": (), "image_dim": 1, "text_dim": 1, "width": C}
     values |= {"head": head, "velocity": velocity, "velocity_width": 64, "velocity_layers": 2, "time_dim": 16}
     values |= {"horizon": H, "execute": 1, "times": "uniform", "solver": "euler", "sampling_steps": 10}
+    values |= {"grid": None, "history": 1, "fusion": "mlp", "token_width": 16, "fusion_layers": 1}
     return make_head(Architecture(**{**values, "standardise_actions": False, **changes}))
 
 

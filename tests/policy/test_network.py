@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import load
+from pipeline.config import GridParams, load
 from pipeline.config.compose import compose
 from pipeline.config.load import from_dict
 from pipeline.errors import DataError
@@ -16,7 +16,7 @@ from pipeline.policy import bundle
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.policy.normaliser import Moments, Normaliser, Standardiser
 from pipeline.policy.velocity import sinusoid
-from pipeline.policy.windows import action_windows
+from pipeline.policy.windows import action_windows, looks
 
 REFERENCE_TABLE = {"joint_pos": 3.6e3, "ee_pose": 3.6e3, "fusion": 1.3e6, "velocity": 3.0e6, "total": 4.3e6}
 
@@ -33,6 +33,7 @@ def small_architecture(**changes: object) -> Architecture:
     values |= {"image_dim": 6, "text_dim": 5, "width": 8, "velocity_width": 16, "velocity_layers": 2, "time_dim": 4}
     values |= {"horizon": 3, "execute": 2, "sampling_steps": 4, "standardise_actions": True}
     values |= {"head": "flow", "velocity": "mlp", "times": "uniform", "solver": "euler"}
+    values |= {"grid": None, "history": 1, "fusion": "mlp", "token_width": 64, "fusion_layers": 1}
     return Architecture(**{**values, **changes})
 
 
@@ -46,9 +47,9 @@ class Still(nn.Module):
 def inputs(arch: Architecture, rows: int) -> tuple[dict, torch.Tensor, dict]:
     dims = {"joint_pos": 7, "ee_pose": 7, "gripper": 2}
     return (
-        {c: torch.randn(rows, arch.image_dim) for c in arch.cameras},
+        {c: torch.randn(rows, *arch.image_shape) for c in arch.cameras},
         torch.randn(rows, arch.text_dim),
-        {p: torch.randn(rows, dims[p]) for p in arch.proprio},
+        {p: torch.randn(rows, *([arch.history] if arch.history > 1 else []), dims[p]) for p in arch.proprio},
     )
 
 
@@ -137,18 +138,33 @@ def test_windows_repeat_the_last_action_of_their_own_episode() -> None:
     assert windows[:, :, 0].tolist() == [[0, 1, 2], [2, 3, 3], [5, 5, 5]]
 
 
-def test_every_input_reaches_the_action() -> None:
+def test_looks_are_so_many_steps_apart_and_begin_with_the_episode() -> None:
+    first = torch.tensor([0, 0, 0, 0, 0, 0, 6, 6])
+    assert looks(first, 3, 2).tolist() == [
+        [0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 2, 4], [1, 3, 5], [6, 6, 6], [6, 6, 7],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("history", [1, 3])
+@pytest.mark.parametrize("grid", [None, GridParams(2, -1)])
+@pytest.mark.parametrize("fusion", ["mlp", "transformer"])
+def test_every_input_reaches_the_action(fusion: str, grid: GridParams | None, history: int) -> None:
+    """Each patch of each look of each camera, each look at each signal, and the order of both."""
     torch.manual_seed(0)
-    arch = small_architecture()
-    network = FlowPolicy(arch)
+    arch = small_architecture(fusion=fusion, grid=grid, history=history)
+    network = FlowPolicy(arch).eval()
     images, text, proprio = inputs(arch, 1)
     noise = torch.randn(1, 3, 7)
     before = network.act(images, text, proprio, noise)
     for group in (images, proprio):
-        for name in group:
-            changed = {**group, name: group[name] + 1}
-            args = (changed, text, proprio) if group is images else (images, text, changed)
-            assert not torch.equal(before, network.act(*args, noise)), name
+        for name, values in group.items():
+            tokens = values.reshape(-1, values.shape[-1])
+            several = [tokens.flip(0)] if len(tokens) > 1 else []
+            each = torch.eye(len(tokens))[:, :, None]
+            for other in [*(tokens + one for one in each), *several]:
+                changed = {**group, name: other.reshape(values.shape)}
+                args = (changed, text, proprio) if group is images else (images, text, changed)
+                assert not torch.allclose(before, network.act(*args, noise), atol=1e-7), name
     assert not torch.equal(before, network.act(images, text.flip(1), proprio, noise))
     assert not torch.equal(before, network.act(images, text, proprio, noise + 1))
     assert before.abs().max() <= 1
@@ -160,8 +176,9 @@ def spec(arch: Architecture) -> bundle.PolicySpec:
     )
 
 
-def test_bundle_round_trip_acts_the_same(tmp_path: Path) -> None:
-    arch = small_architecture()
+@pytest.mark.parametrize("changes", [{}, {"fusion": "transformer", "grid": GridParams(2, -2), "history": 2}])
+def test_bundle_round_trip_acts_the_same(tmp_path: Path, changes: dict) -> None:
+    arch = small_architecture(**changes)
     network = FlowPolicy(arch)
     network.normaliser.action.fit(moments(torch.randn(50, 7) * 0.3, ()))
     bundle.save(tmp_path / "policy", network, spec(arch))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import EncoderParams, Sim
+from pipeline.config import EncoderParams, GridParams, Sim
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
@@ -27,12 +27,19 @@ def encoder() -> ClipEncoder:
 
 @pytest.fixture(scope="module")
 def bundle(encoder: ClipEncoder) -> PolicyBundle:
+    return untrained(encoder)
+
+
+def untrained(encoder: ClipEncoder, grid: GridParams | None = None, history: int = 1) -> PolicyBundle:
     """An untrained policy: what it does is arbitrary, but depends on all of its inputs."""
     proprio = ("joint_pos", "ee_pose", "gripper")
     sizes = {"velocity_width": 16, "velocity_layers": 1, "time_dim": 8, "horizon": 4, "execute": 2}
     flow = {"head": "flow", "velocity": "mlp", "times": "uniform", "solver": "euler", "sampling_steps": 3}
     cameras = ("agentview", "eye_in_hand")
-    arch = Architecture(cameras, proprio, encoder.dim, encoder.dim, 16, **sizes, **flow, standardise_actions=True)
+    inputs = {"cameras": cameras, "proprio": proprio, "grid": grid, "history": history}
+    inputs |= {"image_dim": encoder.tokens[1] if grid else encoder.dim, "text_dim": encoder.dim}
+    fusion = {"fusion": "mlp", "width": 16, "token_width": 4, "fusion_layers": 1}
+    arch = Architecture(**inputs, **fusion, **sizes, **flow, standardise_actions=True)
     torch.manual_seed(0)
     network = FlowPolicy(arch).eval()
     data = {"sim": {"assets": "embedded", "render": "fast", "image_size": 64}}
@@ -62,6 +69,31 @@ def test_policy_agent_does_what_encoder_and_bundle_do_by_hand(
         assert got.shape == (4, 7)
         np.testing.assert_allclose(got, expected, atol=2e-3)  # a batch of two images against two of one
     assert np.abs(actions[0] - actions[1]).max() > 1e-3, "each look draws its own noise"
+
+
+def test_a_policy_of_patch_tokens_with_a_history_sees_the_looks_before() -> None:
+    grid = GridParams(7, -2)
+    encoder = ClipEncoder(EncoderParams("ViT-S-32", "seeded", 0, "fp32"), grid=grid)
+    bundle = untrained(encoder, grid, history=2)  # which executes 2 actions a look
+    task = tasks("libero_spatial", [0])[0]
+    seen = [observation(i) for i in range(4)]
+
+    def expected(looks: list[int], generator: torch.Generator) -> np.ndarray:
+        obs = [seen[i] for i in looks]
+        images = {
+            c: np.stack([encoder.forward(encoder.prepare(o.images[c][None]))["grid"][0] for o in obs])[None]
+            for c in ("agentview", "eye_in_hand")
+        }
+        state = {name: np.stack([getattr(o, name) for o in obs])[None] for name in ("joint_pos", "ee_pose", "gripper")}
+        return bundle.act(images, encoder.text([task.language]), state, generator)[0]
+
+    for every, pairs in ((None, [[0, 0], [0, 1], [1, 2]]), (1, [[0, 0], [0, 1], [0, 2], [1, 3]])):
+        agent = PolicyAgent(bundle, encoder, SIM, every=every)
+        for _ in range(2):  # the second episode begins as the first one did
+            agent.reset(task, 5)
+            generator = torch.Generator().manual_seed(5)
+            for i, looks in enumerate(pairs):
+                np.testing.assert_allclose(agent.act(seen[i]), expected(looks, generator), atol=5e-3)
 
 
 def test_an_episode_depends_on_its_seed_and_task_only(bundle: PolicyBundle, encoder: ClipEncoder, task: Task) -> None:

@@ -223,7 +223,7 @@ def test_evaluations_are_compared_on_the_same_init_states(
     monkeypatch.chdir(tmp_path)
     params = Path(__file__).parents[2] / "params.yaml"
     report.main(["--params", str(params), "--compare", "results/flow", "results/l1"])
-    flow, l1 = json.loads(Path("results/comparison.json").read_text())
+    flow, l1 = json.loads(Path("results/comparison.json").read_text())["rows"]
     assert flow["against_first"] is None and flow["training_s"] is None
     # Rows 8 to 19 are in both: flow solves all of them, l1 fails in 8 to 16. Nine of nine on one side: p = 2 / 2^9.
     assert l1["against_first"] == {"pairs": 12, "lost": 9, "gained": 0, "p_value": 2 / 2**9}
@@ -232,7 +232,7 @@ def test_evaluations_are_compared_on_the_same_init_states(
     tree["protocol"]["sim_seed"] = 7
     Path("results/l1/eval.json").write_text(json.dumps(tree))
     report.main(["--params", str(params), "--compare", "results/flow", "results/l1", "--out", "results/other.html"])
-    assert json.loads(Path("results/other.json").read_text())[1]["against_first"] is None, "other fixtures"
+    assert json.loads(Path("results/other.json").read_text())["rows"][1]["against_first"] is None, "other fixtures"
     page = Page(Path("results/comparison.html").read_text())
     assert "-9 +0 of 120.0039l1–0.01231 min 01 s4.3 M" in page.says()
     assert "flow90 %" in page.says() and "flow, mlp10" in page.says()

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cache.build import build
+from pipeline.config import GridParams
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError, DataError
 from pipeline.policy import bundle
@@ -43,7 +44,8 @@ def project(tmp_path: Path) -> Path:
     tree["data"]["tasks"] = {"libero_spatial": None}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     plan = make_plan(LENGTHS)
-    plan = replace(plan, identity={**plan.identity, "transform": "t", "sim": None, "frame_size": 128})
+    made = {"transform": "t", "sim": None, "frame_size": 128, "grid": {"size": 2, "layer": -1}}
+    plan = replace(plan, identity={**plan.identity, **made})
     build(plan, TEXT, MakeFake(lengths=LENGTHS), tmp_path / "data/embeddings/libero_spatial.zarr", tmp_path / "work")
     return tmp_path
 
@@ -120,6 +122,27 @@ def test_every_head_trains_and_acts(project: Path, monkeypatch: pytest.MonkeyPat
     features = {camera: torch.randn(2, 6) for camera in policy.spec.architecture.cameras}
     actions = policy.act(features, torch.randn(2, 6), {"joint_pos": torch.randn(2, 7)}, torch.Generator())
     assert actions.shape == (2, 4, 7) and abs(actions).max() <= 1
+
+
+@pytest.mark.parametrize("fusion", ["mlp", "transformer"])
+def test_patch_tokens_with_a_history_train_and_act(project: Path, monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
+    change(project, "embed", grid={"size": 2, "layer": -1})
+    grid = {"policy.features": "grid", "policy.cameras": ["eye_in_hand"], "policy.history": 2, "policy.fusion": fusion}
+    change(project, "comparison", policies={"patches": {**grid, "policy.token_width": 64}}, seeds=[4])
+    monkeypatch.chdir(project)
+    train_flow.main(["--track", "--variant", "patches", "--set", "train_flow.epochs=2", "--out", "runs/patches-4"])
+    policy = bundle.load(project / "runs/patches-4/policy")
+    arch = policy.spec.architecture
+    assert (arch.grid, arch.history, arch.image_dim) == (GridParams(2, -1), 2, 5)
+    features = {"eye_in_hand": torch.randn(3, 2, 4, 5)}
+    actions = policy.act(features, torch.randn(3, 6), {"joint_pos": torch.randn(3, 2, 7)}, torch.Generator())
+    assert actions.shape == (3, 4, 7)
+    change(project, "policy", **{name.removeprefix("policy."): value for name, value in grid.items()}, token_width=64)
+    change(project, targets="reflow", teacher="runs/patches-4/policy", epochs=1)
+    train_flow.main(["--track", "--out", "runs/reflow"])
+    change(project, "policy", history=3)
+    with pytest.raises(DataError, match=r"its history is 2, and 3 is needed"):
+        train_flow.main(["--track", "--out", "runs/reflow"])
 
 
 def test_a_flow_is_learnt_again_from_its_own_samples(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

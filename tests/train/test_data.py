@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from cache.build import build
 from cache.errors import StoreError
 from cache.reader import open_store
 from pipeline.errors import DataError
-from pipeline.train.data import Mode, Table, load_stores
+from pipeline.train.data import Mode, Table, Wanted, load_stores
 from pipeline.train.images import ResidentImages, StreamedImages
+from pipeline.train.statistics import measure
 from tests.cache.synthetic import LENGTHS, TEXT, MakeFake, episode_rows, make_plan
 
 
@@ -21,13 +23,13 @@ def location(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of 8 episodes, alternately of tasks 3 and 7."""
     root = tmp_path_factory.mktemp("store")
     plan = make_plan()
-    identity = {**plan.identity, "transform": "t", "sim": None, "frame_size": 128}
+    identity = {**plan.identity, "transform": "t", "sim": None, "frame_size": 128, "grid": {"size": 2, "layer": -1}}
     build(replace(plan, identity=identity), TEXT, MakeFake(), root / "a.zarr", root / "work")
     return root / "a.zarr"
 
 
 def read(location: Path, tasks: tuple[int, ...] | None, cameras: tuple[str, ...] = ("eye_in_hand",)) -> Table:
-    return load_stores([("libero_spatial", open_store(location), tasks)], cameras, ("joint_pos",), "action")
+    return load_stores([("libero_spatial", open_store(location), tasks)], Wanted(cameras, ("joint_pos",)), "action")
 
 
 def test_rows_are_the_episodes_one_after_the_other(location: Path) -> None:
@@ -57,7 +59,7 @@ def test_one_task_of_two(location: Path) -> None:
 
 def test_two_stores_are_joined(location: Path) -> None:
     store = open_store(location)
-    joined = load_stores([("a", store, (7,)), ("b", store, None)], ("agentview",), ("joint_pos",), "action")
+    joined = load_stores([("a", store, (7,)), ("b", store, None)], Wanted(("agentview",), ("joint_pos",)), "action")
     first, second = read(location, (7,), ("agentview",)), read(location, None, ("agentview",))
     n = len(first)
     assert torch.equal(joined.action[n:], second.action)
@@ -73,9 +75,9 @@ def test_what_is_not_in_the_store_is_refused_by_name(location: Path) -> None:
     with pytest.raises(DataError, match=r"no episode of task \[5\]"):
         read(location, (7, 5))
     with pytest.raises(DataError, match=r"train_flow\.action=action"):
-        load_stores([("s", open_store(location), None)], ("agentview",), (), "expert_action")
+        load_stores([("s", open_store(location), None)], Wanted(("agentview",), ()), "expert_action")
     with pytest.raises(StoreError, match="lowdim/gripper"):
-        load_stores([("s", open_store(location), None)], ("agentview",), ("gripper",), "action")
+        load_stores([("s", open_store(location), None)], Wanted(("agentview",), ("gripper",)), "action")
 
 
 def streamed_and_resident(location: Path, tasks: tuple[int, ...] | None = (7,)) -> tuple[Table, Table]:
@@ -83,7 +85,7 @@ def streamed_and_resident(location: Path, tasks: tuple[int, ...] | None = (7,)) 
     stores = [("a", open_store(location), tasks), ("b", open_store(location), None)]
 
     def load(mode: Mode) -> Table:
-        return load_stores(stores, ("agentview", "eye_in_hand"), ("joint_pos",), "action", mode, memory_mib=1)
+        return load_stores(stores, Wanted(("agentview", "eye_in_hand"), ("joint_pos",)), "action", mode, memory_mib=1)
 
     return load("streaming"), load("resident")
 
@@ -116,8 +118,8 @@ def test_a_streamed_epoch_has_the_right_features_and_each_row_as_often_as_asked(
 def test_the_mode_follows_from_the_size(location: Path, caplog: pytest.LogCaptureFixture) -> None:
     stores = [("s", open_store(location), None)]
     with caplog.at_level("INFO"):
-        assert isinstance(load_stores(stores, ("agentview",), (), "action", "auto", 1).images, ResidentImages)
-        assert isinstance(load_stores(stores, ("agentview",), (), "action", "auto", 0).images, StreamedImages)
+        assert isinstance(load_stores(stores, Wanted(("agentview",), ()), "action", "auto", 1).images, ResidentImages)
+        assert isinstance(load_stores(stores, Wanted(("agentview",), ()), "action", "auto", 0).images, StreamedImages)
     assert "87 rows, 0 MiB of image features: held in memory" in caplog.text and ": streamed" in caplog.text
 
 
@@ -127,3 +129,44 @@ def test_tasks_of_all_suites_have_numbers_of_their_own(location: Path) -> None:
     tasks = streamed.tasks()
     assert set(tasks[:n].tolist()) == {0} and set(tasks[n:].tolist()) == {1, 2}
     assert tasks[n : n + 6].tolist() == [1] * 5 + [2]
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_patch_tokens_are_read_as_pooled_features_are(location: Path, mode: Mode) -> None:
+    wanted = Wanted(("eye_in_hand",), (), kind="grid")
+    data = load_stores([("s", open_store(location), None)], wanted, "action", mode, memory_mib=1)
+    assert data.images.dim == 5
+    expected = torch.from_numpy(
+        np.concatenate([episode_rows(i, n)["grid/eye_in_hand"][:, 0] for i, n in enumerate(LENGTHS)])
+    )
+    assert torch.equal(data.images.at(torch.arange(len(data)))["eye_in_hand"], expected)
+    for batch, images in data.images.epoch(torch.ones(len(data), dtype=torch.int64), 16, seed=0, epoch=0):
+        assert torch.equal(images["eye_in_hand"], expected[batch])
+
+
+@pytest.mark.parametrize("kind", ["image", "grid"])
+def test_with_a_history_a_row_is_seen_with_those_before_it(location: Path, kind: Literal["image", "grid"]) -> None:
+    stores = [("s", open_store(location), None)]
+    plain = load_stores(stores, Wanted(("eye_in_hand",), ("joint_pos",), kind), "action")
+    data = load_stores(stores, Wanted(("eye_in_hand",), ("joint_pos",), kind, history=3, stride=2), "action")
+    rows = torch.tensor([0, 6, 9, 26])  # of episodes of rows 0-4, 5-25 and 26
+    seen = torch.tensor([[0, 0, 0], [5, 5, 6], [5, 7, 9], [26, 26, 26]])
+    batch = data.batch(rows, 2)
+    assert torch.equal(
+        batch.images["eye_in_hand"], plain.images.at(seen.flatten())["eye_in_hand"].unflatten(0, seen.shape)
+    )
+    assert torch.equal(batch.proprio["joint_pos"], plain.proprio["joint_pos"][seen])
+    assert torch.equal(batch.actions, plain.batch(rows, 2).actions)
+    for rows, images in data.images.epoch(torch.ones(len(data), dtype=torch.int64), 16, seed=0, epoch=0):
+        assert torch.equal(images["eye_in_hand"], data.images.at(rows)["eye_in_hand"])
+    newest, alone = (measure(table, torch.arange(20)).images["eye_in_hand"] for table in (data, plain))
+    assert torch.equal(newest.mean, alone.mean), "a row counts once, however often it is seen"
+    with pytest.raises(DataError, match=r"policy\.history is 3.*train_flow\.data_mode: resident"):
+        load_stores(stores, Wanted(("eye_in_hand",), (), history=3), "action", "streaming")
+
+
+def test_a_grid_that_the_store_lacks_is_refused(location: Path, tmp_path: Path) -> None:
+    plan = make_plan()
+    build(replace(plan, identity={**plan.identity, "transform": "t"}), TEXT, MakeFake(), tmp_path / "a", tmp_path / "w")
+    with pytest.raises(DataError, match=r"no patch tokens.*Set embed\.grid and embed again"):
+        load_stores([("s", open_store(tmp_path / "a"), None)], Wanted(("eye_in_hand",), (), kind="grid"), "action")
