@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.policy.head import Head
+from pipeline.policy.velocity import at_times
 
 TRAIN_STEPS = 100  # of the noise schedule, as in Diffusion Policy and LeRobot
 SAMPLING_STEPS = tuple(n for n in range(1, TRAIN_STEPS + 1) if TRAIN_STEPS % n == 0)
@@ -54,8 +54,8 @@ class Diffusion(Head):
         if steps not in SAMPLING_STEPS:
             raise ValueError(f"steps is {steps}; the diffusion head takes one of {SAMPLING_STEPS}")
         self._schedule.set_timesteps(steps)
-        x = noise
-        for level in self._schedule.timesteps.tolist():
-            code = torch.full((len(x),), level / TRAIN_STEPS, device=x.device, dtype=x.dtype)
-            x = self._schedule.step(self.velocity(x, code, condition), level, x).prev_sample
+        x, levels = noise, self._schedule.timesteps.tolist()
+        at = at_times(self.velocity, [level / TRAIN_STEPS for level in levels], condition)
+        for level in levels:
+            x = self._schedule.step(at(x, level / TRAIN_STEPS), level, x).prev_sample
         return x

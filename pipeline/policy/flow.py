@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.policy.head import Head
+from pipeline.policy.velocity import at_times
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 Times = Literal["uniform", "logit_normal", "beta"]
@@ -51,10 +52,8 @@ def integrate(
     if steps < 1:
         raise ValueError(f"steps is {steps}; integration needs at least one")
     x_t, dt = x_0, 1 / steps
-
-    def at(x: Tensor, time: float) -> Tensor:
-        return velocity(x, torch.full((x.shape[0],), time, device=x.device, dtype=x.dtype), condition)
-
+    asked = {"euler": (0.0,), "midpoint": (0.0, 0.5), "heun": (0.0, 1.0)}[solver]
+    at = at_times(velocity, [(k + part) / steps for k in range(steps) for part in asked], condition)
     for k in range(steps):
         slope = at(x_t, k / steps)
         if solver == "midpoint":

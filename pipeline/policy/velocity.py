@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -22,7 +24,50 @@ def hidden_layers(inputs: int, width: int, layers: int) -> list[nn.Module]:
     return [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
 
 
-class MlpVelocity(nn.Module):
+Given = tuple[Tensor, ...]
+AHEAD_ROWS = 1024  # beyond, arithmetic is what takes time, and what is computed ahead takes memory
+
+
+class VelocityNetwork(nn.Module):
+    """v(x_t, t, c) in two parts: what t and c alone decide, and the rest.
+
+    At batch 1 a network takes as long as its weights take to read; sampling reads those of the first part once for all
+    its steps (`at_times`), not once a step.
+    """
+
+    def given(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Given:
+        """Return what follows from time and condition, a row for each of theirs."""
+        raise NotImplementedError
+
+    def follow(self, x_t: Float[Tensor, "B H A"], given: Given) -> Float[Tensor, "B H A"]:
+        """Return the velocity at x_t. Units: standardised action per unit of flow time."""
+        raise NotImplementedError
+
+    def forward(
+        self, x_t: Float[Tensor, "B H A"], t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]
+    ) -> Float[Tensor, "B H A"]:
+        """Return the velocity at x_t and t."""
+        return self.follow(x_t, self.given(t, condition))
+
+
+def at_times(
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor], times: Iterable[float], condition: Tensor
+) -> Callable[[Tensor, float], Tensor]:
+    """Return (x_t, t) -> velocity(x_t, t, condition) for these times, which are the same for all rows."""
+    known = list(dict.fromkeys(times))
+    rows = len(condition)
+
+    def codes(values: Sequence[float], x: Tensor) -> Tensor:
+        return torch.tensor(values, device=x.device, dtype=x.dtype).repeat_interleave(rows)
+
+    if not isinstance(velocity, VelocityNetwork) or rows * len(known) > AHEAD_ROWS:
+        return lambda x, time: velocity(x, codes([time], x), condition)
+    every = velocity.given(codes(known, condition), condition.repeat(len(known), 1))
+    given = {time: tuple(x[i * rows : (i + 1) * rows] for x in every) for i, time in enumerate(known)}
+    return lambda x, time: velocity.follow(x, given[time])
+
+
+class MlpVelocity(VelocityNetwork):
     """The reference's network: an MLP on [x_t, time, condition]. About 3M parameters at width 1024, 3 layers, A=7."""
 
     def __init__(
@@ -46,15 +91,23 @@ class MlpVelocity(nn.Module):
         assert isinstance(first, nn.Linear)
         first.weight[:, :size].normal_(std=1.5 / math.sqrt(size))
 
-    def forward(
-        self, x_t: Float[Tensor, "B H A"], t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]
-    ) -> Float[Tensor, "B H A"]:
-        """Return the velocity at x_t. Units: standardised action per unit of flow time."""
-        time = self.time(sinusoid(t, self.time_dim))
-        return self.net(torch.cat([x_t.flatten(1), time, condition], dim=1)).view_as(x_t)
+    def given(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Given:
+        first = self.net[0]
+        assert isinstance(first, nn.Linear)
+        rest = torch.cat([self.time(sinusoid(t, self.time_dim)), condition], dim=1)
+        return (functional.linear(rest, first.weight[:, -rest.shape[1] :], first.bias),)
+
+    def follow(self, x_t: Float[Tensor, "B H A"], given: Given) -> Float[Tensor, "B H A"]:
+        first = self.net[0]
+        assert isinstance(first, nn.Linear)
+        flat = x_t.flatten(1)
+        hidden = functional.linear(flat, first.weight[:, : flat.shape[1]]) + given[0]
+        for layer in itertools.islice(self.net, 1, None):
+            hidden = layer(hidden)
+        return hidden.view_as(x_t)
 
 
-class ResidualVelocity(nn.Module):
+class ResidualVelocity(VelocityNetwork):
     """An MLP of residual blocks, each scaled and shifted by time and condition (FiLM, arXiv 1709.07871)."""
 
     def __init__(
@@ -67,14 +120,14 @@ class ResidualVelocity(nn.Module):
         self.blocks = nn.ModuleList(_ResidualBlock(width, time_dim + condition_dim) for _ in range(layers))
         self.leave = nn.Linear(width, horizon * action_dim)
 
-    def forward(
-        self, x_t: Float[Tensor, "B H A"], t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]
-    ) -> Float[Tensor, "B H A"]:
-        """Return the velocity at x_t."""
-        given = torch.cat([self.time(sinusoid(t, self.time_dim)), condition], dim=1)
+    def given(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Given:
+        seen = torch.cat([self.time(sinusoid(t, self.time_dim)), condition], dim=1)
+        return tuple(block.film(seen) for block in cast("list[_ResidualBlock]", self.blocks))
+
+    def follow(self, x_t: Float[Tensor, "B H A"], given: Given) -> Float[Tensor, "B H A"]:
         x = self.enter(x_t.flatten(1))
-        for block in self.blocks:
-            x = block(x, given)
+        for block, film in zip(self.blocks, given, strict=True):
+            x = block(x, film)
         return self.leave(x).view_as(x_t)
 
 
@@ -88,12 +141,12 @@ class _ResidualBlock(nn.Module):
         nn.init.zeros_(last.bias)
         self.net = nn.Sequential(nn.Linear(width, width), nn.SiLU(), last)
 
-    def forward(self, x: Float[Tensor, "B width"], given: Float[Tensor, "B given"]) -> Float[Tensor, "B width"]:
-        scale, shift = self.film(given).chunk(2, dim=1)
+    def forward(self, x: Float[Tensor, "B width"], film: Float[Tensor, "B film"]) -> Float[Tensor, "B width"]:
+        scale, shift = film.chunk(2, dim=1)
         return x + self.net(self.norm(x) * (1 + scale) + shift)
 
 
-class TransformerVelocity(nn.Module):
+class TransformerVelocity(VelocityNetwork):
     """A diffusion transformer over the chunk: a token per action, blocks modulated by time and condition.
 
     adaLN-Zero of DiT (Peebles, Xie, arXiv 2212.09748). `width` is that of a token; its heads have 64 components.
@@ -106,7 +159,7 @@ class TransformerVelocity(nn.Module):
         self.time_dim = time_dim
         self.enter = nn.Linear(action_dim, width)
         self.place = nn.Parameter(0.02 * torch.randn(horizon, width))
-        self.given = nn.Sequential(nn.Linear(time_dim + condition_dim, width), nn.SiLU())
+        self.enter_given = nn.Sequential(nn.Linear(time_dim + condition_dim, width), nn.SiLU())
         self.blocks = nn.ModuleList(_TransformerBlock(width, max(1, width // 64)) for _ in range(layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = nn.Linear(width, 2 * width)
@@ -114,15 +167,16 @@ class TransformerVelocity(nn.Module):
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
-    def forward(
-        self, x_t: Float[Tensor, "B H A"], t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]
-    ) -> Float[Tensor, "B H A"]:
-        """Return the velocity at x_t."""
-        given = self.given(torch.cat([sinusoid(t, self.time_dim), condition], dim=1))[:, None]
+    def given(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Given:
+        seen = self.enter_given(torch.cat([sinusoid(t, self.time_dim), condition], dim=1))[:, None]
+        blocks = cast("list[_TransformerBlock]", self.blocks)
+        return (*(block.modulate(seen) for block in blocks), self.modulate(seen))
+
+    def follow(self, x_t: Float[Tensor, "B H A"], given: Given) -> Float[Tensor, "B H A"]:
         x = self.enter(x_t) + self.place
-        for block in self.blocks:
-            x = block(x, given)
-        scale, shift = self.modulate(given).chunk(2, dim=-1)
+        for block, modulation in zip(self.blocks, given[:-1], strict=True):
+            x = block(x, modulation)
+        scale, shift = given[-1].chunk(2, dim=-1)
         return self.leave(self.norm(x) * (1 + scale) + shift)
 
 
@@ -138,8 +192,8 @@ class _TransformerBlock(nn.Module):
         nn.init.zeros_(self.modulate.weight)  # each block begins as the identity
         nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x: Float[Tensor, "B H width"], given: Float[Tensor, "B 1 width"]) -> Float[Tensor, "B H width"]:
-        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = self.modulate(given).chunk(6, dim=-1)
+    def forward(self, x: Float[Tensor, "B H width"], given: Float[Tensor, "B 1 six"]) -> Float[Tensor, "B H width"]:
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = given.chunk(6, dim=-1)
         x = x + gate_1 * self._attend(self.norm(x) * (1 + scale_1) + shift_1)
         return x + gate_2 * self.mlp(self.norm(x) * (1 + scale_2) + shift_2)
 

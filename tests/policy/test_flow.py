@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline.policy.flow import RectifiedFlow, integrate, interpolate, straightness, warp
+from pipeline.policy.flow import RectifiedFlow, Solver, integrate, interpolate, straightness, warp
+from pipeline.policy.velocity import MlpVelocity, ResidualVelocity, TransformerVelocity
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 7), (5, 16, 7), (3, 2)])
@@ -114,6 +115,27 @@ def test_the_loss_is_taken_at_the_warped_time() -> None:
     torch.testing.assert_close(network.seen["t"], 1 - (1 - u) ** (2 / 3))
 
 
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+@pytest.mark.parametrize("name", ["mlp", "residual", "transformer"])
+def test_what_is_computed_ahead_of_the_steps_changes_no_action(name: str, solver: Solver) -> None:
+    torch.manual_seed(0)
+    network = {"mlp": MlpVelocity, "residual": ResidualVelocity, "transformer": TransformerVelocity}[name](
+        3, 7, 8, 64, 2, 16
+    )
+    for parameter in network.parameters():  # some begin at zero
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x_0, condition = torch.randn(5, 3, 7), torch.randn(5, 8)
+    asked: list[float] = []
+
+    def step_by_step(x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        asked.append(float(t[0]))
+        return network(x, t, c)
+
+    expected = integrate(step_by_step, x_0, condition, 4, solver)
+    torch.testing.assert_close(integrate(network, x_0, condition, 4, solver), expected, atol=1e-5, rtol=1e-5)
+    assert asked[0] == 0.0 and len(asked) == (4 if solver == "euler" else 8)
+
+
 def test_straightness_is_zero_for_a_line_and_known_for_a_curve() -> None:
     x_0, c = torch.randn(4, 3, 7), torch.zeros(4, 1)
     torch.testing.assert_close(straightness(lambda x, t, c: torch.ones_like(x), x_0, c), torch.zeros(4))
@@ -125,8 +147,6 @@ def test_straightness_is_zero_for_a_line_and_known_for_a_curve() -> None:
 @pytest.mark.slow
 def test_learns_two_modes_where_a_mean_would_be_wrong() -> None:
     """Half of the data is at -1, half at +1: samples must be at the modes, not at their mean."""
-    from pipeline.policy.velocity import MlpVelocity
-
     torch.manual_seed(0)
     head = RectifiedFlow(MlpVelocity(1, 1, 1, width=64, layers=2, time_dim=16))
     optimizer = torch.optim.Adam(head.parameters(), lr=4e-3)
