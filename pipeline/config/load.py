@@ -27,9 +27,7 @@ def load(path: str | Path = "params.yaml", changes: Mapping[str, Any] | None = N
     """
     tree, origin = _read(Path(path)), str(path)
     params = from_dict(tree, origin)
-    for name in params.comparison.policies:
-        _variant(tree, params, name, origin)
-    return from_dict(_changed(tree, changes), f"{origin} with {dict(changes)}") if changes else params
+    return _build(_changed(tree, changes), f"{origin} with {dict(changes)}") if changes else params
 
 
 def load_variant(path: str | Path, name: str, changes: Mapping[str, Any] | None = None) -> Params:
@@ -70,20 +68,27 @@ def _changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return copied
 
 
-def _variant(tree: Mapping[str, Any], params: Params, name: str, origin: str) -> None:
-    """Check one of comparison.policies."""
+def _check_variant(tree: Mapping[str, Any], params: Params, name: str, origin: str) -> None:
+    """Refuse one of comparison.policies that cannot work."""
     where, changes = f"{origin}: comparison.policies.{name}", params.comparison.policies[name]
     foreign = [key for key in changes if key.split(".")[0] not in ("policy", "train_flow")]
     if foreign:
         raise ConfigError(f"{where} changes {foreign[0]}; what is compared shares all but policy and train_flow")
     try:
-        from_dict(_changed(tree, changes), where)
+        _build(_changed(tree, changes), where)
     except ConfigError as error:
         raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
 def from_dict(tree: dict[str, Any], origin: str = "params") -> Params:
     """Build Params from a plain mapping; `origin` names it in errors."""
+    params = _build(tree, origin)
+    for name in params.comparison.policies:
+        _check_variant(tree, params, name, origin)
+    return params
+
+
+def _build(tree: dict[str, Any], origin: str) -> Params:
     _check_keys(tree, Params, origin, "")
     try:
         params = dacite.from_dict(Params, tree, dacite.Config(cast=[tuple], type_hooks={float: _to_float}, strict=True))

@@ -210,3 +210,12 @@ def test_a_policy_to_compare_is_the_default_but_for_what_it_names(tmp_path: Path
 def test_a_comparison_that_cannot_work_is_refused(tmp_path: Path, comparison: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(changed(tmp_path, comparison=comparison))
+
+
+@pytest.mark.parametrize("experiment", ["quickstart", "spatial_scripted"])
+@pytest.mark.parametrize("comparison", sorted(p.stem for p in (ROOT / "configs" / "comparison").glob("*.yaml")))
+def test_every_comparison_composes(experiment: str, comparison: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(compose([f"experiment={experiment}", f"comparison={comparison}"], ROOT / "configs"))
+    for name in load(path).comparison.policies:
+        assert load_variant(path, name).experiment == experiment
