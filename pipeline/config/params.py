@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 Camera = Literal["agentview", "eye_in_hand"]
 Proprio = Literal["joint_pos", "ee_pose", "gripper"]
+HeadName = Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
+NetworkName = Literal["mlp", "residual", "transformer"]
 PLAIN = "plain"
 CONDITIONS = {
     "blank_cameras": None,
@@ -108,8 +110,8 @@ class PolicyParams:
     width: int  # of every modality's embedding and of the condition
     token_width: int  # of a patch token in the MLP, which takes them all at once; of every token of the transformer
     fusion_layers: int  # blocks of the transformer; the MLP has the reference's two layers
-    head: Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
-    velocity: Literal["mlp", "residual", "transformer"]  # network of flow and diffusion; the other heads are MLPs
+    head: HeadName
+    velocity: NetworkName  # network of flow and diffusion; the other heads are MLPs
     velocity_width: int  # of its hidden layers, or of a transformer's tokens
     velocity_layers: int  # hidden layers, or blocks
     time_dim: int

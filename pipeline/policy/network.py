@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.config import GridParams, PolicyParams
+from pipeline.config import GridParams, HeadName, NetworkName, PolicyParams
 from pipeline.policy.diffusion import Diffusion
 from pipeline.policy.flow import RectifiedFlow, Solver, Times
 from pipeline.policy.fusion import PROPRIO_DIMS, Inputs, MlpFusion, TransformerFusion
@@ -18,8 +18,6 @@ from pipeline.policy.regression import Cvae, Regression
 from pipeline.policy.tokens import ActionTokens
 from pipeline.policy.velocity import MlpVelocity, ResidualVelocity, TransformerVelocity
 
-HeadName = Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
-NetworkName = Literal["mlp", "residual", "transformer"]
 ACTION_DIM = 7  # [dx, dy, dz, dax, day, daz, gripper]
 
 
@@ -174,7 +172,7 @@ def make_fusion(arch: Architecture) -> MlpFusion | TransformerFusion:
 
 
 def make_head(arch: Architecture) -> Head:
-    """Return the action head that `arch` names. A new one is plugged in here, and named in `HeadName`."""
+    """Return the action head that `arch` names. A new one is plugged in here, and named in `pipeline.config.HeadName`."""
     if arch.head in ("flow", "diffusion"):
         network = {"mlp": MlpVelocity, "residual": ResidualVelocity, "transformer": TransformerVelocity}[arch.velocity]
         velocity = network(

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ PROBE = """<script>addEventListener('load', async () => {
         over: Math.max(0, document.documentElement.scrollWidth - innerWidth), inner: innerWidth,
         drawn: [...document.querySelectorAll('svg :not(title)')].every(e => {
             const b = e.getBoundingClientRect(); return b.width + b.height > 0; }),
-        images: [...document.images].every(i => i.naturalWidth > 0), videos}); });</script>"""
+        images: [...document.images].every(i => i.naturalWidth > 0), videos,
+        violations: (await axe.run()).violations.map(v => v.id + ': ' + v.nodes[0].html.slice(0, 200)),
+    }); });</script>"""
+AXE = (resources.files("axe_core_python") / "axe.min.js").read_text()
 
 
 class Page(HTMLParser):
@@ -59,9 +63,11 @@ def drawn(html: str, folder: Path, width: int) -> dict[str, Any]:
 
     Returns:
         over: pixels by which the page is wider than the screen; inner: the screen's width; drawn: whether each element
-        of each chart has a size; images: whether every picture decodes; videos: for each whether it can be played.
+        of each chart has a size; images: whether every picture decodes; videos: for each whether it can be played;
+        violations: what axe-core finds wrong for people who cannot see or use a mouse.
     """
-    (folder / "probed.html").write_text(html.replace("</body>", f"{PROBE}</body>"))
+    probe = f"<script>{AXE}</script>{PROBE}"
+    (folder / "probed.html").write_text(html.replace("</body>", f"{probe}</body>"))
     # An iframe has the width asked for, which a headless window, some 500 pixels at least, has not.
     outer = folder / "outer.html"
     outer.write_text(
@@ -70,6 +76,6 @@ def drawn(html: str, folder: Path, width: int) -> dict[str, Any]:
     )
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     flags += ["--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}"]
-    flags += ["--virtual-time-budget=8000", "--window-size=1300,900", "--dump-dom", outer.as_uri()]
+    flags += ["--virtual-time-budget=20000", "--window-size=1300,900", "--dump-dom", outer.as_uri()]
     done = subprocess.run([str(CHROMIUM), *flags], capture_output=True, text=True, timeout=120, check=True)
     return json.loads(done.stdout.split("<title>")[1].split("</title>")[0])

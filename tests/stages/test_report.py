@@ -280,4 +280,48 @@ def test_browser_draws_it(html: str, tmp_path: Path, width: int) -> None:
         "drawn": True,
         "images": True,
         "videos": [True] * 6,
+        "violations": [],
     }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_picture_without_words_is_found(html: str, tmp_path: Path) -> None:
+    found = drawn(html.replace(' alt="', ' data-alt="', 1), tmp_path, 800)["violations"]
+    assert [v.split(":")[0] for v in found] == ["image-alt"]
+
+
+def compared(folder: Path, base: dict, name: str, failures: int, steps: int) -> None:
+    """Write an evaluation of 20 episodes."""
+    records = [record("failure" if i < failures else "success", 0, i) for i in range(20)]
+    agent = {"name": "policy", "sampling_steps": steps, "architecture": {"head": "flow", "velocity": "mlp"}}
+    (folder / name).mkdir(parents=True)
+    tree = {**base, **summary(records), "protocol": {**base["protocol"], "agent": agent}}
+    (folder / name / "eval.json").write_text(json.dumps(tree))
+    write_records(folder / name / "episodes.jsonl", records)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_success_by_sampling_steps_stands_in_the_comparison_and_then_in_the_report(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(project, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    base = json.loads(Path("results/flow/eval.json").read_text())
+    for name, failures, steps in (("a-0", 2, 10), ("a-0-steps-1", 12, 1), ("b-0", 1, 10)):
+        compared(Path("results/comparison"), base, name, failures, steps)
+    params = str(Path(__file__).parents[2] / "params.yaml")
+    compare = ["--params", params, "--compare", "results/comparison", "--against"]
+    with pytest.raises(DataError, match=r"--against a-1: there is no such evaluation. Did you mean 'a-0'"):
+        report.main([*compare, "a-1"])
+    report.main([*compare, "a-0", "--record"])
+    kept = json.loads(Path("docs/results/quickstart-against-a-0.json").read_text())
+    assert [row["name"] for row in kept["rows"]] == ["a-0", "b-0", "a-0-steps-1"], "by success"
+    assert kept["rows"][2]["against_first"]["lost"] == 10
+    for page in (Path("results/against-a-0.html").read_text(), make(Path.cwd(), monkeypatch)):
+        says = Page(page).says()
+        # 8 and 18 of 20: Wilson by hand 21.9 to 61.3 and 69.9 to 97.2
+        assert "Policy1 step10 stepsa-040 % (21.9 – 61.3 %)90 % (69.9 – 97.2 %)" in says
+    found = drawn(Path("results/against-a-0.html").read_text(), tmp_path, 390)
+    assert (found["over"], found["violations"]) == (0, [])

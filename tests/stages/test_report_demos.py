@@ -86,6 +86,7 @@ def test_browser_draws_it(html: str, tmp_path: Path, width: int) -> None:
         "drawn": True,
         "images": True,
         "videos": [True] * 3,
+        "violations": [],
     }
 
 
