@@ -172,7 +172,7 @@ def make_fusion(arch: Architecture) -> MlpFusion | TransformerFusion:
 
 
 def make_head(arch: Architecture) -> Head:
-    """Return the action head that `arch` names. A new one is plugged in here, and named in `pipeline.config.HeadName`."""
+    """Return the action head that `arch` names. A new one is plugged in here; its name is in `config.HeadName`."""
     if arch.head in ("flow", "diffusion"):
         network = {"mlp": MlpVelocity, "residual": ResidualVelocity, "transformer": TransformerVelocity}[arch.velocity]
         velocity = network(
