@@ -6,7 +6,7 @@
     python -m stages.report --results results/random --training '' --out results/random.html   # of a baseline
     python -m stages.report --demos libero_spatial                      # results/libero_spatial_demos.html
     python -m stages.report --compare results/flow results/l1           # results/comparison.html, and .json
-    python -m stages.report --compare results/comparison --against flow-0          # results/against-flow-0.html
+    python -m stages.report --compare --against flow-0    # section `comparison`: results/against-flow-0.html
 
 Reads results/flow (eval.json, episodes.jsonl, videos/) and runs/flow/train.json, and, where they exist, the committed
 figures docs/results/single_task_overfit_scripted.json, expert.json and <experiment>-against-<run>.json. With --demos
@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import Comparison
+from pipeline.errors import ConfigError
 from pipeline.files import write_atomic
 from pipeline.libero.demonstrations import scan
 from pipeline.libero.suites import tasks
@@ -43,7 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--summary", action="store_true", help="print the result, write nothing")
     parser.add_argument("--demos", metavar="SUITE", help="show the demonstrations of this suite instead")
     parser.add_argument(
-        "--compare", metavar="RESULTS", nargs="+", help="show these evaluations, or those below, side by side instead"
+        "--compare",
+        metavar="RESULTS",
+        nargs="*",
+        help="show these evaluations side by side instead (default: results/comparison/..., as params.yaml names them)",
     )
     parser.add_argument(
         "--against", metavar="NAME", help="which of them to compare the others with (default: the first)"
@@ -58,10 +63,12 @@ def main(argv: list[str] | None = None) -> None:
         out = Path(args.out or f"results/{args.demos}_demos.html")
         print(show_demos(args.demos, params.data.tasks.get(args.demos), out))
         return
-    if args.compare:
+    if args.compare is not None:
         out = Path(args.out or f"results/{f'against-{args.against}' if args.against else 'comparison'}.html")
-        compared = compare(find_runs([Path(p) for p in args.compare], Path(args.runs), args.against))
-        kept = figures / f"{experiment}-{out.stem}.json" if args.record else out.with_suffix(".json")
+        places = [Path(p) for p in args.compare] or compared_results(params.comparison)
+        compared = compare(find_runs(places, Path(args.runs), args.against))
+        first = compared["rows"][0]["name"]
+        kept = figures / f"{experiment}-against-{first}.json" if args.record else out.with_suffix(".json")
         write_atomic(out, comparison_page(compared))
         write_atomic(kept, json.dumps(compared, indent=1) + "\n")
         print(out)
@@ -84,6 +91,15 @@ def main(argv: list[str] | None = None) -> None:
         write_atomic(out, page(inputs))
     print(headline(inputs.results))
     print(f"report: {out}")
+
+
+def compared_results(cfg: Comparison) -> list[Path]:
+    """Return where the evaluations of section `comparison` lie; what else lies there may be of other days."""
+    runs = [f"{name}-{seed}" for name in cfg.policies for seed in cfg.seeds]
+    runs += [f"{name}-{seed}-steps-{n}" for name in cfg.by_steps for seed in cfg.seeds for n in cfg.sampling_steps]
+    if not runs:
+        raise ConfigError("comparison names no policy. Name some, compose comparison=heads, or give --compare RESULTS")
+    return [Path("results/comparison") / run for run in runs]
 
 
 def show_demos(suite: str, chosen: Sequence[int] | None, out: Path) -> Path:

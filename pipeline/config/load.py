@@ -71,6 +71,8 @@ def _changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 def _check_variant(tree: Mapping[str, Any], params: Params, name: str, origin: str) -> None:
     """Refuse one of comparison.policies that cannot work."""
     where, changes = f"{origin}: comparison.policies.{name}", params.comparison.policies[name]
+    if "train_flow.seed" in changes:
+        raise ConfigError(f"{where} changes train_flow.seed; name seeds in comparison.seeds")
     foreign = [key for key in changes if key.split(".")[0] not in ("policy", "train_flow")]
     if foreign:
         raise ConfigError(f"{where} changes {foreign[0]}; what is compared shares all but policy and train_flow")
@@ -85,6 +87,12 @@ def from_dict(tree: dict[str, Any], origin: str = "params") -> Params:
     params = _build(tree, origin)
     for name in params.comparison.policies:
         _check_variant(tree, params, name, origin)
+    for name in params.comparison.by_steps:
+        for steps in params.comparison.sampling_steps:
+            changes = {**params.comparison.policies[name], "policy.sampling_steps": steps}
+            of_steps = _build(_changed(tree, changes), f"{origin}: comparison.by_steps {name}, {steps} steps")
+            if of_steps.policy.head not in ("flow", "diffusion"):
+                raise ConfigError(f"{origin}: comparison.by_steps has {name!r}, whose head takes no steps")
     return params
 
 
@@ -344,6 +352,7 @@ def _check_comparison(p: Params, require: Require) -> None:
     for name in cfg.policies:
         simple = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None
         require(simple, f"comparison.policies has {name!r}; use letters, digits and _: it names directories and stages")
+    require(not cfg.policies or len(cfg.seeds) > 0, "comparison.seeds is empty: no policy would be trained")
     for name in cfg.by_steps:
         known = name in cfg.policies
         require(known, f"comparison.by_steps has {name!r}, no policy.{did_you_mean(name, cfg.policies)}")

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 class Head(nn.Module):
     """Actions from a condition. All randomness is handed in: the same noise gives the same loss and the same actions.
 
-    Actions are (B, H, A), standardised or as the environment has them, in [-1, 1] (policy.standardise_actions).
+    Actions are (B, H, A), standardised by default, or as the environment has them, in [-1, 1]: a head that needs the
+    bounds asks for policy.standardise_actions: false (see `_check_policy` in pipeline/config/load.py).
     """
 
     def loss(
@@ -17,7 +18,7 @@ class Head(nn.Module):
         noise: Float[Tensor, "B H A"],
         u: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        """Return each row's loss.
+        """Return each row's loss, a mean over its components: learning rate and clipping expect it to be of order 1.
 
         Args:
             actions: as demonstrated.
@@ -33,7 +34,7 @@ class Head(nn.Module):
         """Return actions.
 
         Args:
-            noise: from N(0, I).
+            noise: from N(0, I). For a choice, the normal's cumulative function makes U(0, 1) of a number of it.
             steps: from noise to action, for heads that take steps.
         """
         raise NotImplementedError

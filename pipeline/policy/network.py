@@ -184,4 +184,6 @@ def make_head(arch: Architecture) -> Head:
         return Cvae(*sizes)
     if arch.head == "tokens":
         return ActionTokens(*sizes)
-    return Regression(*sizes, power=1 if arch.head == "l1" else 2)
+    if arch.head in ("l1", "l2"):
+        return Regression(*sizes, power=1 if arch.head == "l1" else 2)
+    raise ValueError(f"no head is made for {arch.head!r}: plug it in here")

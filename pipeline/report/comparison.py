@@ -25,7 +25,7 @@ class Run:
 
 
 def find_runs(places: Sequence[Path], trainings: Path, against: str | None = None) -> list[Run]:
-    """Read the evaluations in these directories, or in the directories below them; the one to compare with first.
+    """Read the evaluations in these directories; the one to compare with comes first.
 
     Args:
         against: its name; None for the first that is given. The others follow by their success.
@@ -33,11 +33,7 @@ def find_runs(places: Sequence[Path], trainings: Path, against: str | None = Non
     Raises:
         DataError: a file is missing or damaged, there is no evaluation, or none of that name.
     """
-    found: list[Path] = []
-    for place in places:
-        below = [p.parent for p in sorted(place.glob("*/eval.json"))] if not (place / "eval.json").exists() else []
-        found += below or [place]
-    runs = [read_run(place, trainings) for place in found]
+    runs = [read_run(place, trainings) for place in places]
     if against is None:
         return runs
     if against not in (names := [run.name for run in runs]):
@@ -140,12 +136,13 @@ def _row(run: Run) -> dict[str, Any]:
     built = agent.get("architecture", {})
     training = run.training or {}
     head = built.get("head")
+    as_trained = agent.get("sampling_steps") == built.get("sampling_steps", agent.get("sampling_steps"))
     return {
         "name": run.name,
         "head": f"{head}, {built['velocity']}" if head in ("flow", "diffusion") else head or agent.get("name"),
         "sampling_steps": agent["sampling_steps"] if head in ("flow", "diffusion") else None,
         **{key: run.results[key] for key in ("n", "successes", "success_rate", "wilson_low", "wilson_high")},
-        "val_action_mse": training.get("val_action_mse"),
+        "val_action_mse": training.get("val_action_mse") if as_trained else None,
         "training_s": training.get("wall_s"),
         "parameters": training.get("trainable_parameters", {}).get("total"),
         "policy_ms": run.results["timings"]["policy_ms"]["p50"],

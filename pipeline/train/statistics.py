@@ -11,7 +11,8 @@ from pipeline.policy.normaliser import Moments
 from pipeline.train.data import Table
 
 SHOWN = 5
-CHUNK = 8192  # rows at a time
+CHUNK = 8192  # rows at a time, fewer of patch tokens:
+CHUNK_NUMBERS = CHUNK * 768
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
     training[train_rows] = True
     images: dict[str, Moments] = {}
     bad: dict[str, None] = {}
-    for rows in torch.arange(len(table)).split(CHUNK):
+    numbers = max(x.numel() for x in table.images.at(torch.zeros(1, dtype=torch.int64)).values())
+    for rows in torch.arange(len(table)).split(max(1, min(CHUNK, CHUNK_NUMBERS // numbers))):
         for camera, features in table.images.at(rows).items():
             bad |= dict.fromkeys(_not_finite(table, f"image/{camera}", features, rows))
             if (keep := training[rows]).any():

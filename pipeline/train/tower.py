@@ -21,7 +21,7 @@ from pipeline.train.images import Features, ResidentImages
 
 
 class TunedPolicy(FlowPolicy):
-    """A FlowPolicy that takes frames (B, H, W, 3) uint8 in place of features, and computes these itself."""
+    """A FlowPolicy that takes frames (B, [L,] H, W, 3) uint8 in place of features, and computes these itself."""
 
     def __init__(self, arch: Architecture, visual: nn.Module, preprocess: Preprocess) -> None:
         super().__init__(arch)
@@ -30,7 +30,7 @@ class TunedPolicy(FlowPolicy):
 
     def forward(
         self,
-        images: Mapping[str, UInt8[Tensor, "B h w 3"]],
+        images: Mapping[str, UInt8[Tensor, "B *look h w 3"]],
         text: Float[Tensor, "B D"],
         proprio: Mapping[str, Tensor],
         actions: Float[Tensor, "B H A"],
@@ -44,7 +44,7 @@ class TunedPolicy(FlowPolicy):
     @torch.no_grad()
     def act(
         self,
-        images: Mapping[str, UInt8[Tensor, "B h w 3"]],
+        images: Mapping[str, UInt8[Tensor, "B *look h w 3"]],
         text: Float[Tensor, "B D"],
         proprio: Mapping[str, Tensor],
         noise: Float[Tensor, "B H A"],

@@ -198,11 +198,27 @@ def test_a_policy_to_compare_is_the_default_but_for_what_it_names(tmp_path: Path
 @pytest.mark.parametrize(
     ("comparison", "message"),
     [
-        ({"policies": {"a": {"embed.views": 2}}}, r"comparison\.policies\.a changes embed\.views"),
-        ({"policies": {"a": {"policy.nothing": 2}}}, r"comparison\.policies\.a: policy\.nothing: no such setting"),
-        ({"policies": {"a": {"policy.width": 0}}}, r"comparison\.policies\.a: policy\.width is 0"),
-        ({"policies": {"a-b": {}}}, r"'a-b'; use letters"),
-        ({"policies": {"a": {}}, "by_steps": ["b"]}, r"by_steps has 'b'"),
+        ({"policies": {"a": {"embed.views": 2}}, "seeds": [0]}, r"comparison\.policies\.a changes embed\.views"),
+        (
+            {"policies": {"a": {"policy.nothing": 2}}, "seeds": [0]},
+            r"comparison\.policies\.a: policy\.nothing: no such setting",
+        ),
+        ({"policies": {"a": {"policy.width": 0}}, "seeds": [0]}, r"comparison\.policies\.a: policy\.width is 0"),
+        ({"policies": {"a-b": {}}, "seeds": [0]}, r"'a-b'; use letters"),
+        ({"policies": {"a": {}}}, r"comparison\.seeds is empty"),
+        ({"policies": {"a": {"train_flow.seed": 1}}, "seeds": [0]}, r"name seeds in comparison\.seeds"),
+        ({"policies": {"a": {}}, "seeds": [0], "by_steps": ["b"]}, r"by_steps has 'b'"),
+        (
+            {"policies": {"a": {"policy.head": "l1"}}, "seeds": [0], "by_steps": ["a"], "sampling_steps": [3]},
+            r"by_steps has 'a', whose head takes no steps",
+        ),
+        (
+            {
+                "policies": {"a": {"policy.head": "diffusion", "policy.standardise_actions": False}},
+                **{"seeds": [0], "by_steps": ["a"], "sampling_steps": [3]},
+            },
+            r"comparison\.by_steps a, 3 steps: policy\.sampling_steps is 3; policy\.head diffusion",
+        ),
         ({"policies": {"a": {}}, "seeds": [0], "against": ["a-1"]}, r"against has 'a-1', no policy-seed.*'a-0'"),
         ({"sampling_steps": [0]}, r"sampling_steps \[0\]"),
     ],

@@ -2,12 +2,13 @@
 
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
+from pipeline.config import HeadName
 from pipeline.policy.diffusion import TRAIN_STEPS, Diffusion
 from pipeline.policy.head import Head
 from pipeline.policy.network import Architecture, make_head
@@ -17,6 +18,10 @@ from pipeline.policy.tokens import BINS, ActionTokens, bins
 H, A, C = 3, 7, 5
 EVERY = [("flow", "mlp"), ("flow", "residual"), ("flow", "transformer"), ("diffusion", "residual")]
 EVERY += [(name, "mlp") for name in ("l1", "l2", "cvae", "tokens")]
+
+
+def test_every_head_is_tested() -> None:
+    assert {name for name, _ in EVERY} == set(get_args(HeadName))
 
 
 def make(head: str, velocity: str = "mlp", **changes: Any) -> Head:

@@ -312,7 +312,8 @@ def test_success_by_sampling_steps_stands_in_the_comparison_and_then_in_the_repo
     for name, failures, steps in (("a-0", 2, 10), ("a-0-steps-1", 12, 1), ("b-0", 1, 10)):
         compared(Path("results/comparison"), base, name, failures, steps)
     params = str(Path(__file__).parents[2] / "params.yaml")
-    compare = ["--params", params, "--compare", "results/comparison", "--against"]
+    places = [f"results/comparison/{name}" for name in ("a-0", "a-0-steps-1", "b-0")]
+    compare = ["--params", params, "--compare", *places, "--against"]
     with pytest.raises(DataError, match=r"--against a-1: there is no such evaluation. Did you mean 'a-0'"):
         report.main([*compare, "a-1"])
     report.main([*compare, "a-0", "--record"])
