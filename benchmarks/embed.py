@@ -164,7 +164,7 @@ def memory(folder: Path, rows: int) -> dict[str, Any]:
 def peak_mib(folder: Path) -> tuple[float, float]:
     """Build from the demonstrations in a folder; return resident memory in MiB before, and its peak (Linux only)."""
     demos = scan(folder, SUITE, [tasks(SUITE, [0])[0]])[0]
-    fields = schema.fields(CAMERAS, 1, 3, True)
+    fields = schema.fields(CAMERAS, 1, 3, ["expert_action"])
     factory = MakeCheapRows(EncoderParams(SMALLEST, "seeded", 0, "fp32"), None, {}, read, fields, VIEWS, 0, 64)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of the imports
     before = status_mib("VmRSS")
@@ -208,7 +208,7 @@ def job(folder: Path, model: str, device: str, rows: int, batch_size: int) -> tu
     """Return what encodes with a seeded model, and demonstrations of `rows` steps in all."""
     params = EncoderParams(model, "seeded", 0, resolve_precision("auto", device))
     encoder = shared_encoder(params, device, None, batch_size)
-    fields = schema.fields(CAMERAS, 1, encoder.dim, True)
+    fields = schema.fields(CAMERAS, 1, encoder.dim, ["expert_action"])
     return MakeRows(params, None, encoder.identity, read, fields, VIEWS, 0, batch_size), write(folder, rows)
 
 
@@ -257,6 +257,7 @@ def episode(length: int, seed: int) -> Episode:
         joint_pos=np.zeros((length, 7), np.float32),
         ee_pose=pose,
         gripper=np.zeros((length, 2), np.float32),
+        ee_wrench=np.zeros((length, 6), np.float32),
         states=np.zeros((length, 92)),
         actions=np.ones((length, 7)),
         expert_actions=np.ones((length, 7)),

@@ -29,7 +29,7 @@ from cache.fingerprint import Plan
 from cache.units import Episode, Unit
 from pipeline.provenance import versions
 
-FIELDS = schema.fields(("agentview", "eye_in_hand"), 1, 512, expert_action=False)
+FIELDS = schema.fields(("agentview", "eye_in_hand"), 1, 512)
 SHARD_ROWS, CHUNK_ROWS = 32768, 1024
 STREAM_BYTES = 256 << 20
 

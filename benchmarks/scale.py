@@ -34,7 +34,7 @@ from pipeline.provenance import versions
 
 CAMERAS = ("agentview", "eye_in_hand")
 DIM = 64
-FIELDS = schema.fields(CAMERAS, 1, DIM, expert_action=False)
+FIELDS = schema.fields(CAMERAS, 1, DIM)
 SHARD_ROWS, CHUNK_ROWS = 65536, 1024
 EPISODE_ROWS = 128  # LIBERO's demonstrations have 75 to 500 steps
 STREAM_BYTES = 256 << 20

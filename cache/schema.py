@@ -3,7 +3,7 @@
     attrs                 schema, fingerprint, rows, identity (encoder, transform, obs_shift, views, source ...)
     image/<camera>        (N, V, D) float16   pooled, projected CLIP features, as the encoder gives them
     grid/<camera>         (N, V, P, W) f16    if asked for: patch tokens averaged to a k x k grid, row by row; P = k^2
-    lowdim/<name>         (N, k)    float32   joint_pos 7, ee_pose 7, gripper 2, action 7[, expert_action 7]
+    lowdim/<name>         (N, k)    float32   joint_pos 7, ee_pose 7, gripper 2, action 7 [expert_action 7, ee_wrench 6]
     episode/start         (E,) int64          first row; episodes lie one after the other
     episode/length        (E,) int64          rows
     episode/task          (E,) int64          row of text/*
@@ -33,6 +33,8 @@ SCHEMA_VERSION = 2
 CHUNK_BYTES = 2 * 2**20
 """A chunk holds at most so much: whoever wants one row of a grid shall not read 77 MB."""
 LOWDIM_WIDTHS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "action": 7}
+OPTIONAL_WIDTHS = {"expert_action": 7, "ee_wrench": 6}
+"""What a store has if all its demonstrations do."""
 CODECS = frozenset({"bytes", "crc32c", "sharding_indexed", "vlen-utf8"})
 """The only codecs a store may use: none that can run code, none that needs a plug-in."""
 
@@ -75,10 +77,21 @@ def lowdim(name: str, width: int) -> Field:
 
 
 def fields(
-    cameras: Sequence[str], views: int, dim: int, expert_action: bool, tokens: tuple[int, int] | None = None
+    cameras: Sequence[str],
+    views: int,
+    dim: int,
+    optional: Sequence[str] = (),
+    tokens: tuple[int, int] | None = None,
 ) -> tuple[Field, ...]:
-    """Return all row arrays of a store, in their canonical order. `tokens`: (P, W) of a grid, None without one."""
-    widths = {**LOWDIM_WIDTHS, **({"expert_action": 7} if expert_action else {})}
+    """Return all row arrays of a store, in their canonical order.
+
+    Args:
+        cameras, views: what pictures there are.
+        dim: D of the pooled features.
+        optional: signals of OPTIONAL_WIDTHS.
+        tokens: (P, W) of a grid, None without one.
+    """
+    widths = LOWDIM_WIDTHS | {name: width for name, width in OPTIONAL_WIDTHS.items() if name in optional}
     return (
         *(image(c, views, dim) for c in cameras),
         *(grid(c, views, *tokens) for c in cameras if tokens),

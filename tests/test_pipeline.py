@@ -13,12 +13,19 @@ from tests.imports import ROOT
 TINY = [
     "demos.episodes=2",
     "demos.noise_sigma=0.0",
+    "demos.depth=true",
+    "embed.cameras=[agentview,eye_in_hand,eye_in_hand_depth]",
     "train_flow.epochs=2",
     "train_flow.metrics_rows=32",
     "eval_libero.episodes=2",
     "eval_libero.max_steps=24",
 ]
-ONE_MORE = ["+comparison.policies.l1={policy.head: l1}", "comparison.seeds=[3]", "comparison.against=[l1-3]"]
+INPUTS = "policy.cameras: [agentview, eye_in_hand_depth], policy.proprio: [joint_pos, ee_wrench]"
+ONE_MORE = [
+    f"+comparison.policies.l1={{policy.head: l1, {INPUTS}}}",
+    "comparison.seeds=[3]",
+    "comparison.against=[l1-3]",
+]
 SECONDS = 540
 
 

@@ -12,6 +12,7 @@ import dacite
 import yaml
 
 from pipeline.config.params import CONDITIONS, Params
+from pipeline.encode.depth import is_depth
 from pipeline.errors import ConfigError, did_you_mean
 
 
@@ -327,6 +328,16 @@ def _check_demos(p: Params, require: Require) -> None:
     require(
         p.train_flow.action == "action" or p.demos.source != "official",
         "train_flow.action is 'expert_action', which only scripted demonstrations have; use 'action'",
+    )
+    depth = [camera for camera in p.embed.cameras if is_depth(camera)]
+    require(
+        not depth or p.demos.source != "scripted" or p.demos.depth,
+        f"embed.cameras has {', '.join(depth)}, but demos.depth is false: set it to true to have depth recorded",
+    )
+    require(
+        p.demos.source != "official" or not (depth or "ee_wrench" in p.policy.proprio),
+        "LIBERO's own demonstrations have neither depth nor ee_wrench: take depth cameras out of embed.cameras and "
+        "ee_wrench out of policy.proprio, or use demos=scripted",
     )
     require(
         p.demos.source != "official" or (p.sim.assets, p.sim.render, p.sim.image_size) == ("official", "full", 128),

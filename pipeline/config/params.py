@@ -7,8 +7,8 @@ processes) are not here: they are arguments of `accelerate launch` and `configs/
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Camera = Literal["agentview", "eye_in_hand"]
-Proprio = Literal["joint_pos", "ee_pose", "gripper"]
+Camera = Literal["agentview", "eye_in_hand", "agentview_depth", "eye_in_hand_depth"]
+Proprio = Literal["joint_pos", "ee_pose", "gripper", "ee_wrench"]
 HeadName = Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
 NetworkName = Literal["mlp", "residual", "transformer"]
 PLAIN = "plain"
@@ -53,6 +53,7 @@ class Demos:
     source: Literal["scripted", "path", "official"]
     path: str | None  # source=path: directory that holds <suite>/<task>_demo.hdf5
     episodes: int  # scripted: demonstrations per task
+    depth: bool  # scripted: keep the depth of both cameras, too
     first_init_state: int  # scripted: row of the task's .pruned_init that the first one starts from
     displaced: float  # scripted: metres within which what lies on the table is moved in x and y, in a share of them
     displaced_share: float  # scripted: that share, 0 to 1, spread evenly over the rows

@@ -21,6 +21,7 @@ from pipeline.compute import tell, worker_index
 from pipeline.config import EncoderParams, GridParams
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, pick_device
+from pipeline.encode.depth import is_depth
 from pipeline.errors import AssetError, DataError
 
 Read = Callable[[Any, tuple[str, ...], int, int], dict[str, Any]]
@@ -194,7 +195,7 @@ class Embedder:
                     yield camera, view, rows, self._encoder.prepare(frames, self._light(batch, camera, view))
 
     def _light(self, batch: list[Piece], camera: str, view: int) -> np.ndarray | None:
-        if view == 0:
+        if view == 0 or is_depth(camera):  # light is no matter of depth
             return None
         draw = self._spec.views.factors
         return np.concatenate([draw(p.digest, p.start, p.start + p.rows, camera, view) for p in batch])

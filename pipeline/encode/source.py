@@ -138,10 +138,10 @@ def plan(settings: Embed, source: Source, encoder: ClipEncoder) -> Plan:
             "demonstrations of the suite in the same way"
         )
     number = {task: k for k, task in enumerate(source.tasks)}
-    expert = all(demo.has_expert_actions for demo in source.demos)
+    optional = [name for name in schema.OPTIONAL_WIDTHS if all(name in demo.optional for demo in source.demos)]
     return Plan(
         identity=identity(settings, source.suite, encoder, sim, next(iter(sizes))),
-        fields=schema.fields(settings.cameras, settings.views, encoder.dim, expert, encoder.tokens),
+        fields=schema.fields(settings.cameras, settings.views, encoder.dim, optional, encoder.tokens),
         episodes=tuple(
             Episode(
                 rows=demo.length - settings.obs_shift,

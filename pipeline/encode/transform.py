@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt, UInt8
 
 from pipeline.errors import DataError
 
@@ -19,7 +19,7 @@ Size, mean and standard deviation belong to the encoder, whose identity is recor
 """
 
 
-def upright(frames: UInt8[np.ndarray, "*batch H W 3"]) -> UInt8[np.ndarray, "*batch H W 3"]:
+def upright(frames: UInt[np.ndarray, "*batch H W C"]) -> UInt[np.ndarray, "*batch H W C"]:
     """Flip frames vertically: LIBERO's (OpenGL's) upside-down rows to upright ones, and back.
 
     LIBERO's HDF5 files and its environment both give the picture upside-down. A flip is the true view; the half turn

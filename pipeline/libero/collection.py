@@ -25,7 +25,7 @@ from pipeline.errors import DataError
 from pipeline.libero.demonstrations import demo_file
 from pipeline.libero.expert import Noise, attempt, can_solve
 from pipeline.libero.recording import Origin, load_part, save_part, write_demos
-from pipeline.libero.simulator import Simulator
+from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS, Simulator
 from pipeline.libero.suites import SUITES, Task
 from pipeline.provenance import code_digest, versions
 
@@ -104,7 +104,9 @@ def collect(tasks: Sequence[Task], sim: Sim, demos: Demos, compute: Compute, wor
     total = sum(len(items) for items in left.values())
     progress = tqdm(total=total, initial=total - len(todo), desc="demonstrations", unit="episode", smoothing=0)
     with progress:
-        for item, receipt in map_unordered(partial(_record, demos=demos), todo, compute, setup=partial(Worker, sim)):
+        for item, receipt in map_unordered(
+            partial(_record, demos=demos), todo, compute, setup=partial(Worker, sim, demos.depth)
+        ):
             receipts.append(receipt)
             progress.update()
             waiting[item.task] -= 1
@@ -145,15 +147,16 @@ def _sweep(work: Path) -> None:
 class Worker:
     """Holds the simulator of the task at hand; items come sorted by task, so it is seldom built anew."""
 
-    def __init__(self, sim: Sim) -> None:
+    def __init__(self, sim: Sim, depth: bool) -> None:
         self._sim = sim
+        self._cameras = (*CAMERAS, *(DEPTH_CAMERAS if depth else ()))
         self.seed = sim.seed
         self._simulator: Simulator | None = None
 
     def simulator(self, task: Task) -> Simulator:
         if self._simulator is None or self._simulator.task != task:
             self.close()
-            self._simulator = Simulator(task, self._sim)
+            self._simulator = Simulator(task, self._sim, self._cameras)
         return self._simulator
 
     def close(self) -> None:

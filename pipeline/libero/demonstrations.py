@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.encode.depth import depth_picture, is_depth, lens
 from pipeline.encode.proprio import ee_pose_from_axis_angle
 from pipeline.encode.transform import upright
 from pipeline.errors import DataError, did_you_mean
@@ -27,10 +28,15 @@ from pipeline.libero.suites import Task
 log = logging.getLogger(__name__)
 
 IMAGE_KEYS = {"agentview": "agentview_rgb", "eye_in_hand": "eye_in_hand_rgb"}
-"""Camera -> data set below `obs/`."""
+"""Camera -> data set below `obs/`; that of its depth, where there is one, is named as the depth camera."""
 LOWDIM_WIDTHS = {"obs/joint_states": 7, "obs/ee_states": 6, "obs/gripper_states": 2, "actions": 7}
 """What every demo must hold beside its images: data set -> columns."""
-OPTIONAL_WIDTHS = {"expert_actions": 7, "robot_states": 9, "states": None, "rewards": 0, "dones": 0}
+OPTIONAL = {"expert_action": "expert_actions", "ee_wrench": "obs/ee_wrench"}
+"""What `read` gives of the demos that have it -> data set."""
+OPTIONAL_WIDTHS = {
+    **{"expert_actions": 7, "obs/ee_wrench": 6},
+    **{"robot_states": 9, "states": None, "rewards": 0, "dones": 0},
+}
 """What is checked when it is there. None: any number of columns; 0: no columns (a vector)."""
 NO_OP_NORM = 1e-4
 """A step is a no-op if the first six action values have a smaller norm and the gripper command stays (OpenVLA)."""
@@ -51,7 +57,7 @@ class Demo:
         file: the HDF5 file.
         name: its group below /data, such as "demo_3".
         length: number of actions T.
-        has_expert_actions: the file holds the scripted expert's noise-free actions too.
+        optional: which of OPTIONAL the file holds.
         frame_size: S, pixels along a side of the square frames; 0 if no camera was asked for.
     """
 
@@ -59,7 +65,7 @@ class Demo:
     file: Path
     name: str
     length: int
-    has_expert_actions: bool
+    optional: tuple[str, ...]
     frame_size: int
 
     def __str__(self) -> str:
@@ -92,13 +98,13 @@ def scan(
 
     Args:
         root: directory that holds `<suite>/`.
-        cameras: that must be present ("agentview", "eye_in_hand").
+        cameras: that must be present.
 
     Raises:
         DataError: a task's file is missing, or a camera is unknown.
     """
     for camera in cameras:
-        _image_key(camera)
+        image_key(camera)
     demos: list[Demo] = []
     quarantine: list[Quarantined] = []
     for task in tasks:
@@ -117,9 +123,9 @@ def read(demo: Demo, cameras: Sequence[str], start: int = 0, stop: int | None = 
     """Read rows `start:stop` of one demonstration.
 
     Returns:
-        images: camera -> (n, H, W, 3) uint8, upright. joint_pos (n, 7), ee_pose (n, 7: metres, quaternion xyzw with
-        q_x >= 0), gripper (n, 2: metres): recorded after the action of the same row. action (n, 7) in [-1, 1];
-        expert_action (n, 7) if `demo.has_expert_actions`. All but the images float32.
+        images: camera -> (n, H, W, 3) uint8, upright, depth as a grey picture. joint_pos (n, 7), ee_pose (n, 7: metres,
+        quaternion xyzw with q_x >= 0), gripper (n, 2: metres): recorded after the action of the same row. action (n, 7)
+        in [-1, 1]. Of `demo.optional`: expert_action (n, 7), ee_wrench (n, 6: N, N m). All but the images float32.
 
     Raises:
         DataError: the file cannot be read (any more).
@@ -131,15 +137,13 @@ def read(demo: Demo, cameras: Sequence[str], start: int = 0, stop: int | None = 
             obs = group["obs"]
             ee_states = obs["ee_states"][rows]
             out = {
-                "images": {camera: upright(obs[_image_key(camera)][rows]) for camera in cameras},
+                "images": {camera: _pictures(obs, camera, rows) for camera in cameras},
                 "joint_pos": obs["joint_states"][rows].astype(np.float32),
                 "ee_pose": ee_pose_from_axis_angle(ee_states[:, :3], ee_states[:, 3:]),
                 "gripper": obs["gripper_states"][rows].astype(np.float32),
                 "action": group["actions"][rows].astype(np.float32),
             }
-            if demo.has_expert_actions:
-                out["expert_action"] = group["expert_actions"][rows].astype(np.float32)
-            return out
+            return out | {name: group[OPTIONAL[name]][rows].astype(np.float32) for name in demo.optional}
     except UNREADABLE as error:
         raise DataError(f"{demo.file} {demo.name}: cannot be read: {error}. Make or download it again.") from error
 
@@ -231,10 +235,20 @@ def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", group[key]
 
 
-def _image_key(camera: str) -> str:
-    if camera not in IMAGE_KEYS:
+def image_key(camera: str) -> str:
+    """Return the data set below `obs/` that holds what a camera saw.
+
+    Raises:
+        DataError: no such camera.
+    """
+    if lens(camera) not in IMAGE_KEYS:
         raise DataError(f"no camera {camera!r} in LIBERO's demonstrations.{did_you_mean(camera, IMAGE_KEYS)}")
-    return IMAGE_KEYS[camera]
+    return camera if is_depth(camera) else IMAGE_KEYS[camera]
+
+
+def _pictures(obs: Any, camera: str, rows: slice) -> np.ndarray:
+    frames = upright(obs[image_key(camera)][rows])
+    return depth_picture(frames) if is_depth(camera) else frames
 
 
 def _scan_file(path: Path, task: Task, cameras: Sequence[str]) -> tuple[list[Demo], list[Quarantined]]:
@@ -250,8 +264,9 @@ def _scan_file(path: Path, task: Task, cameras: Sequence[str]) -> tuple[list[Dem
                 reason = _defect(data, name, cameras)
                 if reason is None:
                     group = data[name]
-                    size = group["obs"][_image_key(cameras[0])].shape[1] if cameras else 0
-                    demos.append(Demo(task, path, name, len(group["actions"]), "expert_actions" in group, size))
+                    size = group["obs"][image_key(cameras[0])].shape[1] if cameras else 0
+                    optional = tuple(ours for ours, theirs in OPTIONAL.items() if theirs in group)
+                    demos.append(Demo(task, path, name, len(group["actions"]), optional, size))
                 else:
                     damaged.append(Quarantined(path, name, reason))
             promised = int(data.attrs.get("num_demos", len(names)))
@@ -276,7 +291,7 @@ def _defect(data: Any, name: str, cameras: Sequence[str]) -> str | None:
 def _shape_defect(group: Any, cameras: Sequence[str]) -> str | None:
     widths: dict[str, int | None] = dict(LOWDIM_WIDTHS)
     widths |= {name: width for name, width in OPTIONAL_WIDTHS.items() if name in group}
-    images = [f"obs/{_image_key(camera)}" for camera in cameras]
+    images = {f"obs/{image_key(camera)}": (np.uint16, 1) if is_depth(camera) else (np.uint8, 3) for camera in cameras}
     for name in (*widths, *images):
         if name not in group:
             return f"lacks {name}"
@@ -288,10 +303,10 @@ def _shape_defect(group: Any, cameras: Sequence[str]) -> str | None:
         tail_ok = len(shape) == 2 if width is None else shape[1:] == ((width,) if width else ())
         if not tail_ok:
             return f"{name} has shape {shape}, expected (T{f', {width}' if width else ''})"
-    for name in images:
+    for name, (dtype, channels) in images.items():
         data = group[name]
-        if data.dtype != np.uint8 or data.ndim != 4 or data.shape[3] != 3 or data.shape[1] != data.shape[2]:
-            return f"{name} is {data.dtype} {data.shape}, expected uint8 (T, S, S, 3)"
+        if data.dtype != dtype or data.ndim != 4 or data.shape[3] != channels or data.shape[1] != data.shape[2]:
+            return f"{name} is {data.dtype} {data.shape}, expected {np.dtype(dtype)} (T, S, S, {channels})"
     for name in (*widths, *images):
         if len(group[name]) != length:
             return f"{name} has {len(group[name])} rows, but actions has {length}"

@@ -2,7 +2,8 @@
 
 The pattern is LIBERO's scripts/create_dataset.py: contiguous, uncompressed data sets; images upside-down;
 `states[t]` before `action[t]` and `obs[t]` after it; rewards and dones zero but for the last. Scripted demonstrations
-have one data set more, `expert_actions`: what the expert wanted to do in the state before step t, before noise.
+have more: `expert_actions`, what the expert wanted to do in the state before step t, before noise; `obs/ee_wrench`,
+force and torque at the wrist; and, if asked for, `obs/<camera>_depth`, millimetres.
 
 The same episodes always give the same bytes.
 """
@@ -12,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ import h5py
 import numpy as np
 
 from pipeline.config import Sim
+from pipeline.encode.depth import is_depth
 from pipeline.encode.proprio import axis_angle_from_quat
 from pipeline.encode.transform import upright
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import IMAGE_KEYS
+from pipeline.libero.demonstrations import image_key
 from pipeline.libero.simulator import CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task
 
 TAG = "libero-v1"
 ROBOSUITE_ENV_TYPE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
-_ARRAYS = ("joint_pos", "ee_pose", "gripper", "states", "actions", "expert_actions")
+_ARRAYS = ("joint_pos", "ee_pose", "gripper", "ee_wrench", "states", "actions", "expert_actions")
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class Episode:
     """One demonstration of T steps, in this project's conventions (upright frames, quaternions).
 
     Attributes:
-        images: camera -> (T, S, S, 3) uint8, upright; as joint_pos (T, 7), ee_pose (T, 7: metres, xyzw) and
-            gripper (T, 2), recorded after the action of the same row.
+        images: camera -> (T, S, S, 3) uint8, upright; as joint_pos (T, 7), ee_pose (T, 7: metres, xyzw), gripper (T, 2)
+            and ee_wrench (T, 6: N, N m), recorded after the action of the same row.
+        depths: depth camera -> (T, S, S, 1) uint16 millimetres, likewise.
         states: (T, D) float64 flattened simulator states (time, qpos, qvel) before the action.
         actions: (T, 7) float64 in [-1, 1], as executed; gripper exactly -1 or +1.
         expert_actions: likewise, before noise.
@@ -60,18 +63,21 @@ class Episode:
     joint_pos: np.ndarray
     ee_pose: np.ndarray
     gripper: np.ndarray
+    ee_wrench: np.ndarray
     states: np.ndarray
     actions: np.ndarray
     expert_actions: np.ndarray
     model_xml: str
     env_name: str
     origin: Origin
+    depths: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def save_part(path: Path, episode: Episode) -> None:
     """Keep one finished episode, so that a run that is killed need not make it again. Atomic."""
     arrays = {name: getattr(episode, name) for name in _ARRAYS}
-    arrays |= {f"image/{camera}": frames for camera, frames in episode.images.items()}
+    for kind in ("images", "depths"):
+        arrays |= {f"{kind}/{camera}": frames for camera, frames in getattr(episode, kind).items()}
     meta = {"model_xml": episode.model_xml, "env_name": episode.env_name, "origin": asdict(episode.origin)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -84,9 +90,12 @@ def load_part(path: Path) -> Episode:
     """Read what `save_part` wrote."""
     with np.load(path, allow_pickle=False) as part:
         meta = json.loads(str(part["meta"]))
-        images = {name.removeprefix("image/"): part[name] for name in part.files if name.startswith("image/")}
+        frames = {
+            kind: {n.removeprefix(f"{kind}/"): part[n] for n in part.files if n.startswith(f"{kind}/")}
+            for kind in ("images", "depths")
+        }
         return Episode(
-            images=images,
+            **frames,
             **{name: part[name] for name in _ARRAYS},
             model_xml=meta["model_xml"],
             env_name=meta["env_name"],
@@ -108,15 +117,15 @@ def write_demos(path: Path, task: Task, episodes: Iterable[Episode], sim: Sim) -
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     count = total = 0
-    env_name = ""
+    env_name, depth = "", False
     # No time stamps and one library version's format: the same episodes give the same bytes.
     with h5py.File(partial, "w", libver=("earliest", "v110")) as file:
         data = file.create_group("data")
         for episode in episodes:
             total += _write_demo(data.create_group(f"demo_{count}"), episode)
             count += 1
-            env_name = episode.env_name
-        data.attrs.update(_file_attributes(task, sim, env_name))
+            env_name, depth = episode.env_name, bool(episode.depths)
+        data.attrs.update(_file_attributes(task, sim, env_name, depth))
         data.attrs["num_demos"] = count
         data.attrs["total"] = total
     if not count:
@@ -140,8 +149,9 @@ def _write_demo(group: Any, episode: Episode) -> int:
         "ee_states": ee_states,
         "ee_pos": ee_states[:, :3],
         "ee_ori": ee_states[:, 3:],
+        "ee_wrench": episode.ee_wrench.astype(np.float64),
     }
-    obs |= {IMAGE_KEYS[camera]: upright(frames) for camera, frames in episode.images.items()}
+    obs |= {image_key(camera): upright(frames) for camera, frames in (episode.images | episode.depths).items()}
     arrays = {f"obs/{name}": value for name, value in obs.items()}
     arrays |= {
         "actions": episode.actions.astype(np.float64),
@@ -163,7 +173,7 @@ def _write_demo(group: Any, episode: Episode) -> int:
     return length
 
 
-def _file_attributes(task: Task, sim: Sim, env_name: str) -> dict[str, Any]:
+def _file_attributes(task: Task, sim: Sim, env_name: str, depth: bool) -> dict[str, Any]:
     problem = problem_info(task)
     # As seen from the root of LIBERO's own checkout: no machine's path.
     bddl = f"libero/libero/bddl_files/{task.suite}/{task.bddl_file.name}"
@@ -177,7 +187,7 @@ def _file_attributes(task: Task, sim: Sim, env_name: str) -> dict[str, Any]:
         "has_offscreen_renderer": True,
         "ignore_done": True,
         "use_camera_obs": True,
-        "camera_depths": False,
+        "camera_depths": depth,
         "camera_names": list(CAMERAS.values()),
         "camera_heights": sim.image_size,
         "camera_widths": sim.image_size,
@@ -269,10 +279,12 @@ class Recorder:
         observed = self._observations
         assets = Path(self._sim.env.custom_asset_dir)
         return Episode(
-            images={c: np.stack([o.images[c] for o in observed]) for c in self._sim.cameras},
+            images={c: np.stack([o.images[c] for o in observed]) for c in self._sim.cameras if not is_depth(c)},
+            depths={c: np.stack([o.depths[c] for o in observed]) for c in self._sim.cameras if is_depth(c)},
             joint_pos=np.stack([o.joint_pos for o in observed]),
             ee_pose=np.stack([o.ee_pose for o in observed]),
             gripper=np.stack([o.gripper for o in observed]),
+            ee_wrench=np.stack([o.ee_wrench for o in observed]),
             states=np.stack(self._states),
             actions=np.stack(self._actions),
             expert_actions=np.stack(self._expert_actions),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from pipeline.libero import gl
 
@@ -71,10 +71,16 @@ class Renderer:
         self._option.geomgroup[1] = 1
         self._perturb = mujoco.MjvPerturb()
 
-    def draw(self, model: Any, poses: Sampler, camera: str) -> UInt8[np.ndarray, "H W 3"]:
-        """Return what `camera` saw when `poses` were sampled, bottom row first, as OpenGL and LIBERO give it."""
+    def draw(
+        self, model: Any, poses: Sampler, camera: str, depth: bool = False
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"] | None]:
+        """Return what `camera` saw when `poses` were sampled, bottom row first, as OpenGL and LIBERO give it.
+
+        Returns:
+            The picture and, if asked for, metres from the camera's plane.
+        """
         with self._current():
-            return self._draw(model, poses, camera)
+            return self._draw(model, poses, camera, depth)
 
     @contextmanager
     def _current(self) -> Iterator[None]:
@@ -93,7 +99,7 @@ class Renderer:
             if collecting:
                 gc.enable()
 
-    def _draw(self, model: Any, poses: Sampler, camera: str) -> UInt8[np.ndarray, "H W 3"]:
+    def _draw(self, model: Any, poses: Sampler, camera: str, depth: bool) -> tuple[np.ndarray, np.ndarray | None]:
         import mujoco
 
         if model is not self._model:
@@ -106,8 +112,9 @@ class Renderer:
         viewport = mujoco.MjrRect(0, 0, self._size, self._size)
         mujoco.mjr_render(viewport, self._scene, self._context)
         image = np.empty((self._size, self._size, 3), np.uint8)
-        mujoco.mjr_readPixels(image, None, viewport, self._context)
-        return image
+        buffer = np.empty((self._size, self._size), np.float32) if depth else None
+        mujoco.mjr_readPixels(image, buffer, viewport, self._context)
+        return image, None if buffer is None else _metres(model, buffer)
 
     def close(self) -> None:
         """Free what lies in OpenGL, now rather than while the interpreter ends, when it fails noisily."""
@@ -136,3 +143,9 @@ class Renderer:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._data = mujoco.MjData(model)
         self._model = model
+
+
+def _metres(model: Any, buffer: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
+    """Return the distances that OpenGL's depth buffer stands for: 0 at the near plane of clipping, 1 at the far one."""
+    near, far = (model.stat.extent * plane for plane in (model.vis.map.znear, model.vis.map.zfar))
+    return (near / (1 - buffer * (1 - near / far))).astype(np.float32)

@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import ParseError
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, UInt8, UInt16
 
 from pipeline.config.params import Sim
+from pipeline.encode import depth
 from pipeline.encode.proprio import ee_pose_from_quat
 from pipeline.encode.transform import upright
 from pipeline.errors import AssetError, ConfigError, DataError, SimulatorError, did_you_mean
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 ARM_NOISE_STD = 0.02  # rad: of the joints in LIBERO's init states, and robosuite's default; its environments have none
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
 """Our names, as in LIBERO's HDF5 files, to the environment's."""
+DEPTH_CAMERAS = tuple(f"{camera}{depth.SUFFIX}" for camera in CAMERAS)
 
 NO_OP = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)
 """The action of the settling steps: stay, open the gripper (OpenVLA, openpi)."""
@@ -49,16 +51,20 @@ class Observation:
     """What the policy gets.
 
     Attributes:
-        images: per camera, upright.
         joint_pos: radians.
         ee_pose: metres and quaternion (xyzw, q_x >= 0).
         gripper: positions of the two fingers, metres.
+        ee_wrench: force (N) and torque (N m) that the wrist's sensor measures, in the hand's frame.
+        images: per camera, upright; depth as `pipeline.encode.depth.depth_picture` shows it.
+        depths: per depth camera what that picture was made of, millimetres.
     """
 
     joint_pos: Float32[np.ndarray, "7"]
     ee_pose: Float32[np.ndarray, "7"]
     gripper: Float32[np.ndarray, "2"]
+    ee_wrench: Float32[np.ndarray, "6"]
     images: dict[str, UInt8[np.ndarray, "H W 3"]] = field(default_factory=dict)
+    depths: dict[str, UInt16[np.ndarray, "H W 1"]] = field(default_factory=dict)
 
 
 class Simulator:
@@ -69,7 +75,7 @@ class Simulator:
     Args:
         task: from `pipeline.libero.suites.tasks`.
         sim: assets, backend, image size, render quality, settling steps.
-        cameras: what `observe` draws, of "agentview" and "eye_in_hand".
+        cameras: what `observe` draws, of CAMERAS and DEPTH_CAMERAS.
 
     Raises:
         ConfigError: unknown camera.
@@ -79,8 +85,8 @@ class Simulator:
 
     def __init__(self, task: Task, sim: Sim, cameras: tuple[str, ...] = ("agentview", "eye_in_hand")) -> None:
         for camera in cameras:
-            if camera not in CAMERAS:
-                raise ConfigError(f"no camera {camera!r}.{did_you_mean(camera, CAMERAS)}")
+            if camera not in (known := (*CAMERAS, *DEPTH_CAMERAS)):
+                raise ConfigError(f"no camera {camera!r}.{did_you_mean(camera, known)}")
         self.task = task
         self.cameras = cameras
         self._sim = sim
@@ -92,6 +98,7 @@ class Simulator:
         self._initializers = len(self.env.object_property_initializers)
         self._scene = SceneCache(self.env, self._prepare)
         self._poses = Sampler(self.env)
+        _sample_wrench(self.env)
         self.info: dict[str, Any] = {
             "gl_asked": backend.asked,
             "gl_used": backend.used,
@@ -171,22 +178,36 @@ class Simulator:
         """
         if self._renderer is None:
             self._renderer = Renderer(self._sim.image_size, self._sim.render, self.info["gl_used"])
-        images = {c: upright(self._renderer.draw(self.model, self._poses, CAMERAS[c])) for c in self.cameras}
-        return self._observation(images)
+        drawn = {
+            name: self._renderer.draw(self.model, self._poses, CAMERAS[name], f"{name}{depth.SUFFIX}" in self.cameras)
+            for name in dict.fromkeys(depth.lens(camera) for camera in self.cameras)
+        }
+        depths = {
+            camera: upright(depth.to_millimetres(metres))
+            for camera in self.cameras
+            if depth.is_depth(camera) and (metres := drawn[depth.lens(camera)][1]) is not None
+        }
+        images = {
+            camera: depth.depth_picture(depths[camera]) if camera in depths else upright(drawn[camera][0])
+            for camera in self.cameras
+        }
+        return self._observation(images, depths)
 
     def proprio(self) -> Observation:
         """Return the proprioception of `observe` alone, with no images."""
-        return self._observation({})
+        return self._observation({}, {})
 
-    def _observation(self, images: dict[str, np.ndarray]) -> Observation:
+    def _observation(self, images: dict[str, np.ndarray], depths: dict[str, np.ndarray]) -> Observation:
         def sensor(name: str) -> np.ndarray:
             return self.env._observables[f"robot0_{name}"].obs
 
         return Observation(
             images=images,
+            depths=depths,
             joint_pos=sensor("joint_pos").astype(np.float32),
             ee_pose=ee_pose_from_quat(sensor("eef_pos"), sensor("eef_quat")),
             gripper=sensor("gripper_qpos").astype(np.float32),
+            ee_wrench=sensor("ee_wrench").astype(np.float32),
         )
 
     def success(self) -> bool:
@@ -311,6 +332,18 @@ def _build(task: Task, assets: Path) -> Any:
         raise AssetError(
             f"cannot build {task.suite} task {task.id} from {task.bddl_file} with the assets in {assets}: {error}"
         ) from error
+
+
+def _sample_wrench(env: Any) -> None:
+    """Have robosuite sample force and torque at the wrist with its other sensors: it measures, but does not tell."""
+    from robosuite.utils.observables import Observable, sensor
+
+    @sensor(modality="wrench")
+    def ee_wrench(obs_cache: dict) -> np.ndarray:
+        robot = env.robots[0]  # another one after a reset
+        return np.concatenate([robot.ee_force, robot.ee_torque])
+
+    env.add_observable(Observable("robot0_ee_wrench", ee_wrench, sampling_rate=env.control_freq))
 
 
 def _retry_placement(function: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PROPRIO_DIMS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2}
+PROPRIO_DIMS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "ee_wrench": 6}
 TRANSFORMER_HEAD = 64  # components of an attention head
 
 

@@ -5,12 +5,15 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config import PLAIN, Sim
+from pipeline.encode.depth import lens
 from pipeline.libero.displacement import displaced
-from pipeline.libero.simulator import CAMERAS, Observation, Simulator
+from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task, tasks
 from pipeline.rollout.agent import Agent
 
-BLANKED = {"blank_cameras": tuple(CAMERAS)} | {f"blank_{camera}": (camera,) for camera in CAMERAS}
+BLANKED = {"blank_cameras": (*CAMERAS, *DEPTH_CAMERAS)} | {
+    f"blank_{camera}": tuple(c for c in (*CAMERAS, *DEPTH_CAMERAS) if lens(c) == camera) for camera in CAMERAS
+}
 OTHER_EPISODE = "other_episode"
 OF_THE_AGENT = (*BLANKED, OTHER_EPISODE, "other_instruction")
 """The conditions that change what an agent is given; the others change the scene."""

@@ -20,17 +20,22 @@ from pipeline.libero.suites import SUITES, init_states, tasks
 from pipeline.rollout.episode import ACTION_DIM, check_row
 from pipeline.rollout.metrics import CONTROL_HZ
 
-STATE_BOUNDS = {"joint_pos": [6.3] * 7, "ee_pose": [3.0] * 3 + [1.01] * 4, "gripper": [0.1] * 2}
-"""What no state of this robot exceeds: radians; metres, and the parts of a unit quaternion; metres."""
+STATE_BOUNDS = {
+    "joint_pos": [6.3] * 7,  # radians
+    "ee_pose": [3.0] * 3 + [1.01] * 4,  # metres, and the parts of a unit quaternion
+    "gripper": [0.1] * 2,  # metres
+    "ee_wrench": [1e5] * 6,  # N, N m
+}
+"""What no state of this robot exceeds."""
 
 
 class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """One LIBERO task.
 
     Observations: each camera's image (S, S, 3) uint8, upright; joint_pos (7,) radians, ee_pose (7,) metres and
-    quaternion (xyzw, q_x >= 0), gripper (2,) metres, float32. Actions: (7,) in [-1, 1] (see `Simulator.step`). The
-    reward is 1 at success, which terminates the episode; the suite's usual number of steps truncates it. `info` has
-    "success", "init_row" and "language".
+    quaternion (xyzw, q_x >= 0), gripper (2,) metres, ee_wrench (6,) N and N m, float32. Actions: (7,) in [-1, 1] (see
+    `Simulator.step`). The reward is 1 at success, which terminates the episode; the suite's usual number of steps
+    truncates it. `info` has "success", "init_row" and "language".
 
     Args:
         sim: section `sim` of params.yaml. Its seed is that of every reset, as in published evaluations.

@@ -17,7 +17,6 @@ from torch import Tensor
 from cache.reader import Store
 from pipeline.config import PolicyParams
 from pipeline.errors import DataError, did_you_mean
-from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.windows import action_windows, looks
 from pipeline.train.images import (
     MIB,
@@ -127,7 +126,7 @@ class Wanted:
     Attributes:
         cameras: cameras to read.
         kind: "image", their pooled features, or "grid", their patch tokens.
-        proprio: low-dimensional inputs to read, keys of PROPRIO_DIMS.
+        proprio: low-dimensional inputs to read.
         history: looks at a time, `stride` rows apart.
     """
 
@@ -184,7 +183,7 @@ def load_stores(
         images=_images(selected, spans, rows, wanted, seen, mode, memory_mib),
         text=torch.cat([torch.from_numpy(np.asarray(s.store.texts.embedding, np.float32)) for s in selected]),
         text_of_row=torch.tensor(text_of).repeat_interleave(lengths),
-        proprio={name: _lowdim(selected, name) for name in wanted.proprio if name in PROPRIO_DIMS},
+        proprio={name: _lowdim(selected, name) for name in wanted.proprio},
         action=_lowdim(selected, action),
         last=ends.repeat_interleave(lengths),
         looks=seen,
@@ -207,6 +206,12 @@ def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: Wante
             f"{store.location}: has no lowdim/{action}, which train_flow.action asks for. Only scripted "
             "demonstrations have expert_action: use train_flow.action=action"
         )
+    for name in wanted.proprio:
+        if f"lowdim/{name}" not in store.fields:
+            raise DataError(
+                f"{store.location}: has no lowdim/{name}, which policy.proprio asks for: not all of its demonstrations "
+                "have it. Record them anew (scripted ones do), or take it out of policy.proprio"
+            )
     task_ids = store.texts.task_ids[store.episodes.task]
     chosen = [i for i, task in enumerate(task_ids) if tasks is None or int(task) in tasks]
     missing = set(tasks or ()) - {int(task) for task in task_ids}

@@ -55,7 +55,7 @@ def test_layout_is_plain_zarr_v3(tmp_path: Path) -> None:
 
 
 def test_wide_rows_have_small_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = {field.name: field.chunk_rows(1024) for field in schema.fields(("a",), 1, 512, False, tokens=(49, 768))}
+    rows = {field.name: field.chunk_rows(1024) for field in schema.fields(("a",), 1, 512, tokens=(49, 768))}
     assert (rows["image/a"], rows["grid/a"], rows["lowdim/action"]) == (1024, 16, 1024)  # a grid of 7 x 7: 75 KB a row
     monkeypatch.setattr(schema, "CHUNK_BYTES", 50)  # image/*: 24 bytes a row, 4 rows a chunk by the plan
     plan = make_plan()

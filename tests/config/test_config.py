@@ -63,6 +63,11 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ({"embed": {"shard_rows": 1000, "chunk_rows": 300}}, "1000 is not a multiple"),
         ({"demos": {"source": "path"}}, "demos.path is null"),
         ({"demos": {"source": "official"}}, "use 'action'"),
+        (
+            {"demos": {"source": "official"}, "train_flow": {"action": "action"}, "policy": {"proprio": ["ee_wrench"]}},
+            "neither depth nor ee_wrench",
+        ),
+        ({"embed": {"cameras": ["agentview", "eye_in_hand", "agentview_depth"]}}, "but demos.depth is false"),
         ({"data": {"tasks": {"libero_goal": None}}}, "libero_goal"),
         ({"compute": {"scheduler": "cluster"}}, r"tcp://host:port"),
         ({"train_flow": {"val_fraction": 1.0}}, "val_fraction"),

@@ -29,7 +29,7 @@ def read(episode: int, cameras: tuple[str, ...], start: int, stop: int) -> dict[
     images = {c: np.zeros((stop - start, 4, 4, 3), np.uint8) for c in cameras}
     for i, camera in enumerate(cameras):
         images[camera][:] = (value + i).astype(np.uint8)[:, None, None, None]
-    wide = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "action": 7, "expert_action": 7}
+    wide = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "action": 7, "expert_action": 7, "ee_wrench": 6}
     return {"images": images, **{name: np.repeat(value[:, None], k, 1) for name, k in wide.items()}}
 
 
@@ -48,15 +48,15 @@ class Mean:
 
 
 VIEWS = Views(1, 0.2, 0.2, 0)
-SPEC = MakeRows(tiny.PARAMS, None, {}, read, fields(("agentview", "eye_in_hand"), 1, 1, True), VIEWS, 1, 5)
+SPEC = MakeRows(tiny.PARAMS, None, {}, read, fields(("agentview", "eye_in_hand"), 1, 1, ["expert_action"]), VIEWS, 1, 5)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("shard_rows", [4, 12, 100])
-@pytest.mark.parametrize("expert", [True, False])
-def test_pairs(shift: int, shard_rows: int, expert: bool) -> None:
+@pytest.mark.parametrize("optional", [("expert_action", "ee_wrench"), ()])
+def test_pairs(shift: int, shard_rows: int, optional: tuple[str, ...]) -> None:
     encoder = Mean()
-    spec = replace(SPEC, obs_shift=shift, fields=fields(("agentview", "eye_in_hand"), 1, 1, expert))
+    spec = replace(SPEC, obs_shift=shift, fields=fields(("agentview", "eye_in_hand"), 1, 1, optional))
     embedder = Embedder(spec, encoder)  # type: ignore[arg-type]
     episodes = [Episode(n - shift, 0, "", str(i), payload=i) for i, n in enumerate(LENGTHS)]
     made = [embedder(unit) for unit in units(episodes, shard_rows)]
@@ -64,9 +64,9 @@ def test_pairs(shift: int, shard_rows: int, expert: bool) -> None:
     obs = np.array([40 * i + t for i, n in enumerate(LENGTHS) for t in range(n - shift)])
     np.testing.assert_array_equal(found.pop("image/agentview")[:, 0, 0], obs)
     np.testing.assert_array_equal(found.pop("image/eye_in_hand")[:, 0, 0], obs + 1)
-    for name in ("joint_pos", "ee_pose", "gripper"):
+    for name in ("joint_pos", "ee_pose", "gripper", *({"ee_wrench"} & set(optional))):
         np.testing.assert_array_equal(found.pop(f"lowdim/{name}")[:, -1], obs)
-    for name in ("action", "expert_action") if expert else ("action",):
+    for name in ("action", *({"expert_action"} & set(optional))):
         np.testing.assert_array_equal(found.pop(f"lowdim/{name}")[:, -1], obs + shift)
     assert not found
     expected = []

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.encode.depth import depth_picture
 from pipeline.errors import DataError
 from pipeline.libero.demonstrations import demo_file, manifest, no_ops, read, recorded_with, scan
 from pipeline.libero.recording import write_demos
@@ -31,7 +32,7 @@ def test_scan_counts_in_numeric_order(root: Path, task: Task) -> None:
     demos, quarantine = scan(root, "libero_spatial", [task])
     assert [d.name for d in demos] == [f"demo_{i}" for i in range(12)]
     assert [d.length for d in demos] == [4 + i for i in range(12)]
-    assert all(d.has_expert_actions and d.task == task for d in demos)
+    assert all(d.optional == ("expert_action", "ee_wrench") and d.task == task for d in demos)
     assert quarantine == []
 
 
@@ -47,20 +48,41 @@ def test_read_gives_upright_rows_of_the_episode(root: Path, task: Task) -> None:
     np.testing.assert_allclose(rows["ee_pose"], episode.ee_pose[2:6], atol=1e-6)
     np.testing.assert_array_equal(rows["action"], episode.actions[2:6].astype(np.float32))
     np.testing.assert_array_equal(rows["expert_action"], episode.expert_actions[2:6].astype(np.float32))
+    np.testing.assert_array_equal(rows["ee_wrench"], episode.ee_wrench[2:6])
     assert {name: value.dtype for name, value in rows.items() if name != "images"} == dict.fromkeys(
-        ("joint_pos", "ee_pose", "gripper", "action", "expert_action"), np.float32
+        ("joint_pos", "ee_pose", "gripper", "action", "expert_action", "ee_wrench"), np.float32
     )
     assert read(demos[5], ())["images"] == {}
     assert len(read(demos[5], ("agentview",))["images"]["agentview"]) == 9
 
 
-def test_files_without_expert_actions_are_fine(root: Path, task: Task) -> None:
+def test_files_as_liberos_own_are_fine(root: Path, task: Task) -> None:
     with h5py.File(demo_file(root, task), "r+") as file:
         for demo in file["data"].values():
-            del demo["expert_actions"]
+            del demo["expert_actions"], demo["obs/ee_wrench"]
     demos, quarantine = scan(root, "libero_spatial", [task])
     assert (len(demos), quarantine) == (12, [])
-    assert "expert_action" not in read(demos[0], ("agentview",))
+    assert not {"expert_action", "ee_wrench"} & set(read(demos[0], ("agentview",)))
+
+
+def test_depth_is_read_as_upright_pictures(tmp_path: Path, task: Task) -> None:
+    episodes = [make_episode(4 + i, i, depth=True) for i in range(3)]
+    write_demos(demo_file(tmp_path, task), task, episodes, SIM)
+    with h5py.File(demo_file(tmp_path, task), "r+") as file:
+        stored = file["data/demo_0/obs/eye_in_hand_depth"][()]
+        np.testing.assert_array_equal(stored[:, ::-1], episodes[0].depths["eye_in_hand_depth"])  # upside-down, too
+        wrong = file["data/demo_1/obs/eye_in_hand_depth"][()].astype(np.float32)
+        del file["data/demo_1/obs/eye_in_hand_depth"], file["data/demo_2/obs/eye_in_hand_depth"]
+        file["data/demo_1/obs/eye_in_hand_depth"] = wrong
+    demos, quarantine = scan(tmp_path, "libero_spatial", [task], ("agentview", "eye_in_hand_depth"))
+    assert [q.reason for q in quarantine] == [
+        "obs/eye_in_hand_depth is float32 (5, 16, 16, 1), expected uint16 (T, S, S, 1)",
+        "lacks obs/eye_in_hand_depth",
+    ]
+    assert demos[0].frame_size == 16
+    pictures = read(demos[0], ("eye_in_hand_depth",), 1, 3)["images"]["eye_in_hand_depth"]
+    np.testing.assert_array_equal(pictures, depth_picture(episodes[0].depths["eye_in_hand_depth"][1:3]))
+    assert len(scan(tmp_path, "libero_spatial", [task])[0]) == 3, "who asks for no depth misses none"
 
 
 def replace_data(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[h5py.Group], None]:

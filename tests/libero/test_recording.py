@@ -46,6 +46,7 @@ def test_layout_is_that_of_create_dataset(tmp_path: Path, task: Task) -> None:
             "rewards": (),
             "dones": (),
             "expert_actions": (7,),
+            "obs/ee_wrench": (6,),
         }
         for name, tail in expected.items():
             assert demo[name].shape == (9, *tail)
@@ -129,7 +130,7 @@ def test_problem_info_is_liberos(task: Task) -> None:
 
 
 def test_bytes_repeat_and_parts_lose_nothing(tmp_path: Path, task: Task) -> None:
-    episodes = [make_episode(5), make_episode(4, 1)]
+    episodes = [make_episode(5, depth=True), make_episode(4, 1, depth=True)]
     for i, episode in enumerate(episodes):
         save_part(tmp_path / f"{i}.npz", episode)
     write_demos(tmp_path / "a.hdf5", task, episodes, SIM)

@@ -1,5 +1,6 @@
 """The simulator against LIBERO's own environment, driven by hand."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from pipeline.errors import AssetError, ConfigError, DataError, SimulatorError
 from pipeline.libero import gl
 from pipeline.libero.asset_source import PARTS, asset_directory
 from pipeline.libero.headless import import_libero, use_assets
-from pipeline.libero.simulator import NO_OP, Observation, Simulator, within
+from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS, NO_OP, Observation, Simulator, within
 from pipeline.libero.suites import Task, init_states, tasks
 from tests.imports import ROOT
 from tests.official import OFFICIAL_ASSETS
@@ -45,12 +47,26 @@ def simulator() -> Iterator[Simulator]:
 
 
 def same(a: Observation, b: Observation) -> bool:
-    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("joint_pos", "ee_pose", "gripper"))
+    signals = ("joint_pos", "ee_pose", "gripper", "ee_wrench")
+    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in signals)
     return (
         arrays
         and a.images.keys() == b.images.keys()
         and all(np.array_equal(a.images[c], b.images[c]) for c in a.images)
     )
+
+
+def listen(env: Any, heard: list[np.ndarray]) -> None:
+    """Note what the two sensors at the wrist say whenever LIBERO's environment samples its joints."""
+    joints = env._observables["robot0_joint_pos"]
+    own = joints._sensor
+
+    def sensor(cache: dict) -> np.ndarray:
+        names = ("gripper0_force_ee", "gripper0_torque_ee")
+        heard.append(np.concatenate([env.sim.data._data.sensor(name).data for name in names]))
+        return own(cache)
+
+    joints._sensor = sensor
 
 
 @pytest.mark.slow
@@ -63,9 +79,11 @@ def test_states_pixels_and_sensors_are_liberos_own() -> None:
     theirs = import_libero().OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=64, camera_widths=64)
     rng = np.random.default_rng(0)
     actions = [*rng.uniform(-1, 1, (3, 7))]
+    wrenches: list[np.ndarray] = []
     with Simulator(task, sim) as ours:
         theirs.seed(seed)
         theirs.reset()
+        listen(theirs.env, wrenches)
         theirs.set_init_state(row)
         for _ in range(sim.settle_steps):
             theirs.step(NO_OP)
@@ -80,6 +98,7 @@ def test_states_pixels_and_sensors_are_liberos_own() -> None:
         np.testing.assert_array_equal(obs.images[camera], expected[name][::-1])
     np.testing.assert_array_equal(obs.joint_pos, expected["robot0_joint_pos"].astype(np.float32))
     np.testing.assert_array_equal(obs.gripper, expected["robot0_gripper_qpos"].astype(np.float32))
+    np.testing.assert_array_equal(obs.ee_wrench, wrenches[-1].astype(np.float32))
     np.testing.assert_array_equal(obs.ee_pose[:3], expected["robot0_eef_pos"].astype(np.float32))
     assert abs(float(obs.ee_pose[3:] @ expected["robot0_eef_quat"])) == pytest.approx(1, abs=1e-6)
     theirs.close()
@@ -162,6 +181,48 @@ def test_the_robot_stands_at_the_top_of_agentview(simulator: Simulator) -> None:
     simulator.set_state(simulator.state())
     rows_of_plate = np.flatnonzero((np.abs(simulator.observe().images["agentview"] - before).max(-1) > 30).any(1))
     assert 64 < rows_of_plate.mean() < 128
+
+
+@pytest.mark.parametrize("render", ["fast", "full"])
+def test_depth_is_the_distance_that_rays_go(render: str) -> None:
+    """A ray through a pixel's middle, cast by MuJoCo from the camera, ends as far from its plane as the pixel says."""
+    import mujoco
+
+    with Simulator(spatial(0), replace(SIM, render=render), (*CAMERAS, *DEPTH_CAMERAS)) as simulator:
+        simulator.reset(init_states(simulator.task)[0], 7)
+        simulator.set_state(simulator.state())
+        seen = simulator.observe()
+        model, data = simulator.model, simulator.data
+        visible = np.array([0, 1, 0, 0, 0, 0], np.uint8)
+        for camera, name in CAMERAS.items():
+            place, axes = data.camera(name).xpos, data.camera(name).xmat.reshape(3, 3)
+            tangent = np.tan(np.radians(model.camera(name).fovy[0]) / 2)
+            errors = []
+            for row, column in itertools.product(range(4, 128, 8), repeat=2):
+                x, y = (2 * (column + 0.5) / 128 - 1) * tangent, (1 - 2 * (row + 0.5) / 128) * tangent
+                ray = axes @ np.array([x, y, -1.0])
+                far = mujoco.mj_ray(model, data, place, ray, visible, 1, -1, np.zeros(1, np.int32))  # of unit depth
+                if 0 < far < 5:
+                    errors.append(seen.depths[f"{camera}_depth"][row, column, 0] / 1000 - far)
+            assert len(errors) > 150
+            # With several samples a pixel OpenGL gives the depth of one of them, which is not in its middle.
+            assert np.median(np.abs(errors)) < (0.002 if render == "fast" else 0.005)
+            assert np.quantile(np.abs(errors), 0.9) < 0.02, "but for outlines, and what the drawing has simplified"
+        assert same(seen, simulator.observe())
+        simulator.cameras = tuple(CAMERAS)
+        for camera, image in simulator.observe().images.items():
+            np.testing.assert_array_equal(seen.images[camera], image)
+
+
+def test_the_wrist_feels_the_weight_of_the_hand(simulator: Simulator) -> None:
+    simulator.reset(init_states(simulator.task)[0], 7)
+    for _ in range(10):
+        simulator.step(NO_OP)
+    hand = simulator.model.body("gripper0_right_gripper")
+    weight = float(hand.subtreemass[0]) * 9.81
+    wrench = simulator.observe().ee_wrench
+    assert np.linalg.norm(wrench[:3]) == pytest.approx(weight, rel=0.02)
+    assert wrench[2] == pytest.approx(-weight, rel=0.02), "along the hand's axis, which points down"
 
 
 LOOK_AROUND_THE_END_OF_THEIRS = """

@@ -50,7 +50,7 @@ def untrained(encoder: ClipEncoder, grid: GridParams | None = None, history: int
 def observation(seed: int = 0) -> Observation:
     rng = np.random.default_rng(seed)
     images = {camera: rng.integers(0, 255, (64, 64, 3), np.uint8) for camera in ("eye_in_hand", "agentview")}
-    state = (rng.normal(size=k).astype(np.float32) for k in (7, 7, 2))
+    state = (rng.normal(size=k).astype(np.float32) for k in (7, 7, 2, 6))
     return Observation(*state, images=images)
 
 

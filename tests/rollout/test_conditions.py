@@ -63,6 +63,13 @@ def test_one_camera_blanked_leaves_the_other(simulator: Simulator) -> None:
     assert set(agent.seen[0].images) == {"agentview", "eye_in_hand"}
 
 
+def test_a_blanked_camera_has_no_depth_either(simulator: Simulator) -> None:
+    agent = Attentive()
+    agent.cameras = ("agentview", "agentview_depth", "eye_in_hand", "eye_in_hand_depth")
+    assert alter_agent(agent, "blank_agentview", simulator._sim).cameras == ("eye_in_hand", "eye_in_hand_depth")
+    assert alter_agent(agent, "blank_cameras", simulator._sim).cameras == ()
+
+
 @pytest.mark.sim
 @pytest.mark.slow
 @pytest.mark.parametrize(("episode", "neighbour"), [(3, 4), (49, 48)])

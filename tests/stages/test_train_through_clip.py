@@ -110,7 +110,7 @@ def test_the_tower_learns_and_the_rollout_sees_through_it(train: Train, base: Pa
     task = tasks(SUITE, TASKS)[0]
     raw = read(scan(base / "demos", SUITE, [task])[0][0], ("agentview", "eye_in_hand"))
     images = {camera: frames[3] for camera, frames in raw["images"].items()}
-    look = Observation(raw["joint_pos"][3], raw["ee_pose"][3], raw["gripper"][3], images)
+    look = Observation(raw["joint_pos"][3], raw["ee_pose"][3], raw["gripper"][3], raw["ee_wrench"][3], images)
     agent.reset(task, 0)
     seen = agent.act(look)
     agent._encoder.replace_tower(visual)

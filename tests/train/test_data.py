@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from cache.build import build
-from cache.errors import StoreError
 from cache.reader import open_store
 from pipeline.errors import DataError
 from pipeline.train.data import Mode, Table, Wanted, load_stores
@@ -76,7 +75,7 @@ def test_what_is_not_in_the_store_is_refused_by_name(location: Path) -> None:
         read(location, (7, 5))
     with pytest.raises(DataError, match=r"train_flow\.action=action"):
         load_stores([("s", open_store(location), None)], Wanted(("agentview",), ()), "expert_action")
-    with pytest.raises(StoreError, match="lowdim/gripper"):
+    with pytest.raises(DataError, match=r"no lowdim/gripper, which policy\.proprio asks for"):
         load_stores([("s", open_store(location), None)], Wanted(("agentview",), ("gripper",)), "action")
 
 
