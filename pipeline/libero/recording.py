@@ -95,7 +95,8 @@ def load_part(path: Path) -> Episode:
             for kind in ("images", "depths")
         }
         return Episode(
-            **frames,
+            images=frames["images"],
+            depths=frames["depths"],
             **{name: part[name] for name in _ARRAYS},
             model_xml=meta["model_xml"],
             env_name=meta["env_name"],

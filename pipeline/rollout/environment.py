@@ -121,7 +121,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 def to_observation(obs: dict[str, np.ndarray]) -> Observation:
     """Return what LiberoEnv gave as what our agents take."""
     images = {name: value for name, value in obs.items() if name not in STATE_BOUNDS}
-    return Observation(images=images, **{name: obs[name] for name in STATE_BOUNDS})
+    return Observation(obs["joint_pos"], obs["ee_pose"], obs["gripper"], obs["ee_wrench"], images)
 
 
 gymnasium.register("Libero-v0", entry_point=f"{__name__}:LiberoEnv")

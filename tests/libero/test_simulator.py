@@ -58,15 +58,18 @@ def same(a: Observation, b: Observation) -> bool:
 
 def listen(env: Any, heard: list[np.ndarray]) -> None:
     """Note what the two sensors at the wrist say whenever LIBERO's environment samples its joints."""
+    from robosuite.utils.observables import sensor
+
     joints = env._observables["robot0_joint_pos"]
     own = joints._sensor
 
-    def sensor(cache: dict) -> np.ndarray:
+    @sensor(modality=joints.modality)
+    def joint_pos(cache: dict) -> np.ndarray:
         names = ("gripper0_force_ee", "gripper0_torque_ee")
         heard.append(np.concatenate([env.sim.data._data.sensor(name).data for name in names]))
         return own(cache)
 
-    joints._sensor = sensor
+    joints._sensor = joint_pos
 
 
 @pytest.mark.slow
