@@ -34,7 +34,6 @@ from pipeline.provenance import versions
 DIM = 512
 STEPS = (1, 2, 4, 10, 50)
 COMPILED_STEPS = (10,)
-IN_STEPS = ("flow", "diffusion")
 # Width and depth of a token-wise transformer with about as many parameters as the MLPs.
 TRANSFORMER = ("policy.velocity_width=256", "policy.velocity_layers=4")
 BOUNDED = "policy.standardise_actions=false"
@@ -77,9 +76,9 @@ def measure(overrides: list[str], repeat: int, rounds: int) -> dict[str, Any]:
     arch = Architecture.of(params.policy, DIM, DIM)
     torch.manual_seed(0)
     network = FlowPolicy(arch).to(DEVICE).eval()
-    steps = STEPS if arch.head in IN_STEPS else (1,)
+    steps = STEPS if arch.head in HEADS_IN_STEPS else (1,)
     ways: dict[tuple[str, int], Callable[[], Any]] = {("eager", n): call(network.act, arch, n) for n in steps}
-    if arch.head in IN_STEPS:
+    if arch.head in HEADS_IN_STEPS:
         act = compiled(network)
         ways |= {("compiled", n): call(act, arch, n) for n in COMPILED_STEPS}
     found: dict[tuple[str, int], list[float]] = {way: [] for way in ways}

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from cache.errors import StoreError
-from pipeline.config import Params, load, load_variant
+from pipeline.config import Params, load
 from pipeline.errors import ConfigError, PipelineError
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def settings(args: argparse.Namespace) -> Params:
     """Return the settings that the command line asks for. Raises ConfigError as `load`."""
     changes = dict(_change(text) for text in args.set)
-    variant = getattr(args, "variant", None)
-    return load_variant(args.params, variant, changes) if variant else load(args.params, changes)
+    return load(args.params, changes, getattr(args, "variant", None))
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -95,8 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def compared_results(cfg: Comparison) -> list[Path]:
     """Return where the evaluations of section `comparison` lie; what else lies there may be of other days."""
-    runs = [f"{name}-{seed}" for name in cfg.policies for seed in cfg.seeds]
-    runs += [f"{name}-{seed}-steps-{n}" for name in cfg.by_steps for seed in cfg.seeds for n in cfg.sampling_steps]
+    runs = (*cfg.runs(), *cfg.runs_by_steps())
     if not runs:
         raise ConfigError("comparison names no policy. Name some, compose comparison=heads, or give --compare RESULTS")
     return [Path("results/comparison") / run for run in runs]

@@ -1,8 +1,11 @@
 """Settings: strict typed load of params.yaml, and its composition from configs/."""
 
-from pipeline.config.load import from_dict, load, load_variant
+from pipeline.config.load import from_dict, load
 from pipeline.config.params import (
+    ATTENTION_HEAD,
     CONDITIONS,
+    HEADS_IN_STEPS,
+    NOISE_LEVELS,
     PLAIN,
     Camera,
     Comparison,
@@ -22,10 +25,14 @@ from pipeline.config.params import (
     Tls,
     TrainFlow,
     TuneEncoder,
+    training_of,
 )
 
 __all__ = [
+    "ATTENTION_HEAD",
     "CONDITIONS",
+    "HEADS_IN_STEPS",
+    "NOISE_LEVELS",
     "PLAIN",
     "Camera",
     "Comparison",
@@ -47,5 +54,5 @@ __all__ = [
     "TuneEncoder",
     "from_dict",
     "load",
-    "load_variant",
+    "training_of",
 ]

@@ -11,36 +11,31 @@ from typing import Any, get_args, get_type_hints
 import dacite
 import yaml
 
-from pipeline.config.params import CONDITIONS, Params
+from pipeline.config.params import ATTENTION_HEAD, CONDITIONS, HEADS_IN_STEPS, NOISE_LEVELS, Params
 from pipeline.encode.depth import is_depth
 from pipeline.errors import ConfigError, did_you_mean
 
 
-def load(path: str | Path = "params.yaml", changes: Mapping[str, Any] | None = None) -> Params:
+def load(
+    path: str | Path = "params.yaml", changes: Mapping[str, Any] | None = None, variant: str | None = None
+) -> Params:
     """Read `path` into Params.
 
     Args:
         changes: settings to replace, by dotted name, such as {"policy.head": "l1"}.
+        variant: one of comparison.policies, whose settings replace the file's before `changes` do.
 
     Raises:
         ConfigError: the file is missing, is no YAML mapping, has an unknown or missing key, a value of the wrong type,
-            or values that contradict each other. The message names file, key and remedy.
+            values that contradict each other, or no such variant. The message names file, key and remedy.
     """
     tree, origin = _read(Path(path)), str(path)
     params = from_dict(tree, origin)
-    return _build(_changed(tree, changes), f"{origin} with {dict(changes)}") if changes else params
-
-
-def load_variant(path: str | Path, name: str, changes: Mapping[str, Any] | None = None) -> Params:
-    """Read `path` with the settings of `comparison.policies.<name>`, and then `changes`.
-
-    Raises:
-        ConfigError: as `load`, or there is no such policy.
-    """
-    policies = load(path).comparison.policies
-    if name not in policies:
-        raise ConfigError(f"{path}: comparison.policies has no {name!r}.{did_you_mean(name, policies)}")
-    return load(path, {**policies[name], **(changes or {})})
+    policies = params.comparison.policies
+    if variant is not None and variant not in policies:
+        raise ConfigError(f"{origin}: comparison.policies has no {variant!r}.{did_you_mean(variant, policies)}")
+    replaced = {**(policies[variant] if variant else {}), **(changes or {})}
+    return _changed(tree, replaced, f"{origin} with {replaced}") if replaced else params
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -55,8 +50,8 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a settings tree with these values, by dotted name, put in."""
+def _changed(tree: Mapping[str, Any], changes: Mapping[str, Any], origin: str) -> Params:
+    """Build Params with these values, by dotted name, put in; `origin` names the result in errors."""
     copied = copy.deepcopy(dict(tree))
     for name, value in changes.items():
         *sections, key = name.split(".")
@@ -64,37 +59,38 @@ def _changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict) or key not in place:
-            raise ConfigError(f"{name}: no such setting. See pipeline/config/params.py for what there is")
+            raise ConfigError(f"{origin}: {name}: no such setting. See pipeline/config/params.py for what there is")
         place[key] = value
-    return copied
-
-
-def _check_variant(tree: Mapping[str, Any], params: Params, name: str, origin: str) -> None:
-    """Refuse one of comparison.policies that cannot work."""
-    where, changes = f"{origin}: comparison.policies.{name}", params.comparison.policies[name]
-    if "train_flow.seed" in changes:
-        raise ConfigError(f"{where} changes train_flow.seed; name seeds in comparison.seeds")
-    foreign = [key for key in changes if key.split(".")[0] not in ("policy", "train_flow")]
-    if foreign:
-        raise ConfigError(f"{where} changes {foreign[0]}; what is compared shares all but policy and train_flow")
-    try:
-        _build(_changed(tree, changes), where)
-    except ConfigError as error:
-        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+    return _build(copied, origin)
 
 
 def from_dict(tree: dict[str, Any], origin: str = "params") -> Params:
     """Build Params from a plain mapping; `origin` names it in errors."""
     params = _build(tree, origin)
-    for name in params.comparison.policies:
-        _check_variant(tree, params, name, origin)
+    for name, changes in params.comparison.policies.items():
+        _check_variant(tree, changes, f"{origin}: comparison.policies.{name}")
     for name in params.comparison.by_steps:
+        changes = params.comparison.policies[name]
         for steps in params.comparison.sampling_steps:
-            changes = {**params.comparison.policies[name], "policy.sampling_steps": steps}
-            of_steps = _build(_changed(tree, changes), f"{origin}: comparison.by_steps {name}, {steps} steps")
-            if of_steps.policy.head not in ("flow", "diffusion"):
-                raise ConfigError(f"{origin}: comparison.by_steps has {name!r}, whose head takes no steps")
+            _check_steps(tree, changes, steps, f"{origin}: comparison.by_steps {name}, {steps} steps")
     return params
+
+
+def _check_variant(tree: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> None:
+    """Refuse one of comparison.policies that cannot work."""
+    if "train_flow.seed" in changes:
+        raise ConfigError(f"{where} changes train_flow.seed; name seeds in comparison.seeds")
+    foreign = [key for key in changes if key.split(".")[0] not in ("policy", "train_flow")]
+    if foreign:
+        raise ConfigError(f"{where} changes {foreign[0]}; what is compared shares all but policy and train_flow")
+    _changed(tree, changes, where)
+
+
+def _check_steps(tree: Mapping[str, Any], changes: Mapping[str, Any], steps: int, where: str) -> None:
+    """Refuse a policy of comparison.by_steps that does not take so many steps."""
+    params = _changed(tree, {**changes, "policy.sampling_steps": steps}, where)
+    if params.policy.head not in HEADS_IN_STEPS:
+        raise ConfigError(f"{where}: policy.head {params.policy.head} takes none. Take it out")
 
 
 def _build(tree: dict[str, Any], origin: str) -> Params:
@@ -243,15 +239,16 @@ def _check_policy(p: Params, require: Require) -> None:
         "policy.features is grid, but embed.grid is null: set embed.grid.size and .layer",
     )
     require(
-        p.policy.fusion != "transformer" or p.policy.token_width % 64 == 0,
-        f"policy.token_width is {p.policy.token_width}; a transformer's is a multiple of 64, a head's width",
+        p.policy.fusion != "transformer" or p.policy.token_width % ATTENTION_HEAD == 0,
+        f"policy.token_width is {p.policy.token_width}; a transformer's is a multiple of {ATTENTION_HEAD}, a "
+        "head's width",
     )
     require(p.policy.time_dim % 2 == 0, f"policy.time_dim is {p.policy.time_dim}; it must be even (sines and cosines)")
     for name in ("policy.sampling_steps", "eval_libero.sampling_steps"):
         steps = _setting(p, name)
         require(
-            p.policy.head != "diffusion" or steps is None or (steps <= 100 and 100 % steps == 0),
-            f"{name} is {steps}; policy.head diffusion takes a divisor of 100, its levels of noise",
+            p.policy.head != "diffusion" or steps is None or NOISE_LEVELS % steps == 0,
+            f"{name} is {steps}; policy.head diffusion takes a divisor of {NOISE_LEVELS}, its levels of noise",
         )
     ensemble = p.eval_libero.temporal_ensemble
     require(ensemble is None or ensemble >= 0, f"eval_libero.temporal_ensemble is {ensemble}; use 0 or more, or null")
@@ -260,8 +257,9 @@ def _check_policy(p: Params, require: Require) -> None:
         f"policy.head {p.policy.head} clips or bins actions in [-1, 1]: set policy.standardise_actions: false",
     )
     require(
-        p.policy.velocity != "transformer" or p.policy.velocity_width % 64 == 0,
-        f"policy.velocity_width is {p.policy.velocity_width}; a transformer's is a multiple of 64, a head's width",
+        p.policy.velocity != "transformer" or p.policy.velocity_width % ATTENTION_HEAD == 0,
+        f"policy.velocity_width is {p.policy.velocity_width}; a transformer's is a multiple of {ATTENTION_HEAD}, a "
+        "head's width",
     )
     require(
         1 <= p.policy.execute <= p.policy.horizon,
@@ -359,7 +357,6 @@ def _check_conditions(p: Params, require: Require) -> None:
 
 def _check_comparison(p: Params, require: Require) -> None:
     cfg = p.comparison
-    runs = [f"{name}-{seed}" for name in cfg.policies for seed in cfg.seeds]
     for name in cfg.policies:
         simple = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None
         require(simple, f"comparison.policies has {name!r}; use letters, digits and _: it names directories and stages")
@@ -368,7 +365,8 @@ def _check_comparison(p: Params, require: Require) -> None:
         known = name in cfg.policies
         require(known, f"comparison.by_steps has {name!r}, no policy.{did_you_mean(name, cfg.policies)}")
     for run in cfg.against:
-        require(run in runs, f"comparison.against has {run!r}, no policy-seed.{did_you_mean(run, runs)}")
+        known = run in cfg.runs()
+        require(known, f"comparison.against has {run!r}, no policy-seed.{did_you_mean(run, cfg.runs())}")
     steps = all(n > 0 for n in cfg.sampling_steps)
     require(steps, f"comparison.sampling_steps {list(cfg.sampling_steps)} must be positive")
 

@@ -11,6 +11,12 @@ Camera = Literal["agentview", "eye_in_hand", "agentview_depth", "eye_in_hand_dep
 Proprio = Literal["joint_pos", "ee_pose", "gripper", "ee_wrench"]
 HeadName = Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
 NetworkName = Literal["mlp", "residual", "transformer"]
+HEADS_IN_STEPS: tuple[HeadName, ...] = ("flow", "diffusion")
+"""Those that go from noise to actions in steps, by one of NetworkName."""
+NOISE_LEVELS = 100
+"""Of the diffusion head, as in Diffusion Policy and LeRobot; its sampling steps divide them."""
+ATTENTION_HEAD = 64
+"""Components of an attention head, of every transformer here."""
 PLAIN = "plain"
 CONDITIONS = {
     "blank_cameras": None,
@@ -194,6 +200,21 @@ class Comparison:
     by_steps: tuple[str, ...]  # those to evaluate with all of `sampling_steps`, too
     sampling_steps: tuple[int, ...]
     against: tuple[str, ...]  # results that the others are compared with, such as l1-0: a page for each
+
+    def runs(self) -> tuple[str, ...]:
+        """Return the names of the policies trained, such as l1-0."""
+        return tuple(f"{policy}-{seed}" for policy in self.policies for seed in self.seeds)
+
+    def runs_by_steps(self) -> tuple[str, ...]:
+        """Return the names of their evaluations by sampling steps, such as flow-0-steps-4."""
+        return tuple(
+            f"{policy}-{seed}-steps-{n}" for policy in self.by_steps for seed in self.seeds for n in self.sampling_steps
+        )
+
+
+def training_of(run: str) -> str:
+    """Return the name of the training that an evaluation is of: flow-0 for flow-0-steps-4."""
+    return run.partition("-steps-")[0]
 
 
 @dataclass(frozen=True)

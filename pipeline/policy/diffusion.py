@@ -5,12 +5,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipeline.config import NOISE_LEVELS
 from pipeline.policy.head import Head
 from pipeline.policy.velocity import at_times
-
-TRAIN_STEPS = 100  # of the noise schedule, as in Diffusion Policy and LeRobot
-SAMPLING_STEPS = tuple(n for n in range(1, TRAIN_STEPS + 1) if TRAIN_STEPS % n == 0)
-"""What sampling can take: the scheduler steps over TRAIN_STEPS // steps levels at a time."""
 
 
 class Diffusion(Head):
@@ -28,7 +25,7 @@ class Diffusion(Head):
 
         self.velocity = denoiser
         self._schedule: Any = DDIMScheduler(
-            num_train_timesteps=TRAIN_STEPS,
+            num_train_timesteps=NOISE_LEVELS,
             beta_schedule="squaredcos_cap_v2",
             clip_sample=True,
             timestep_spacing="trailing",  # from the last level, where all is noise, whatever the number of steps
@@ -42,20 +39,20 @@ class Diffusion(Head):
         u: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
         """Return each row's mean squared error of the noise, at level floor(100 u)."""
-        level = (u * TRAIN_STEPS).long().clamp_max(TRAIN_STEPS - 1)
+        level = (u * NOISE_LEVELS).long().clamp_max(NOISE_LEVELS - 1)
         noisy = self._schedule.add_noise(actions, noise, level)
-        error = self.velocity(noisy, level.to(actions.dtype) / TRAIN_STEPS, condition) - noise
+        error = self.velocity(noisy, level.to(actions.dtype) / NOISE_LEVELS, condition) - noise
         return error.square().mean(dim=(1, 2))
 
     def sample(
         self, condition: Float[Tensor, "B W"], noise: Float[Tensor, "B H A"], steps: int
     ) -> Float[Tensor, "B H A"]:
         """Return actions by `steps` steps of DDIM (Song et al., arXiv 2010.02502), without noise of their own."""
-        if steps not in SAMPLING_STEPS:
-            raise ValueError(f"steps is {steps}; the diffusion head takes one of {SAMPLING_STEPS}")
+        if steps < 1 or NOISE_LEVELS % steps:  # the scheduler steps over so many levels at a time
+            raise ValueError(f"steps is {steps}; the diffusion head takes a divisor of {NOISE_LEVELS}")
         self._schedule.set_timesteps(steps)
         x, levels = noise, self._schedule.timesteps.tolist()
-        at = at_times(self.velocity, [level / TRAIN_STEPS for level in levels], condition)
+        at = at_times(self.velocity, [level / NOISE_LEVELS for level in levels], condition)
         for level in levels:
-            x = self._schedule.step(at(x, level / TRAIN_STEPS), level, x).prev_sample
+            x = self._schedule.step(at(x, level / NOISE_LEVELS), level, x).prev_sample
         return x

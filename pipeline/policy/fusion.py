@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipeline.config import ATTENTION_HEAD
+
 PROPRIO_DIMS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "ee_wrench": 6}
-TRANSFORMER_HEAD = 64  # components of an attention head
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class TransformerFusion(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn(tokens, token_width))
         block = nn.TransformerEncoderLayer(
             token_width,
-            token_width // TRANSFORMER_HEAD,
+            token_width // ATTENTION_HEAD,
             4 * token_width,
             dropout=0.0,
             activation="gelu",

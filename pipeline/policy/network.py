@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.config import GridParams, HeadName, NetworkName, PolicyParams
+from pipeline.config import HEADS_IN_STEPS, GridParams, HeadName, NetworkName, PolicyParams
 from pipeline.policy.diffusion import Diffusion
 from pipeline.policy.flow import RectifiedFlow, Solver, Times
 from pipeline.policy.fusion import PROPRIO_DIMS, Inputs, MlpFusion, TransformerFusion
@@ -173,7 +173,7 @@ def make_fusion(arch: Architecture) -> MlpFusion | TransformerFusion:
 
 def make_head(arch: Architecture) -> Head:
     """Return the action head that `arch` names. A new one is plugged in here; its name is in `config.HeadName`."""
-    if arch.head in ("flow", "diffusion"):
+    if arch.head in HEADS_IN_STEPS:
         network = {"mlp": MlpVelocity, "residual": ResidualVelocity, "transformer": TransformerVelocity}[arch.velocity]
         velocity = network(
             arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers, arch.time_dim

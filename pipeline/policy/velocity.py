@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.config import ATTENTION_HEAD
+
 
 def sinusoid(t: Float[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
     """Return sines and cosines of t in [0, 1] at dim/2 frequencies from 1 to 1000, evenly spaced in the logarithm."""
@@ -87,21 +89,19 @@ class MlpVelocity(VelocityNetwork):
         Near t = 1 the noise that the velocity is made of is a small rest of x_t. With torch's own initial weights the
         loss of the reference's overfit is 1.7 times as high after 1,500 steps, most of it at t > 0.9.
         """
-        first = self.net[0]
-        assert isinstance(first, nn.Linear)
-        first.weight[:, :size].normal_(std=1.5 / math.sqrt(size))
+        self._first.weight[:, :size].normal_(std=1.5 / math.sqrt(size))
+
+    @property
+    def _first(self) -> nn.Linear:
+        return cast(nn.Linear, self.net[0])
 
     def given(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Given:
-        first = self.net[0]
-        assert isinstance(first, nn.Linear)
         rest = torch.cat([self.time(sinusoid(t, self.time_dim)), condition], dim=1)
-        return (functional.linear(rest, first.weight[:, -rest.shape[1] :], first.bias),)
+        return (functional.linear(rest, self._first.weight[:, -rest.shape[1] :], self._first.bias),)
 
     def follow(self, x_t: Float[Tensor, "B H A"], given: Given) -> Float[Tensor, "B H A"]:
-        first = self.net[0]
-        assert isinstance(first, nn.Linear)
         flat = x_t.flatten(1)
-        hidden = functional.linear(flat, first.weight[:, : flat.shape[1]]) + given[0]
+        hidden = functional.linear(flat, self._first.weight[:, : flat.shape[1]]) + given[0]
         for layer in itertools.islice(self.net, 1, None):
             hidden = layer(hidden)
         return hidden.view_as(x_t)
@@ -149,7 +149,7 @@ class _ResidualBlock(nn.Module):
 class TransformerVelocity(VelocityNetwork):
     """A diffusion transformer over the chunk: a token per action, blocks modulated by time and condition.
 
-    adaLN-Zero of DiT (Peebles, Xie, arXiv 2212.09748). `width` is that of a token; its heads have 64 components.
+    adaLN-Zero of DiT (Peebles, Xie, arXiv 2212.09748). `width` is that of a token.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class TransformerVelocity(VelocityNetwork):
         self.enter = nn.Linear(action_dim, width)
         self.place = nn.Parameter(0.02 * torch.randn(horizon, width))
         self.enter_given = nn.Sequential(nn.Linear(time_dim + condition_dim, width), nn.SiLU())
-        self.blocks = nn.ModuleList(_TransformerBlock(width, max(1, width // 64)) for _ in range(layers))
+        self.blocks = nn.ModuleList(_TransformerBlock(width, width // ATTENTION_HEAD) for _ in range(layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = nn.Linear(width, 2 * width)
         self.leave = nn.Linear(width, action_dim)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import HEADS_IN_STEPS, training_of
 from pipeline.errors import DataError, did_you_mean
 from pipeline.report.charts import interval_bar
 from pipeline.report.html import Content, Markup, document, el, table
@@ -53,7 +54,7 @@ def read_run(results: Path, trainings: Path) -> Run:
         DataError: a file of the evaluation is missing or damaged.
     """
     tree = read_json(results / "eval.json", (*EVAL_KEYS, "protocol", "timings"), f"stages.eval_libero --out {results}")
-    record = trainings / results.name.partition("-steps-")[0] / "train.json"
+    record = trainings / training_of(results.name) / "train.json"
     training = read_json(record, ("wall_s",), "stages.train_flow") if record.exists() else None
     return Run(results.name, tree, tuple(read_records(results / "episodes.jsonl")), training)
 
@@ -118,7 +119,7 @@ def _by_steps(rows: Sequence[Mapping[str, Any]]) -> Content:
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
         if row["sampling_steps"] is not None:
-            found.setdefault(row["name"].partition("-steps-")[0], {})[row["sampling_steps"]] = row
+            found.setdefault(training_of(row["name"]), {})[row["sampling_steps"]] = row
     several = {name: by for name, by in found.items() if len(by) > 1}
     if not several:
         return ()
@@ -139,8 +140,8 @@ def _row(run: Run) -> dict[str, Any]:
     as_trained = agent.get("sampling_steps") == built.get("sampling_steps", agent.get("sampling_steps"))
     return {
         "name": run.name,
-        "head": f"{head}, {built['velocity']}" if head in ("flow", "diffusion") else head or agent.get("name"),
-        "sampling_steps": agent["sampling_steps"] if head in ("flow", "diffusion") else None,
+        "head": f"{head}, {built['velocity']}" if head in HEADS_IN_STEPS else head or agent.get("name"),
+        "sampling_steps": agent["sampling_steps"] if head in HEADS_IN_STEPS else None,
         **{key: run.results[key] for key in ("n", "successes", "success_rate", "wilson_low", "wilson_high")},
         "val_action_mse": training.get("val_action_mse") if as_trained else None,
         "training_s": training.get("wall_s"),

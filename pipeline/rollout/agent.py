@@ -152,6 +152,30 @@ class TemporalEnsemble:
         return (weights[:, None] * said).sum(0, keepdims=True) / weights.sum()
 
 
+class Noting:
+    """An agent, the pictures that it was shown, and the actions of it that were carried out."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.cameras = agent.cameras
+        self.execute = agent.execute
+        self.seen: list[dict[str, np.ndarray]] = []
+        self.executed: list[Float[np.ndarray, "h 7"]] = []
+        self._agent = agent
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._agent.reset(task, seed)
+
+    def begin(self, simulator: Simulator, episode: int) -> None:
+        if isinstance(self._agent, Privileged):
+            self._agent.begin(simulator, episode)
+
+    def act(self, obs: Observation) -> np.ndarray:
+        actions = self._agent.act(obs)
+        self.seen.append(obs.images)
+        self.executed.append(np.asarray(actions, np.float64)[: self.execute])
+        return actions
+
+
 def policy_identity(path: str | Path) -> dict[str, Any]:
     """Return what the results of the bundle at `path` depend on, and its weights' hash, as plain JSON values.
 

@@ -68,23 +68,6 @@ class Blank:
         return self._agent.act(replace(obs, images=obs.images | self._black))
 
 
-class Noting:
-    """An agent, and the pictures that it was shown."""
-
-    def __init__(self, agent: Agent) -> None:
-        self.cameras = agent.cameras
-        self.execute = agent.execute
-        self.seen: list[dict[str, np.ndarray]] = []
-        self._agent = agent
-
-    def reset(self, task: Task, seed: int) -> None:
-        self._agent.reset(task, seed)
-
-    def act(self, obs: Observation) -> np.ndarray:
-        self.seen.append(obs.images)
-        return self._agent.act(obs)
-
-
 class Shown:
     """An agent that is shown these pictures, look by look, and then the last of them, whatever happens."""
 

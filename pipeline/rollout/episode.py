@@ -15,8 +15,8 @@ from pipeline.config import PLAIN
 from pipeline.errors import PipelineError, SimulatorError
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import SUITES, Task, init_states
-from pipeline.rollout.agent import Agent, Privileged
-from pipeline.rollout.conditions import OTHER_EPISODE, Noting, Shown, alter_world
+from pipeline.rollout.agent import Agent, Noting, Privileged
+from pipeline.rollout.conditions import OTHER_EPISODE, Shown, alter_world
 from pipeline.rollout.record import EpisodeRecord, ErrorKind
 
 log = logging.getLogger(__name__)

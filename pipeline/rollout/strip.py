@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from pipeline.config import Sim
-from pipeline.libero.simulator import Observation, Simulator
+from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
-from pipeline.rollout.agent import Agent, Privileged
+from pipeline.rollout.agent import Agent, Noting
 from pipeline.rollout.episode import EpisodeSettings, run_episode
 from pipeline.rollout.record import EpisodeRecord
 from pipeline.rollout.video import film_strip
@@ -25,10 +25,10 @@ def picture(
         size: pixels of each square frame.
         count: frames, from the first to the last.
     """
-    noting = _Noting(agent)
+    noting = Noting(agent)
     with Simulator(task, sim, agent.cameras or (CAMERA,)) as simulator:
         record = run_episode(simulator, noting, task, episode, settings)
-    actions = np.concatenate(noting.chunks)[: record.steps]
+    actions = np.concatenate(noting.executed)[: record.steps]
     looks = set(np.linspace(0, len(actions), count).round().astype(int).tolist())
     frames = []
     with Simulator(task, replace(sim, image_size=size), (CAMERA,)) as simulator:
@@ -39,25 +39,3 @@ def picture(
             if step < len(actions):
                 simulator.step(actions[step])
     return record, film_strip(np.stack(frames), len(frames))
-
-
-class _Noting:
-    """An agent that keeps the actions of another."""
-
-    def __init__(self, agent: Agent) -> None:
-        self.cameras = agent.cameras
-        self.execute = agent.execute
-        self.chunks: list[Float[np.ndarray, "H 7"]] = []
-        self._agent = agent
-
-    def reset(self, task: Task, seed: int) -> None:
-        self._agent.reset(task, seed)
-
-    def begin(self, simulator: Simulator, episode: int) -> None:
-        if isinstance(self._agent, Privileged):
-            self._agent.begin(simulator, episode)
-
-    def act(self, obs: Observation) -> np.ndarray:
-        actions = self._agent.act(obs)
-        self.chunks.append(np.asarray(actions, np.float64)[: self.execute])
-        return actions

@@ -8,7 +8,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from pipeline.config import __main__ as cli
-from pipeline.config import from_dict, load, load_variant
+from pipeline.config import from_dict, load
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
 
@@ -193,11 +193,11 @@ def test_a_setting_can_be_replaced_by_name(tmp_path: Path) -> None:
 def test_a_policy_to_compare_is_the_default_but_for_what_it_names(tmp_path: Path) -> None:
     policies = {"small": {"policy.velocity_width": 8}, "flow": {}}
     path = changed(tmp_path, comparison={"policies": policies, "seeds": [0, 1], "against": ["small-1"]})
-    base, small = load(path), load_variant(path, "small", {"train_flow.seed": 1})
+    base, small = load(path), load(path, {"train_flow.seed": 1}, variant="small")
     assert (small.policy.velocity_width, small.train_flow.seed) == (8, 1)
     assert replace(small, policy=base.policy, train_flow=base.train_flow) == base
     with pytest.raises(ConfigError, match=r"no 'smal'. Did you mean 'small'"):
-        load_variant(path, "smal")
+        load(path, variant="smal")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_policy_to_compare_is_the_default_but_for_what_it_names(tmp_path: Path
         ({"policies": {"a": {}}, "seeds": [0], "by_steps": ["b"]}, r"by_steps has 'b'"),
         (
             {"policies": {"a": {"policy.head": "l1"}}, "seeds": [0], "by_steps": ["a"], "sampling_steps": [3]},
-            r"by_steps has 'a', whose head takes no steps",
+            r"by_steps a, 3 steps: policy\.head l1 takes none",
         ),
         (
             {
@@ -239,4 +239,4 @@ def test_every_comparison_composes(experiment: str, comparison: str, tmp_path: P
     path = tmp_path / "params.yaml"
     path.write_text(compose([f"experiment={experiment}", f"comparison={comparison}"], ROOT / "configs"))
     for name in load(path).comparison.policies:
-        assert load_variant(path, name).experiment == experiment
+        assert load(path, variant=name).experiment == experiment

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import HeadName
-from pipeline.policy.diffusion import TRAIN_STEPS, Diffusion
+from pipeline.config import NOISE_LEVELS, HeadName
+from pipeline.policy.diffusion import Diffusion
 from pipeline.policy.head import Head
 from pipeline.policy.network import Architecture, make_head
 from pipeline.policy.regression import KL_WEIGHT, Cvae
@@ -116,12 +116,12 @@ class Oracle(nn.Module):
     def __init__(self, x_1: torch.Tensor) -> None:
         super().__init__()
         self.x_1 = x_1
-        shape = [math.cos((i / TRAIN_STEPS + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(TRAIN_STEPS + 1)]
+        shape = [math.cos((i / NOISE_LEVELS + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(NOISE_LEVELS + 1)]
         kept = [1 - min(1 - b / a, 0.999) for a, b in itertools.pairwise(shape)]
         self.alpha_bar = torch.tensor(kept).cumprod(0)
 
     def forward(self, x: torch.Tensor, level: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        bar = self.alpha_bar[(level * TRAIN_STEPS).round().long()][:, None, None]
+        bar = self.alpha_bar[(level * NOISE_LEVELS).round().long()][:, None, None]
         return (x - bar.sqrt() * self.x_1) / (1 - bar).sqrt()
 
 
@@ -129,10 +129,12 @@ class Oracle(nn.Module):
 def test_ddim_lands_on_a_dirac_target_from_the_highest_level(steps: int) -> None:
     x_1 = torch.rand(4, H, A) * 1.8 - 0.9
     oracle, levels = Oracle(x_1), []
-    oracle.register_forward_pre_hook(lambda _, given: levels.append(round(float(given[1][0]) * TRAIN_STEPS)))
+    oracle.register_forward_pre_hook(lambda _, given: levels.append(round(float(given[1][0]) * NOISE_LEVELS)))
     found = Diffusion(oracle).sample(torch.zeros(4, C), torch.randn(4, H, A), steps)
     torch.testing.assert_close(found, x_1, atol=1e-2, rtol=0)
-    assert levels == [TRAIN_STEPS - 1 - k * TRAIN_STEPS // steps for k in range(steps)], "pure noise is the last level"
+    assert levels == [NOISE_LEVELS - 1 - k * NOISE_LEVELS // steps for k in range(steps)], (
+        "pure noise is the last level"
+    )
 
 
 def test_ddim_refuses_steps_that_miss_levels() -> None:
