@@ -93,15 +93,16 @@ class Table:
     def batch(self, rows: Int[Tensor, " B"], horizon: int, images: Features | None = None) -> Batch:
         """Gather the rows with their action windows (B, H, 7) on the table's device.
 
-        `images` are their features, if they are at hand. They stay f16; the normaliser widens them.
+        `images` are their features, if they were read already. They stay f16; the normaliser widens them.
         """
-        features = self.images.at(rows) if images is None else images
         device = self.action.device
         rows = rows.to(device)
+        seen = rows if self.looks is None else self.looks[rows]
+        features = self.images.at(seen) if images is None else images
         return Batch(
             images={name: x.to(device) for name, x in features.items()},
             text=self.text[self.text_of_row[rows]],
-            proprio={name: x[rows if self.looks is None else self.looks[rows]] for name, x in self.proprio.items()},
+            proprio={name: x[seen] for name, x in self.proprio.items()},
             actions=action_windows(self.action, self.last, rows, horizon),
         )
 
@@ -180,7 +181,7 @@ def load_stores(
     text_of = [int(texts_before[k] + s.store.episodes.task[i]) for k, s in enumerate(selected) for i in s.episodes]
     return Table(
         episodes=episodes,
-        images=_images(selected, spans, rows, wanted, seen, mode, memory_mib),
+        images=_images(selected, spans, rows, wanted, mode, memory_mib),
         text=torch.cat([torch.from_numpy(np.asarray(s.store.texts.embedding, np.float32)) for s in selected]),
         text_of_row=torch.tensor(text_of).repeat_interleave(lengths),
         proprio={name: _lowdim(selected, name) for name in wanted.proprio},
@@ -252,7 +253,6 @@ def _images(
     spans: Sequence[Span],
     rows: int,
     wanted: Wanted,
-    seen: Int[Tensor, "N L"] | None,
     mode: Mode,
     memory_mib: int,
 ) -> Images:
@@ -269,7 +269,7 @@ def _images(
         memory_mib,
     )
     if not resident:
-        if seen is not None:
+        if wanted.history > 1:
             raise DataError(
                 f"policy.history is {wanted.history}, which needs all features in memory: set train_flow.data_mode: "
                 f"resident, or train_flow.memory_mib above {size:.0f}"
@@ -280,7 +280,7 @@ def _images(
         for camera, out in features.items():
             part = out[run.first : run.first + run.length]
             read_clean(stores[run.store], wanted.names[camera], run.start, run.start + run.length, part)
-    return ResidentImages(features, seen)
+    return ResidentImages(features)
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

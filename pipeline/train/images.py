@@ -1,7 +1,7 @@
 """Image features of a table's rows, in memory or read as they are needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -30,29 +30,24 @@ class Images(Protocol):
     def to(self, device: torch.device) -> "Images":
         """Return the same images, on `device` if they are held in memory."""
 
-    def at(self, rows: Int[Tensor, " B"]) -> Features:
+    def at(self, rows: Int[Tensor, "B *look"]) -> Features:
         """Return the features of these rows."""
 
     def epoch(
         self, counts: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int
-    ) -> Iterator[tuple[Int[Tensor, " B"], Features]]:
+    ) -> Iterator[tuple[Int[Tensor, " B"], Features | None]]:
         """Yield the global batches of an epoch, rows and their features: row i counts[i] times, the last one smaller.
 
-        The order is a function of the arguments alone.
+        None for features that `at` has at hand, so that each process takes its own share alone. The order is a
+        function of the arguments.
         """
 
 
 @dataclass(frozen=True)
 class ResidentImages:
-    """All of them in memory.
-
-    Attributes:
-        features: of every row, one look each.
-        looks: rows that are seen at each row, (N, L); None: that row alone.
-    """
+    """All of them in memory: `features` of every row."""
 
     features: Features
-    looks: Int[Tensor, "N L"] | None = None
 
     @property
     def dim(self) -> int:
@@ -61,20 +56,19 @@ class ResidentImages:
 
     def to(self, device: torch.device) -> "ResidentImages":
         """Return them on `device`."""
-        return replace(self, features={name: x.to(device) for name, x in self.features.items()})
+        return ResidentImages({name: x.to(device) for name, x in self.features.items()})
 
-    def at(self, rows: Int[Tensor, " B"]) -> Features:
+    def at(self, rows: Int[Tensor, "B *look"]) -> Features:
         """Return the features of these rows."""
-        seen = rows if self.looks is None else self.looks[rows.cpu()]
-        return {name: x[seen.to(x.device)] for name, x in self.features.items()}
+        return {name: x[rows.to(x.device)] for name, x in self.features.items()}
 
     def epoch(
         self, counts: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int
-    ) -> Iterator[tuple[Int[Tensor, " B"], Features]]:
+    ) -> Iterator[tuple[Int[Tensor, " B"], None]]:
         """Yield the batches of a random permutation."""
         rows = torch.arange(len(counts)).repeat_interleave(counts)
         for batch in epoch_batches(rows, batch_size, seed, epoch):
-            yield batch, self.at(batch)
+            yield batch, None
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,7 @@ class StreamedImages:
 
     def at(self, rows: Int[Tensor, " B"]) -> Features:
         """Read the features of these rows, ascending; neighbours are read together."""
-        wanted = rows.numpy()
+        wanted = rows.cpu().numpy()
         span = np.searchsorted(self._first, wanted, side="right") - 1
         where = self._start[span] + wanted - self._first[span]
         cuts = np.flatnonzero((np.diff(where) != 1) | (np.diff(self._store[span]) != 0)) + 1

@@ -47,7 +47,7 @@ def load_tower(
     """
     identity = next(iter(stores.values())).identity["encoder"]
     visual, preprocess = _visual(encoder, cfg.encoder, identity, cfg.seed)
-    return Tower(visual, preprocess, ResidentImages(_frames(table, stores, root, cameras, cfg.memory_mib), table.looks))
+    return Tower(visual, preprocess, ResidentImages(_frames(table, stores, root, cameras, cfg.memory_mib)))
 
 
 def _visual(

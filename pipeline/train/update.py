@@ -34,13 +34,16 @@ class Update:
     accumulation: int  # forward passes per process
     teacher: Teacher | None = None
 
-    def __call__(self, rows: Int[Tensor, " B"], images: Features, step: int) -> Float[Tensor, ""]:
-        """Update on the global batch `rows`, whose features are `images`; return the sum of this process's losses."""
+    def __call__(self, rows: Int[Tensor, " B"], images: Features | None, step: int) -> Float[Tensor, ""]:
+        """Update on the global batch `rows`; return the sum of this process's losses.
+
+        `images` are the features of all of it, if they were read already.
+        """
         accelerator = self.accelerator
         noises, times, spreads = self._draw(len(rows), step)
         total = torch.zeros((), device=accelerator.device)
         for part, weight, sync in self._parts(len(rows)):
-            features = {name: x[part.to(x.device)] for name, x in images.items()}
+            features = images and {name: x[part.to(x.device)] for name, x in images.items()}
             batch = self.table.batch(rows[part], self.arch.horizon, features)
             noise, u = noises[part].to(accelerator.device), times[part].to(accelerator.device)
             extra = spreads and {name: x[part].to(accelerator.device) for name, x in spreads.items()}
