@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scale import cpu_name
 from pipeline.compute import cores
+from pipeline.config import HEADS_IN_STEPS
 from pipeline.config.compose import compose
 from pipeline.config.load import from_dict
 from pipeline.policy.fusion import PROPRIO_DIMS
