@@ -32,6 +32,7 @@ from cache.reader import Store
 from pipeline.config import EncoderParams, Params, load
 from pipeline.encode.transform import Preprocess
 from pipeline.encode.weights import load_model
+from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
 from pipeline.provenance import versions
 from pipeline.train.data import Mode, Wanted, load_stores
@@ -141,8 +142,7 @@ def epoch_seconds(store: Store, params: Params, arch: Architecture, mode: Mode, 
 def features(arch: Architecture, rows: int) -> tuple[dict[str, torch.Tensor], ...]:
     """Return images, and the other inputs, of one batch."""
     images = {c: torch.randn(rows, DIM, device=DEVICE).half() for c in CAMERAS}
-    widths = {"joint_pos": 7, "ee_pose": 7, "gripper": 2}
-    return images, {name: torch.randn(rows, widths[name], device=DEVICE) for name in arch.proprio}
+    return images, {name: torch.randn(rows, PROPRIO_DIMS[name], device=DEVICE) for name in arch.proprio}
 
 
 def bare_step(network: FlowPolicy, params: Params, inputs: tuple[dict[str, torch.Tensor], ...]) -> Callable[[], None]:

@@ -24,7 +24,7 @@ from pipeline.config import Params
 from pipeline.errors import DataError
 from pipeline.files import exclusive, write_atomic
 from pipeline.libero import collection, official_demos
-from pipeline.libero.demonstrations import Demo, Quarantined, demo_file, recorded_with, scan
+from pipeline.libero.demonstrations import Demo, Quarantined, cameras_of, demo_file, recorded_with, scan
 from pipeline.libero.suites import Task, tasks
 from pipeline.provenance import provenance
 from stages import cli
@@ -64,7 +64,7 @@ def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch:
         took = collection.collect(chosen, params.sim, params.demos, params.compute, work)
     else:
         link(params, suite, chosen, work, out / suite)
-    demos, quarantine = scan(work, suite, chosen)
+    demos, quarantine = scan(work, suite, chosen, cameras_of(params.demos))
     refuse_empty(chosen, demos, quarantine)
     index = {"fingerprint": fingerprint, **describe(params, suite, chosen, demos, quarantine)}
     (work / suite / INDEX).write_text(json.dumps(index, indent=1) + "\n")

@@ -188,7 +188,12 @@ def check(params: Params, suite: str, root: Path, out: Path, rows: int, seed: in
     store = open_store(target)
     encoder, batch_size = source.make_encoder(params.embed)
     chosen = tasks(suite, params.data.tasks.get(suite))
-    demos = {source.source_name(demo): demo for demo in scan(root, suite, chosen, params.embed.cameras)[0]}
+    if set(store.cameras) != set(params.embed.cameras):
+        raise DataError(
+            f"{target}: has the cameras {', '.join(store.cameras)}, embed.cameras asks for "
+            f"{', '.join(params.embed.cameras)}. Set it back to check it, or embed anew: python -m stages.embed"
+        )
+    demos = {source.source_name(demo): demo for demo in scan(root, suite, chosen, store.cameras)[0]}
     one = next(iter(demos.values()), None)
     sim, size = (recorded_with(one.file), one.frame_size) if one else (None, store.identity["frame_size"])
     if other := differences(store.identity, source.identity(params.embed, suite, encoder, sim, size)):

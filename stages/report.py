@@ -15,14 +15,13 @@ was left out; with --compare several evaluations, paired by init state, whose fi
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Comparison
+from pipeline.config import Comparison, Params
 from pipeline.errors import ConfigError
 from pipeline.files import write_atomic
-from pipeline.libero.demonstrations import scan
+from pipeline.libero.demonstrations import cameras_of, scan
 from pipeline.libero.suites import tasks
 from pipeline.report.comparison import compare, comparison_page, find_runs
 from pipeline.report.dataset import dataset_page
@@ -61,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     training = Path(args.training) if args.training else None
     if args.demos:
         out = Path(args.out or f"results/{args.demos}_demos.html")
-        print(show_demos(args.demos, params.data.tasks.get(args.demos), out))
+        print(show_demos(args.demos, params, out))
         return
     if args.compare is not None:
         out = Path(args.out or f"results/{f'against-{args.against}' if args.against else 'comparison'}.html")
@@ -101,11 +100,11 @@ def compared_results(cfg: Comparison) -> list[Path]:
     return [Path("results/comparison") / run for run in runs]
 
 
-def show_demos(suite: str, chosen: Sequence[int] | None, out: Path) -> Path:
+def show_demos(suite: str, params: Params, out: Path) -> Path:
     """Write the page of a suite's demonstrations."""
-    wanted = tasks(suite, chosen)
-    demos, quarantine = scan(DEMOS, suite, wanted)
-    write_atomic(out, dataset_page(suite, wanted, demos, quarantine))
+    wanted, cameras = tasks(suite, params.data.tasks.get(suite)), cameras_of(params.demos)
+    demos, quarantine = scan(DEMOS, suite, wanted, cameras)
+    write_atomic(out, dataset_page(suite, wanted, demos, quarantine, cameras))
     return out
 
 

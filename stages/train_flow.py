@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from cache.reader import Store, open_store
 from pipeline.compute import cores
 from pipeline.config import GridParams, Params
+from pipeline.encode.depth import is_depth
 from pipeline.files import exclusive, write_atomic
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture, FlowPolicy
@@ -151,6 +152,7 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
             "tasks": {suite: params.data.tasks[suite] for suite in stores},
             "action": params.train_flow.action,
             "sim": {name: sim[name] for name in PICTURE_SETTINGS if name in sim},
+            **({"depth": first["depth"]} if any(is_depth(camera) for camera in arch.cameras) else {}),
             "targets": params.train_flow.targets,
             "teacher": teacher_identity(params.train_flow.teacher),
         },

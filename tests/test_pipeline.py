@@ -97,6 +97,8 @@ def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
     assert ran(run(checkout, "dvc", "repro", "compare")) == {"train_variant", "eval_variant", "compare"}
     (row,) = json.loads((checkout / "results/against-l1-3.json").read_text())["rows"]
     assert (row["name"], row["head"], row["n"]) == ("l1-3", "l1", 2)
+    built = json.loads((checkout / "runs/l1-3/policy/policy.json").read_text())["architecture"]
+    assert (built["cameras"], built["proprio"]) == (["agentview", "eye_in_hand_depth"], ["joint_pos", "ee_wrench"])
     trained = json.loads((checkout / "runs/l1-3/train.json").read_text())["provenance"]["argv"]
     assert "train_flow.seed=3" in trained
 

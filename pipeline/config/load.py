@@ -91,6 +91,7 @@ def _check_steps(tree: Mapping[str, Any], changes: Mapping[str, Any], steps: int
     params = _changed(tree, {**changes, "policy.sampling_steps": steps}, where)
     if params.policy.head not in HEADS_IN_STEPS:
         raise ConfigError(f"{where}: policy.head {params.policy.head} takes none. Take it out")
+    _changed(tree, {"eval_libero.sampling_steps": steps}, where)  # as its evaluation is asked for
 
 
 def _build(tree: dict[str, Any], origin: str) -> Params:
@@ -329,13 +330,14 @@ def _check_demos(p: Params, require: Require) -> None:
     )
     depth = [camera for camera in p.embed.cameras if is_depth(camera)]
     require(
-        not depth or p.demos.source != "scripted" or p.demos.depth,
-        f"embed.cameras has {', '.join(depth)}, but demos.depth is false: set it to true to have depth recorded",
+        not depth or p.demos.depth,
+        f"embed.cameras has {', '.join(depth)}, but demos.depth is false: set it to true to have depth recorded, or, "
+        "with demos.source path, if your files have it",
     )
     require(
-        p.demos.source != "official" or not (depth or "ee_wrench" in p.policy.proprio),
-        "LIBERO's own demonstrations have neither depth nor ee_wrench: take depth cameras out of embed.cameras and "
-        "ee_wrench out of policy.proprio, or use demos=scripted",
+        p.demos.source != "official" or not (p.demos.depth or "ee_wrench" in p.policy.proprio),
+        "LIBERO's own demonstrations have neither depth nor ee_wrench: set demos.depth to false and take ee_wrench out "
+        "of policy.proprio, or use demos=scripted",
     )
     require(
         p.demos.source != "official" or (p.sim.assets, p.sim.render, p.sim.image_size) == ("official", "full", 128),

@@ -59,7 +59,7 @@ class Demos:
     source: Literal["scripted", "path", "official"]
     path: str | None  # source=path: directory that holds <suite>/<task>_demo.hdf5
     episodes: int  # scripted: demonstrations per task
-    depth: bool  # scripted: keep the depth of both cameras, too
+    depth: bool  # scripted: keep the depth of both cameras, too; path: your files have it
     first_init_state: int  # scripted: row of the task's .pruned_init that the first one starts from
     displaced: float  # scripted: metres within which what lies on the table is moved in x and y, in a share of them
     displaced_share: float  # scripted: that share, 0 to 1, spread evenly over the rows

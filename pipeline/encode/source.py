@@ -12,6 +12,7 @@ from cache.units import Episode
 from pipeline.config import Embed
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, default_batch_size, pick_device, resolve_precision
+from pipeline.encode.depth import DEPTH_ID, is_depth
 from pipeline.encode.rows import MakeRows, shared_encoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
@@ -112,6 +113,7 @@ def identity(
         "obs_shift": settings.obs_shift,
         **views(settings).identity(),
         **({"grid": asdict(settings.grid)} if settings.grid else {}),
+        **({"depth": DEPTH_ID} if any(is_depth(camera) for camera in settings.cameras) else {}),
         "sim": sim,  # null: not recorded by this project, so LIBERO's own full rendering
         "frame_size": frame_size,
     }

@@ -22,10 +22,10 @@ from tqdm import tqdm
 from pipeline.compute import map_unordered
 from pipeline.config import Compute, Demos, Sim
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import demo_file
+from pipeline.libero.demonstrations import cameras_of, demo_file
 from pipeline.libero.expert import Noise, attempt, can_solve
 from pipeline.libero.recording import Origin, load_part, save_part, write_demos
-from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS, Simulator
+from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import SUITES, Task
 from pipeline.provenance import code_digest, versions
 
@@ -105,7 +105,7 @@ def collect(tasks: Sequence[Task], sim: Sim, demos: Demos, compute: Compute, wor
     progress = tqdm(total=total, initial=total - len(todo), desc="demonstrations", unit="episode", smoothing=0)
     with progress:
         for item, receipt in map_unordered(
-            partial(_record, demos=demos), todo, compute, setup=partial(Worker, sim, demos.depth)
+            partial(_record, demos=demos), todo, compute, setup=partial(Worker, sim, cameras_of(demos))
         ):
             receipts.append(receipt)
             progress.update()
@@ -147,9 +147,9 @@ def _sweep(work: Path) -> None:
 class Worker:
     """Holds the simulator of the task at hand; items come sorted by task, so it is seldom built anew."""
 
-    def __init__(self, sim: Sim, depth: bool) -> None:
+    def __init__(self, sim: Sim, cameras: tuple[str, ...]) -> None:
         self._sim = sim
-        self._cameras = (*CAMERAS, *(DEPTH_CAMERAS if depth else ()))
+        self._cameras = cameras
         self.seed = sim.seed
         self._simulator: Simulator | None = None
 

@@ -19,7 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.encode.depth import depth_picture, is_depth, lens
+from pipeline.config import Demos
+from pipeline.encode.depth import SUFFIX, depth_picture, is_depth
 from pipeline.encode.proprio import ee_pose_from_axis_angle
 from pipeline.encode.transform import upright
 from pipeline.errors import DataError, did_you_mean
@@ -28,7 +29,9 @@ from pipeline.libero.suites import Task
 log = logging.getLogger(__name__)
 
 IMAGE_KEYS = {"agentview": "agentview_rgb", "eye_in_hand": "eye_in_hand_rgb"}
-"""Camera -> data set below `obs/`; that of its depth, where there is one, is named as the depth camera."""
+"""Camera -> data set below `obs/`."""
+DEPTH_KEYS = {f"{camera}{SUFFIX}": f"{camera}{SUFFIX}_mm" for camera in IMAGE_KEYS}
+"""Depth camera -> data set: uint16 millimetres. LIBERO's own scripts keep OpenGL's buffer as `<camera>_depth`."""
 LOWDIM_WIDTHS = {"obs/joint_states": 7, "obs/ee_states": 6, "obs/gripper_states": 2, "actions": 7}
 """What every demo must hold beside its images: data set -> columns."""
 OPTIONAL = {"expert_action": "expert_actions", "ee_wrench": "obs/ee_wrench"}
@@ -82,6 +85,11 @@ class Quarantined:
 
     def __str__(self) -> str:
         return f"{self.file}{f' {self.demo}' if self.demo else ''}: {self.reason}"
+
+
+def cameras_of(demos: Demos) -> tuple[str, ...]:
+    """Return the cameras that demonstrations by these settings have."""
+    return (*IMAGE_KEYS, *(DEPTH_KEYS if demos.depth else ()))
 
 
 def demo_file(root: Path, task: Task) -> Path:
@@ -241,9 +249,10 @@ def image_key(camera: str) -> str:
     Raises:
         DataError: no such camera.
     """
-    if lens(camera) not in IMAGE_KEYS:
-        raise DataError(f"no camera {camera!r} in LIBERO's demonstrations.{did_you_mean(camera, IMAGE_KEYS)}")
-    return camera if is_depth(camera) else IMAGE_KEYS[camera]
+    keys = IMAGE_KEYS | DEPTH_KEYS
+    if camera not in keys:
+        raise DataError(f"no camera {camera!r} in LIBERO's demonstrations.{did_you_mean(camera, keys)}")
+    return keys[camera]
 
 
 def _pictures(obs: Any, camera: str, rows: slice) -> np.ndarray:

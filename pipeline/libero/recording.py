@@ -3,7 +3,7 @@
 The pattern is LIBERO's scripts/create_dataset.py: contiguous, uncompressed data sets; images upside-down;
 `states[t]` before `action[t]` and `obs[t]` after it; rewards and dones zero but for the last. Scripted demonstrations
 have more: `expert_actions`, what the expert wanted to do in the state before step t, before noise; `obs/ee_wrench`,
-force and torque at the wrist; and, if asked for, `obs/<camera>_depth`, millimetres.
+force and torque at the wrist; and, if asked for, `obs/<camera>_depth_mm`.
 
 The same episodes always give the same bytes.
 """
@@ -118,15 +118,15 @@ def write_demos(path: Path, task: Task, episodes: Iterable[Episode], sim: Sim) -
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     count = total = 0
-    env_name, depth = "", False
+    env_name = ""
     # No time stamps and one library version's format: the same episodes give the same bytes.
     with h5py.File(partial, "w", libver=("earliest", "v110")) as file:
         data = file.create_group("data")
         for episode in episodes:
             total += _write_demo(data.create_group(f"demo_{count}"), episode)
             count += 1
-            env_name, depth = episode.env_name, bool(episode.depths)
-        data.attrs.update(_file_attributes(task, sim, env_name, depth))
+            env_name = episode.env_name
+        data.attrs.update(_file_attributes(task, sim, env_name))
         data.attrs["num_demos"] = count
         data.attrs["total"] = total
     if not count:
@@ -174,7 +174,7 @@ def _write_demo(group: Any, episode: Episode) -> int:
     return length
 
 
-def _file_attributes(task: Task, sim: Sim, env_name: str, depth: bool) -> dict[str, Any]:
+def _file_attributes(task: Task, sim: Sim, env_name: str) -> dict[str, Any]:
     problem = problem_info(task)
     # As seen from the root of LIBERO's own checkout: no machine's path.
     bddl = f"libero/libero/bddl_files/{task.suite}/{task.bddl_file.name}"
@@ -188,7 +188,7 @@ def _file_attributes(task: Task, sim: Sim, env_name: str, depth: bool) -> dict[s
         "has_offscreen_renderer": True,
         "ignore_done": True,
         "use_camera_obs": True,
-        "camera_depths": depth,
+        "camera_depths": False,
         "camera_names": list(CAMERAS.values()),
         "camera_heights": sim.image_size,
         "camera_widths": sim.image_size,

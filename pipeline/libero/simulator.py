@@ -174,6 +174,8 @@ class Simulator:
     def observe(self) -> Observation:
         """Return what LIBERO's environment would, after the last `step`, `set_state` or `reset`, images upright.
 
+        Depth and the wrench, which it does not tell, are of the same moment.
+
         The cameras are drawn now, from what the environment's sensors sampled then: see `pipeline.libero.rendering`.
         """
         if self._renderer is None:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 # Below this spread a dimension is taken as constant. Actions are in [-1, 1]; positions in metres and radians:
-# 0.01 is half a millimetre of commanded motion, or under one degree of a joint.
+# 0.01 is half a millimetre of commanded motion, or under one degree of a joint. Forces in N spread by far more.
 MIN_STD = 1e-2
 FEATURE_MIN_STD = 1e-4  # features have no unit; this only guards against a division by zero
 

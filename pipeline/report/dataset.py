@@ -1,4 +1,4 @@
-"""What a suite's demonstrations look like: both cameras, actions over time, lengths, what is left out."""
+"""What a suite's demonstrations look like: its cameras, actions over time, lengths, what is left out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.libero.demonstrations import IMAGE_KEYS, Demo, Quarantined, read
+from pipeline.libero.demonstrations import Demo, Quarantined, read
 from pipeline.libero.suites import Task
 from pipeline.report.charts import Series, histogram, trace_chart
 from pipeline.report.html import Content, Markup, document, el, table, video
@@ -18,8 +18,14 @@ BINS = 32
 ACTION_NAMES = ("dx", "dy", "dz", "dax", "day", "daz", "gripper")
 
 
-def dataset_page(suite: str, tasks: Sequence[Task], demos: Sequence[Demo], quarantine: Sequence[Quarantined]) -> str:
-    """Return the page.
+def dataset_page(
+    suite: str,
+    tasks: Sequence[Task],
+    demos: Sequence[Demo],
+    quarantine: Sequence[Quarantined],
+    cameras: tuple[str, ...],
+) -> str:
+    """Return the page, with pictures of `cameras`.
 
     Raises:
         DataError: a demonstration can't be read any more.
@@ -30,7 +36,7 @@ def dataset_page(suite: str, tasks: Sequence[Task], demos: Sequence[Demo], quara
     text = f"{len(demos)} demonstrations of {of}, {frames} steps at {CONTROL_HZ} Hz{left_out}"
     header = (el("h1", f"Demonstrations: {suite}"), el("p", text))
     own = [(task, [demo for demo in demos if demo.task == task]) for task in tasks]
-    main = [_overview(own), *(_task(task, mine) for task, mine in own if mine), _quarantine(quarantine)]
+    main = [_overview(own), *(_task(task, mine, cameras) for task, mine in own if mine), _quarantine(quarantine)]
     return document(f"Demonstrations: {suite}", header, main)
 
 
@@ -45,7 +51,7 @@ def _overview(own: Sequence[tuple[Task, Sequence[Demo]]]) -> Markup:
     return el("section", el("h2", "Tasks"), made)
 
 
-def _task(task: Task, demos: Sequence[Demo]) -> Markup:
+def _task(task: Task, demos: Sequence[Demo], cameras: tuple[str, ...]) -> Markup:
     by_length = sorted(demos, key=lambda demo: demo.length)
     picks = sorted(set(np.linspace(0, len(demos) - 1, SAMPLES).round().astype(int).tolist()))
     samples = [by_length[i] for i in picks]
@@ -54,7 +60,7 @@ def _task(task: Task, demos: Sequence[Demo]) -> Markup:
     return el(
         "section",
         el("h2", f"{task.id}: {task.language}"),
-        el("div", [_recording(demo) for demo in samples], class_="videos"),
+        el("div", [_recording(demo, cameras) for demo in samples], class_="videos"),
         el("h3", f"Actions of {typical.name}"),
         _traces(moved[list(demos).index(typical)]),
         el("h3", f"All {len(demos)} demonstrations"),
@@ -62,39 +68,49 @@ def _task(task: Task, demos: Sequence[Demo]) -> Markup:
     )
 
 
-def _recording(demo: Demo) -> Markup:
-    images = read(demo, tuple(IMAGE_KEYS))["images"]
-    recorder = VideoRecorder(tuple(IMAGE_KEYS))
+def _recording(demo: Demo, cameras: tuple[str, ...]) -> Markup:
+    images = read(demo, cameras)["images"]
+    recorder = VideoRecorder(cameras)
     for t in range(demo.length):
         recorder.add({camera: frames[t] for camera, frames in images.items()})
     clip = recorder.close() or b""
     poster = png(read_frames(clip)[demo.length // 2])
     words = f"{demo.name}: {demo.length} steps, {demo.length / CONTROL_HZ:.1f} s"
-    return el("figure", video(clip, poster, f"Both cameras in {words}"), el("figcaption", words))
+    return el("figure", video(clip, poster, f"{len(cameras)} cameras in {words}"), el("figcaption", words))
 
 
 def _traces(rows: dict[str, Any]) -> Markup:
-    """Action and gripper against time. Observations were recorded after the action of the same row."""
+    """Action, gripper and force against time. Observations were recorded after the action of the same row."""
     action, fingers = rows["action"], rows["gripper"]
     seconds = (np.arange(len(action)) / CONTROL_HZ).tolist()
 
-    def lines(columns: range) -> list[Series]:
+    def lines(names: Sequence[str], values: Float[np.ndarray, "T 3"]) -> list[Series]:
         styles = ("a", "b", "d")
         return [
-            Series(ACTION_NAMES[i], seconds, action[:, i].tolist(), style)
-            for i, style in zip(columns, styles, strict=True)
+            Series(name, seconds, column.tolist(), style)
+            for name, column, style in zip(names, values.T, styles, strict=True)
         ]
 
     opening = 1000 * (fingers[:, 0] - fingers[:, 1])
     command = Series("command: -1 opens, +1 closes", seconds, action[:, 6].tolist(), "a")
     return el(
         "div",
-        trace_chart("Translation, 1 = 5 cm", "s", lines(range(3)), -1, 1),
-        trace_chart("Rotation, 1 = 0.5 rad", "s", lines(range(3, 6)), -1, 1),
+        trace_chart("Translation, 1 = 5 cm", "s", lines(ACTION_NAMES[:3], action[:, :3]), -1, 1),
+        trace_chart("Rotation, 1 = 0.5 rad", "s", lines(ACTION_NAMES[3:6], action[:, 3:6]), -1, 1),
         trace_chart("Gripper command", "s", [command], -1, 1),
         trace_chart("Opening of the fingers, mm", "s", [Series("opening", seconds, opening.tolist(), "a")], 0, 80),
+        [
+            trace_chart(title, "s", lines("xyz", values), float(values.min()), float(values.max()))
+            for title, values in _wrench(rows)
+        ],
         class_="charts",
     )
+
+
+def _wrench(rows: dict[str, Any]) -> list[tuple[str, Float[np.ndarray, "T 3"]]]:
+    if "ee_wrench" not in rows:
+        return []
+    return [("Force at the wrist, N", rows["ee_wrench"][:, :3]), ("Torque at the wrist, N m", rows["ee_wrench"][:, 3:])]
 
 
 def _distributions(demos: Sequence[Demo], actions: Float[np.ndarray, "N 7"]) -> Markup:

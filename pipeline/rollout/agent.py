@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from pipeline.config import EncoderParams, Sim
 from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.depth import DEPTH_ID
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
 from pipeline.libero.simulator import Observation, Simulator
@@ -153,13 +154,13 @@ class TemporalEnsemble:
 
 
 class Noting:
-    """An agent, the pictures that it was shown, and the actions of it that were carried out."""
+    """An agent, the pictures that it was shown, and what it meant to do until the next look."""
 
     def __init__(self, agent: Agent) -> None:
         self.cameras = agent.cameras
         self.execute = agent.execute
         self.seen: list[dict[str, np.ndarray]] = []
-        self.executed: list[Float[np.ndarray, "h 7"]] = []
+        self.chunks: list[Float[np.ndarray, "h 7"]] = []
         self._agent = agent
 
     def reset(self, task: Task, seed: int) -> None:
@@ -172,7 +173,7 @@ class Noting:
     def act(self, obs: Observation) -> np.ndarray:
         actions = self._agent.act(obs)
         self.seen.append(obs.images)
-        self.executed.append(np.asarray(actions, np.float64)[: self.execute])
+        self.chunks.append(np.asarray(actions, np.float64)[: self.execute])
         return actions
 
 
@@ -196,6 +197,11 @@ def check_spec(spec: PolicySpec, sim: Sim) -> None:
     if spec.transform != TRANSFORM_ID:
         raise DataError(
             f"the policy was trained on images of transform {spec.transform!r}; this code makes {TRANSFORM_ID!r}. "
+            "Embed and train again: dvc repro train_flow"
+        )
+    if (drawn := spec.data.get("depth", DEPTH_ID)) != DEPTH_ID:
+        raise DataError(
+            f"the policy was trained on depth drawn as {drawn!r}; this code draws {DEPTH_ID!r}. "
             "Embed and train again: dvc repro train_flow"
         )
     for name, trained in spec.data["sim"].items():

@@ -28,7 +28,7 @@ def picture(
     noting = Noting(agent)
     with Simulator(task, sim, agent.cameras or (CAMERA,)) as simulator:
         record = run_episode(simulator, noting, task, episode, settings)
-    actions = np.concatenate(noting.executed)[: record.steps]
+    actions = np.concatenate(noting.chunks)[: record.steps]
     looks = set(np.linspace(0, len(actions), count).round().astype(int).tolist())
     frames = []
     with Simulator(task, replace(sim, image_size=size), (CAMERA,)) as simulator:

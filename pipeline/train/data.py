@@ -226,7 +226,7 @@ def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: Wante
 def _require_alike(selected: Sequence[Selection]) -> None:
     first = selected[0]
     for other in selected[1:]:
-        for what in ("encoder", "transform", "sim", "grid"):
+        for what in ("encoder", "transform", "sim", "grid", "depth"):
             theirs, ours = (part.store.identity.get(what) for part in (other, first))
             if theirs != ours:
                 raise DataError(

@@ -121,7 +121,7 @@ class StreamedImages:
         return self
 
     def at(self, rows: Int[Tensor, " B"]) -> Features:
-        """Read the features of these rows, ascending; neighbours are read together."""
+        """Read the features of these rows, ascending and one look each; neighbours are read together."""
         wanted = rows.cpu().numpy()
         span = np.searchsorted(self._first, wanted, side="right") - 1
         where = self._start[span] + wanted - self._first[span]

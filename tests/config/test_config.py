@@ -2,15 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+from cache import schema
+from pipeline.config import Camera, Proprio, from_dict, load
 from pipeline.config import __main__ as cli
-from pipeline.config import from_dict, load
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
+from pipeline.libero import demonstrations
+from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS
+from pipeline.policy.fusion import PROPRIO_DIMS
+from pipeline.rollout.environment import STATE_BOUNDS
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -240,3 +246,12 @@ def test_every_comparison_composes(experiment: str, comparison: str, tmp_path: P
     path.write_text(compose([f"experiment={experiment}", f"comparison={comparison}"], ROOT / "configs"))
     for name in load(path).comparison.policies:
         assert load(path, variant=name).experiment == experiment
+
+
+def test_all_that_deal_with_cameras_and_signals_know_the_same_ones() -> None:
+    cameras, signals = set(get_args(Camera)), set(get_args(Proprio))
+    assert cameras == {*CAMERAS, *DEPTH_CAMERAS} == set(demonstrations.IMAGE_KEYS | demonstrations.DEPTH_KEYS)
+    assert signals == set(PROPRIO_DIMS) == set(STATE_BOUNDS)
+    widths = schema.LOWDIM_WIDTHS | schema.OPTIONAL_WIDTHS
+    assert PROPRIO_DIMS == {name: len(STATE_BOUNDS[name]) for name in signals} == {n: widths[n] for n in signals}
+    assert demonstrations.OPTIONAL.keys() == schema.OPTIONAL_WIDTHS.keys()

@@ -76,6 +76,17 @@ def test_pairs(shift: int, shard_rows: int, optional: tuple[str, ...]) -> None:
     assert encoder.batches == expected
 
 
+def test_views_of_depth_have_no_other_light() -> None:
+    cameras = ("agentview", "agentview_depth")
+    encoder = Mean()
+    lights: list[bool] = []
+    encoder.prepare = lambda frames, light: lights.append(light is not None) or torch.from_numpy(frames)  # type: ignore
+    spec = replace(SPEC, fields=fields(cameras, 2, 1), views=Views(2, 0.2, 0.2, 0), batch_size=50)
+    rows = Embedder(spec, encoder)(next(iter(units([Episode(6, 0, "", "0", payload=0)], 100))))  # type: ignore[arg-type]
+    assert lights == [False, True, False, False]
+    np.testing.assert_array_equal(rows["image/agentview_depth"][:, 0], rows["image/agentview_depth"][:, 1])
+
+
 def test_a_read_error_surfaces() -> None:
     def broken(*_: Any) -> dict[str, Any]:
         raise DataError("demo_3: cannot be read")

@@ -43,6 +43,7 @@ def episode(length: int, seed: int, size: int = 24) -> Episode:
             rng.normal(size=(length, 3)), np.array([1.0, 0.1, 0.0, 0.05]) + 0.01 * rng.normal(size=(length, 4))
         ),
         gripper=rng.random((length, 2)).astype(np.float32),
+        ee_wrench=rng.random((length, 6)).astype(np.float32),
         states=rng.normal(size=(length, 92)),
         actions=np.concatenate([rng.uniform(-1, 1, (length, 6)), signs], 1),
         expert_actions=np.concatenate([rng.uniform(-1, 1, (length, 6)), signs], 1),

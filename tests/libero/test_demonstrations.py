@@ -69,15 +69,15 @@ def test_depth_is_read_as_upright_pictures(tmp_path: Path, task: Task) -> None:
     episodes = [make_episode(4 + i, i, depth=True) for i in range(3)]
     write_demos(demo_file(tmp_path, task), task, episodes, SIM)
     with h5py.File(demo_file(tmp_path, task), "r+") as file:
-        stored = file["data/demo_0/obs/eye_in_hand_depth"][()]
+        stored = file["data/demo_0/obs/eye_in_hand_depth_mm"][()]
         np.testing.assert_array_equal(stored[:, ::-1], episodes[0].depths["eye_in_hand_depth"])  # upside-down, too
-        wrong = file["data/demo_1/obs/eye_in_hand_depth"][()].astype(np.float32)
-        del file["data/demo_1/obs/eye_in_hand_depth"], file["data/demo_2/obs/eye_in_hand_depth"]
-        file["data/demo_1/obs/eye_in_hand_depth"] = wrong
+        wrong = file["data/demo_1/obs/eye_in_hand_depth_mm"][()].astype(np.float32)
+        del file["data/demo_1/obs/eye_in_hand_depth_mm"], file["data/demo_2/obs/eye_in_hand_depth_mm"]
+        file["data/demo_1/obs/eye_in_hand_depth_mm"] = wrong
     demos, quarantine = scan(tmp_path, "libero_spatial", [task], ("agentview", "eye_in_hand_depth"))
     assert [q.reason for q in quarantine] == [
-        "obs/eye_in_hand_depth is float32 (5, 16, 16, 1), expected uint16 (T, S, S, 1)",
-        "lacks obs/eye_in_hand_depth",
+        "obs/eye_in_hand_depth_mm is float32 (5, 16, 16, 1), expected uint16 (T, S, S, 1)",
+        "lacks obs/eye_in_hand_depth_mm",
     ]
     assert demos[0].frame_size == 16
     pictures = read(demos[0], ("eye_in_hand_depth",), 1, 3)["images"]["eye_in_hand_depth"]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.params import Sim
+from pipeline.encode.depth import depth_picture
 from pipeline.errors import AssetError, ConfigError, DataError, SimulatorError
 from pipeline.libero import gl
 from pipeline.libero.asset_source import PARTS, asset_directory
@@ -211,6 +212,8 @@ def test_depth_is_the_distance_that_rays_go(render: str) -> None:
             # With several samples a pixel OpenGL gives the depth of one of them, which is not in its middle.
             assert np.median(np.abs(errors)) < (0.002 if render == "fast" else 0.005)
             assert np.quantile(np.abs(errors), 0.9) < 0.02, "but for outlines, and what the drawing has simplified"
+        for camera in DEPTH_CAMERAS:
+            np.testing.assert_array_equal(seen.images[camera], depth_picture(seen.depths[camera]))
         assert same(seen, simulator.observe())
         simulator.cameras = tuple(CAMERAS)
         for camera, image in simulator.observe().images.items():

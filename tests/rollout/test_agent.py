@@ -119,6 +119,9 @@ def test_a_policy_for_other_pictures_is_refused(bundle: PolicyBundle, encoder: C
     turned = replace(bundle.spec, transform="half-turn/v0")
     with pytest.raises(DataError, match=rf"'half-turn/v0'.*{TRANSFORM_ID}.*dvc repro train_flow"):
         check_spec(turned, SIM)
+    otherwise = replace(bundle.spec, data={**bundle.spec.data, "depth": "linear/v0"})
+    with pytest.raises(DataError, match=r"depth drawn as 'linear/v0'"):
+        check_spec(otherwise, SIM)
 
 
 def test_a_policy_of_another_encoder_is_refused(bundle: PolicyBundle, encoder: ClipEncoder) -> None:

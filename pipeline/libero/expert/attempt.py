@@ -61,7 +61,7 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
     Args:
         origin: row of the initial state (past the benchmark's rows, the environment draws a placement), seed, attempt,
             and whether objects are displaced from there.
-        record: keep observations (draws both cameras at each step).
+        record: keep observations (draws the cameras at each step).
         variety: how much speed, heights and grasp vary from one attempt to another, 0 to 1.
 
     Raises:
