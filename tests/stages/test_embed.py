@@ -284,8 +284,9 @@ def test_verify_finds_what_differs(
     settings(tmp_path, views=2)
     with pytest.raises(DataError, match=r"views is 1 in the store, 2 now; augment is None .*Set them back"):
         main(options)
-    settings(tmp_path, cameras=["eye_in_hand"])
-    with pytest.raises(DataError, match=r"cameras agentview, eye_in_hand, embed\.cameras asks for eye_in_hand"):
+    path = settings(tmp_path, cameras=["agentview", "eye_in_hand", "agentview_depth"])
+    path.write_text(path.read_text().replace("depth: false", "depth: true"))
+    with pytest.raises(DataError, match=r"cameras agentview, eye_in_hand, embed\.cameras asks for .*agentview_depth"):
         main(options)
 
 
