@@ -18,7 +18,7 @@ from pipeline.libero.recording import Origin
 from pipeline.libero.suites import Task, tasks
 from tests.libero.synthetic import SIM, make_episode
 
-DEMOS = Demos("scripted", None, 3, 48, 0.0, 0.0, noise_sigma=0.1, noise_ar=0.5, variety=1.0, attempts=2)
+DEMOS = Demos("scripted", None, 3, False, 48, 0.0, 0.0, noise_sigma=0.1, noise_ar=0.5, variety=1.0, attempts=2)
 SERIAL = Compute("serial", None, None)
 Tried = list[tuple[int, int, int]]
 

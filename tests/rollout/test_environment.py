@@ -95,7 +95,7 @@ def test_the_example_of_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     names: dict = {}
     exec(example, names)
-    assert set(names["obs"]) == {"agentview", "eye_in_hand", "joint_pos", "ee_pose", "gripper"}
+    assert set(names["obs"]) == {"agentview", "eye_in_hand", "joint_pos", "ee_pose", "gripper", "ee_wrench"}
     assert names["info"]["init_row"] == 30
     names["env"].close()
 
