@@ -62,7 +62,7 @@ def test_it_shows_the_shortest_the_median_and_the_longest_upright(html: str) -> 
     for frames, grey in zip(shown, (80, 40, 160), strict=True):
         assert frames.shape[1:] == (16, 32, 3), "both cameras, side by side"
         assert abs(frames[:, :7].mean() - grey) < 8 and frames[:, 9:].mean() < 8
-    assert Page(html).all("video")[0]["aria-label"] == "Both cameras in demo_1: 20 steps, 1.0 s"
+    assert Page(html).all("video")[0]["aria-label"] == "2 cameras in demo_1: 20 steps, 1.0 s"
 
 
 def test_curves_pass_through_the_actions(html: str) -> None:
