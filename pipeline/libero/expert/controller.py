@@ -40,7 +40,7 @@ class Move:
 
     Attributes:
         action: (7,) in [-1, 1].
-        free: nothing is being touched, so noise does no harm.
+        free: the hand, with what it holds, is clear of everything, so noise does no harm.
     """
 
     action: np.ndarray
