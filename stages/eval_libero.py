@@ -34,7 +34,7 @@ from pipeline.policy.bundle import load_spec
 from pipeline.provenance import provenance, versions
 from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, policy_identity
 from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable
-from pipeline.rollout.conditions import OF_THE_AGENT
+from pipeline.rollout.conditions import OF_THE_AGENT, parts
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
 from pipeline.rollout.metrics import headline, paired, rates, summary, timings
@@ -77,7 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     others: dict[Path, Other] = {}
     for name, amount in conditions_for(args.agent, params.eval_libero.conditions).items():
         log.info("condition %s", name)
-        other = replace(evaluation, settings=replace(evaluation.settings, condition=name, amount=amount))
+        other = replace(
+            evaluation,
+            episodes=min(evaluation.episodes, params.eval_libero.condition_episodes or evaluation.episodes),
+            settings=replace(evaluation.settings, condition=name, amount=amount),
+        )
         place = work.with_name(other.fingerprint())
         others[place] = name, evaluate(other, params.compute, place)
     report = {
@@ -148,8 +152,11 @@ def load_policy(path: Path, encoder: EncoderParams, sim: Sim, device: str, cfg: 
 
 def conditions_for(agent: str, asked: Mapping[str, float | None]) -> dict[str, float | None]:
     """Return the conditions that make sense: the expert needs no camera, a replay has a scene of its own."""
-    left_out = {"replay": tuple(asked), "expert": OF_THE_AGENT}.get(agent, ())
-    return {name: amount for name, amount in asked.items() if name not in left_out}
+    if agent == "replay":
+        return {}
+    return {
+        name: amount for name, amount in asked.items() if agent != "expert" or not set(parts(name)) & set(OF_THE_AGENT)
+    }
 
 
 def resumed(work: Path) -> int:

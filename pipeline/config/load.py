@@ -348,13 +348,22 @@ def _check_demos(p: Params, require: Require) -> None:
 
 def _check_conditions(p: Params, require: Require) -> None:
     for name, amount in p.eval_libero.conditions.items():
-        known = name in CONDITIONS
-        require(known, f"eval_libero.conditions has {name!r}.{did_you_mean(name, CONDITIONS)}")
-        needs = CONDITIONS[name]
+        parts = name.split("+")
+        for part in parts:
+            known = part in CONDITIONS and parts.count(part) == 1
+            require(known, f"eval_libero.conditions has {name!r}.{did_you_mean(part, CONDITIONS)}")
+        numbers = [needs for part in parts if (needs := CONDITIONS[part])]
+        require(len(numbers) < 2, f"eval_libero.conditions has {name!r}, and one number for two things")
+        needs = numbers[0] if numbers else None
         require(
             (amount is not None and amount > 0) if needs else amount is None,
             f"eval_libero.conditions.{name} is {amount}; " + (f"give {needs}" if needs else "it takes no number: null"),
         )
+    few, every = p.eval_libero.condition_episodes, p.eval_libero.episodes
+    require(
+        few is None or 0 < few <= every,
+        f"eval_libero.condition_episodes is {few}; give 1 to eval_libero.episodes ({every}), or null for all",
+    )
 
 
 def _check_comparison(p: Params, require: Require) -> None:

@@ -28,7 +28,10 @@ CONDITIONS = {
     "moved_camera": "metres that the agentview camera stands elsewhere, in a direction of each episode's own",
     "displaced": "metres that objects on the table may lie elsewhere, in x and y",
 }
-"""What evaluation can change beside the plain one, to see what the policy uses, and what the number to it means."""
+"""What evaluation can change beside the plain one, to see what the policy uses, and what the number to it means.
+
+Several at once are joined by +, such as displaced+blank_cameras.
+"""
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ class EvalLibero:
     sampling_steps: int | None  # null: the policy's own
     temporal_ensemble: float | None  # look at every step, average with weights exp(-x i), oldest first (ACT: 0.01)
     conditions: dict[str, float | None]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
+    condition_episodes: int | None  # per task under each of them, the first ones; null: all
     seed: int  # of the flow's noise, one generator per episode
 
 

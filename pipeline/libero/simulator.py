@@ -180,19 +180,15 @@ class Simulator:
         """
         if self._renderer is None:
             self._renderer = Renderer(self._sim.image_size, self._sim.render, self.info["gl_used"])
-        drawn = {
-            name: self._renderer.draw(self.model, self._poses, CAMERAS[name], f"{name}{depth.SUFFIX}" in self.cameras)
-            for name in dict.fromkeys(depth.lens(camera) for camera in self.cameras)
-        }
-        depths = {
-            camera: upright(depth.to_millimetres(metres))
-            for camera in self.cameras
-            if depth.is_depth(camera) and (metres := drawn[depth.lens(camera)][1]) is not None
-        }
-        images = {
-            camera: depth.depth_picture(depths[camera]) if camera in depths else upright(drawn[camera][0])
-            for camera in self.cameras
-        }
+        images, depths = {}, {}
+        for camera in dict.fromkeys(depth.lens(name) for name in self.cameras):
+            deep = f"{camera}{depth.SUFFIX}"
+            image, metres = self._renderer.draw(self.model, self._poses, CAMERAS[camera], deep in self.cameras)
+            if camera in self.cameras:
+                images[camera] = upright(image)
+            if metres is not None:
+                depths[deep] = upright(depth.to_millimetres(metres))
+                images[deep] = depth.depth_picture(depths[deep])
         return self._observation(images, depths)
 
     def proprio(self) -> Observation:

@@ -113,7 +113,7 @@ def conditions(inputs: Inputs) -> Content:
     for row in ({**r, "condition": "plain", "amount": None}, *r["conditions"]):
         change = f"-{row['lost']} +{row['gained']}" if "lost" in row else "–"
         p_value = f"{row['p_value']:.2g}" if "lost" in row else "–"
-        name = str(row["condition"]).replace("_", " ")
+        name = str(row["condition"]).replace("_", " ").replace("+", " and ")
         rows.append(
             (
                 name if row["amount"] is None else f"{name}, {row['amount']:g}",

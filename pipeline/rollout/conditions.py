@@ -19,12 +19,23 @@ OF_THE_AGENT = (*BLANKED, OTHER_EPISODE, "other_instruction")
 """The conditions that change what an agent is given; the others change the scene."""
 
 
+def parts(condition: str) -> tuple[str, ...]:
+    """Return what `condition` changes: displaced+blank_cameras is two things."""
+    return tuple(condition.split("+"))
+
+
+def without(condition: str, part: str) -> str:
+    """Return the condition that changes the rest."""
+    return "+".join(p for p in parts(condition) if p != part) or PLAIN
+
+
 def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:
     """Return the agent as this condition lets it see and hear."""
-    if condition in BLANKED:
-        return Blank(agent, BLANKED[condition], sim.image_size)
-    if condition == "other_instruction":
-        return OtherInstruction(agent)
+    for part in parts(condition):
+        if part in BLANKED:
+            agent = Blank(agent, BLANKED[part], sim.image_size)
+        elif part == "other_instruction":
+            agent = OtherInstruction(agent)
     return agent
 
 
@@ -36,16 +47,17 @@ def alter_world(simulator: Simulator, condition: str, amount: float | None, seed
         seed: of the episode: what is drawn here is drawn alike for every policy.
         sim_seed: that the simulator was reset with.
     """
-    if condition == PLAIN or amount is None:
+    if amount is None:
         return
     rng = np.random.default_rng(seed)
     model = simulator.model
-    if condition == "displaced":
+    (altered,) = set(parts(condition)) - set(OF_THE_AGENT)
+    if altered == "displaced":
         simulator.reset(displaced(simulator, amount, rng), sim_seed)
-    elif condition == "light":
+    elif altered == "light":
         for lights in (model.light_ambient, model.light_diffuse, model.light_specular):
             lights *= amount
-    elif condition == "moved_camera":
+    elif altered == "moved_camera":
         direction = rng.normal(size=3)
         model.cam_pos[model.camera(CAMERAS["agentview"]).id] += amount * direction / np.linalg.norm(direction)
         simulator.set_state(simulator.state())  # which samples the cameras' poses again

@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError, SimulatorError
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import SUITES, Task, init_states
 from pipeline.rollout.agent import Agent, Noting, Privileged
-from pipeline.rollout.conditions import OTHER_EPISODE, Shown, alter_world
+from pipeline.rollout.conditions import OTHER_EPISODE, Shown, alter_world, parts, without
 from pipeline.rollout.record import EpisodeRecord, ErrorKind
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class _Rollout:
 
     def run(self) -> None:
         """Act until the task is solved or the steps are spent."""
-        if self.settings.condition == OTHER_EPISODE:
+        if OTHER_EPISODE in parts(self.settings.condition):
             self.agent = Shown(self.agent, self._neighbours_pictures())
         with self._timed("reset"):
             states = init_states(self.task)
@@ -196,12 +196,12 @@ class _Rollout:
             self._record(self._draw())
 
     def _neighbours_pictures(self) -> list[dict[str, np.ndarray]]:
-        """Run the episode of the next init state as it is; return what the agent was shown in it."""
+        """Run the episode of the next init state, else under the same condition; return what the agent was shown."""
         row = self.settings.first_init_state + self.episode
         neighbour = self.episode + (1 if row + 1 < len(init_states(self.task)) else -1)
         noting = Noting(self.agent)
-        plain = replace(self.settings, condition=PLAIN)
-        _Rollout(self.simulator, noting, self.task, neighbour, plain, None).run()
+        settings = replace(self.settings, condition=without(self.settings.condition, OTHER_EPISODE))
+        _Rollout(self.simulator, noting, self.task, neighbour, settings, None).run()
         return noting.seen
 
     def _look(self) -> Observation:

@@ -12,6 +12,7 @@ from pipeline.libero.suites import Task, init_states, tasks
 from pipeline.rollout.baselines import RandomAgent
 from pipeline.rollout.conditions import alter_agent, alter_world
 from pipeline.rollout.episode import EpisodeSettings, run_episode
+from pipeline.rollout.record import EpisodeRecord
 
 SETTINGS = EpisodeSettings(first_init_state=0, max_steps=8, timeout_s=120.0, seed=3, sim_seed=0)
 
@@ -86,6 +87,27 @@ def test_pictures_of_another_episode_are_the_next_ones(simulator: Simulator, epi
     np.testing.assert_array_equal(agent.seen[0].images["agentview"], theirs[0])
     assert record.final_state == own.final_state != plain.final_state, "random actions do not depend on pictures"
     assert (record.steps, record.looks, record.renders) == (8, 2, 0)
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_two_conditions_at_once(simulator: Simulator) -> None:
+    def run(condition: str, amount: float | None, episode: int = 3) -> tuple[list[Observation], EpisodeRecord]:
+        agent = Attentive()
+        settings = replace(SETTINGS, condition=condition, amount=amount)
+        altered = alter_agent(agent, condition, simulator._sim)
+        return agent.seen, run_episode(simulator, altered, simulator.task, episode, settings)
+
+    seen, moved = run("displaced", 0.08)
+    theirs, _ = run("displaced", 0.08, episode=4)
+    blind, moved_blind = run("displaced+blank_cameras", 0.08)
+    assert moved_blind.final_state == moved.final_state != run("blank_cameras", None)[1].final_state
+    assert all(not image.any() for obs in blind for image in obs.images.values())
+    swapped, moved_swapped = run("displaced+other_episode", 0.08)
+    assert moved_swapped.final_state == moved.final_state
+    for told, shown in zip(theirs, swapped[len(theirs) :], strict=True):
+        np.testing.assert_array_equal(shown.images["agentview"], told.images["agentview"])
+    assert (swapped[-1].images["agentview"] != seen[-1].images["agentview"]).any()
 
 
 def test_another_instruction_is_the_next_tasks(task: Task, sim: Sim) -> None:
