@@ -131,7 +131,7 @@ class PolicyParams:
     solver: Literal["euler", "midpoint", "heun"]  # flow: of sampling; the last two ask the network twice a step
     sampling_steps: int  # from noise to action (flow, diffusion)
     standardise_actions: bool  # flow in standardised action units; false: in the environment's, [-1, 1]
-    feature_noise: float  # std of Gaussian noise on standardised features during training
+    feature_noise: float  # std of noise on standardised features during training
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The training loop: the same updates whatever the number of processes, and the same after a kill.
 
 All randomness of a step is a function of (seed, step), of an epoch's order of (seed, epoch), drawn for the whole global
-batch on the CPU; each process takes its slice. So one process or two, interrupted or not, make the same update, and a
+batch; each process takes its slice. So one process or two, interrupted or not, make the same update, and a
 checkpoint needs no generator state.
 """
 
@@ -109,7 +109,7 @@ def train(
         table: all rows, training and validation.
         arch: the network to build.
         cfg: the train_flow section.
-        feature_noise: std of Gaussian noise on standardised image features.
+        feature_noise: std of noise on standardised image features.
         scratch: directory of the checkpoints of exactly this training; it goes on from the newest one there.
         tower: to train through CLIP; the network is a TunedPolicy then.
         teacher: gives the actions to learn in place of the table's; the network begins as it, if built alike.
@@ -243,7 +243,7 @@ def _step_through(training: Training, bar: tqdm) -> float:
     total = torch.zeros((), device=update.accelerator.device)
     recent: deque[tuple[int, Tensor]] = deque(maxlen=LOOK_EVERY)
     for rows, images in update.table.images.epoch(counts, cfg.batch_size, cfg.seed, progress.epoch):
-        loss = update(rows, images, progress.step)
+        loss = update(rows, images, update.draw(len(rows), progress.step))
         watch.add(loss, progress.step)
         recent.append((progress.step, rows))
         total += loss

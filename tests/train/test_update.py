@@ -1,0 +1,26 @@
+"""What is random in a step."""
+
+import torch
+
+from pipeline.train.update import uniform_noise
+
+
+def test_feature_noise_has_the_spread_that_was_asked_for() -> None:
+    noise = uniform_noise((401, 7, 97), 0.3, torch.Generator().manual_seed(5))
+    assert abs(noise.mean()) < 0.002
+    assert abs(noise.std() - 0.3) < 0.001
+    assert torch.equal(noise, uniform_noise((401, 7, 97), 0.3, torch.Generator().manual_seed(5)))
+    values, counts = noise.unique(return_counts=True)
+    assert len(values) == 256, "every byte is drawn"
+    assert abs(counts.float() / counts.float().mean() - 1).max() < 0.15, "each as often"
+
+
+def test_neighbours_in_feature_noise_do_not_depend_on_each_other() -> None:
+    noise = uniform_noise((40000, 16), 1.0, torch.Generator().manual_seed(6))
+    correlation = torch.corrcoef(noise.T) - torch.eye(16)
+    assert correlation.abs().max() < 0.03
+
+
+def test_noise_summed_over_channels_is_normal() -> None:
+    sums = uniform_noise((50000, 384), 1.0, torch.Generator().manual_seed(7)).sum(1) / 384**0.5
+    assert abs((sums**4).mean() - 3) < 0.1, "the kurtosis of a normal distribution"
