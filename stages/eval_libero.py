@@ -121,6 +121,7 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
         make_agent = partial(load_policy, policy.resolve(), encoder, params.sim, device, cfg)
         identity = {"name": "policy", "device": device, **policy_identity(policy)}
         identity["sampling_steps"] = cfg.sampling_steps or spec.architecture.sampling_steps
+        identity["execute"] = 1 if cfg.temporal_ensemble is not None else cfg.execute or spec.architecture.execute
         identity["temporal_ensemble"] = cfg.temporal_ensemble
     elif agent == "replay":
         make_agent = partial(ReplayAgent, demos.resolve(), execute)
@@ -145,7 +146,7 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
 
 def load_policy(path: Path, encoder: EncoderParams, sim: Sim, device: str, cfg: EvalLibero) -> Agent:
     """Return the agent of a bundle, in a worker."""
-    every = None if cfg.temporal_ensemble is None else 1
+    every = cfg.execute if cfg.temporal_ensemble is None else 1
     agent = PolicyAgent.load(path, encoder, sim, device, cfg.sampling_steps, every)
     return agent if cfg.temporal_ensemble is None else TemporalEnsemble(agent, cfg.temporal_ensemble)
 

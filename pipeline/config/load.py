@@ -253,6 +253,13 @@ def _check_policy(p: Params, require: Require) -> None:
         )
     ensemble = p.eval_libero.temporal_ensemble
     require(ensemble is None or ensemble >= 0, f"eval_libero.temporal_ensemble is {ensemble}; use 0 or more, or null")
+    execute = p.eval_libero.execute
+    require(execute is None or execute > 0, f"eval_libero.execute is {execute}; use 1 or more, or null")
+    require(
+        execute is None or ensemble is None,
+        "eval_libero.execute and eval_libero.temporal_ensemble are both set, and an ensemble looks at every step: "
+        "leave one of them null",
+    )
     require(
         p.policy.head not in ("diffusion", "tokens") or not p.policy.standardise_actions,
         f"policy.head {p.policy.head} clips or bins actions in [-1, 1]: set policy.standardise_actions: false",

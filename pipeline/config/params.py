@@ -186,6 +186,7 @@ class EvalLibero:
     timeout_s: float  # wall-clock limit of one episode
     videos_per_task: int
     sampling_steps: int | None  # null: the policy's own
+    execute: int | None  # actions carried out of each chunk before the next look; null: the policy's own
     temporal_ensemble: float | None  # look at every step, average with weights exp(-x i), oldest first (ACT: 0.01)
     conditions: dict[str, float | None]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
     condition_episodes: int | None  # per task under each of them, the first ones; null: all

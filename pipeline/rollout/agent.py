@@ -13,7 +13,7 @@ from pipeline.config import EncoderParams, Sim
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.depth import DEPTH_ID
 from pipeline.encode.transform import TRANSFORM_ID
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec, weights_digest
@@ -56,6 +56,7 @@ class PolicyAgent:
 
     Raises:
         DataError: encoder, transform or pictures are not those that the policy was trained with.
+        ConfigError: it can't look that often, or that seldom.
     """
 
     def __init__(
@@ -70,10 +71,17 @@ class PolicyAgent:
         check_encoder(bundle.spec, encoder.identity)
         arch = bundle.spec.architecture
         self.cameras = arch.cameras
-        self.execute = arch.execute
+        self.execute = every or arch.execute
+        if self.execute > arch.horizon:
+            raise ConfigError(f"eval_libero.execute is {every}, but the policy gives {arch.horizon} actions at a look")
+        if arch.history > 1 and arch.execute % self.execute:
+            raise ConfigError(
+                f"eval_libero.execute is {every}, but the policy learnt from looks {arch.execute} steps apart: "
+                "give a divisor of that"
+            )
         self._kind = "grid" if arch.grid else "image"
         # A policy with a history learnt from looks that are `execute` steps apart.
-        self._apart = arch.execute // (every or arch.execute)
+        self._apart = arch.execute // self.execute
         self._looks: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (arch.history - 1) * self._apart)
         self._bundle = bundle
         self._encoder = encoder

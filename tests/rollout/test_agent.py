@@ -9,7 +9,7 @@ import torch
 from pipeline.config import EncoderParams, GridParams, Sim
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.libero.simulator import Observation
 from pipeline.libero.suites import Task, tasks
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, save
@@ -94,6 +94,15 @@ def test_a_policy_of_patch_tokens_with_a_history_sees_the_looks_before() -> None
             generator = torch.Generator().manual_seed(5)
             for i, looks in enumerate(pairs):
                 np.testing.assert_allclose(agent.act(seen[i]), expected(looks, generator), atol=5e-3)
+
+
+def test_a_policy_looks_as_often_as_it_is_told(bundle: PolicyBundle, encoder: ClipEncoder) -> None:
+    assert PolicyAgent(bundle, encoder, SIM, every=3).execute == 3
+    with pytest.raises(ConfigError, match=r"eval_libero\.execute is 5, but the policy gives 4 actions"):
+        PolicyAgent(bundle, encoder, SIM, every=5)
+    remembers = untrained(encoder, history=2)
+    with pytest.raises(ConfigError, match="3, but the policy learnt from looks 2 steps apart"):
+        PolicyAgent(remembers, encoder, SIM, every=3)
 
 
 def test_an_episode_depends_on_its_seed_and_task_only(bundle: PolicyBundle, encoder: ClipEncoder, task: Task) -> None:
