@@ -222,6 +222,12 @@ def test_a_policy_is_evaluated_by_the_protocol(
     assert read_frames(out / str(records[0].video)).shape == (10, 32, 64, 3)
     assert all(len(r.policy_ms) == 2 and min(r.policy_ms) > 0 for r in records)
 
+    for name, value, looks in (("execute", 3, 3), ("temporal_ensemble", 0.01, 9)):
+        often = replace(params.eval_libero, episodes=1, **{name: value})
+        eval_libero.main([*write(replace(params, eval_libero=often)), "--policy", str(policy), "--out", str(out)])
+        assert [r.looks for r in read_records(out / "episodes.jsonl")] == [looks]
+        assert json.loads((out / "eval.json").read_text())["protocol"]["agent"]["execute"] == 9 // looks
+
     eval_libero.main([*write(params), "--policy", str(policy), "--picture", str(tmp_path / "strip.png")])
     assert "episode 0: failure after 9 steps" in capsys.readouterr().out
     assert (tmp_path / "strip.png").stat().st_size > 10_000
