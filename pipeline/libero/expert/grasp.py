@@ -8,10 +8,12 @@ import numpy as np
 from pipeline.libero.expert.kinematics import Kinematics, Reach, above, yaw
 from pipeline.libero.expert.scene import Scene
 
-# The akita_black_bowl's collision boxes: their top is 52.4 mm above its origin; 19 mm below it the wall is at 47.5 mm.
+# The akita_black_bowl's collision boxes: their top is 52.4 mm above its origin; 19 mm below it the wall is at 47.5 mm
+# and leans 14.7 degrees outwards.
 RIM_HEIGHT = 0.0524
-WALL_RADIUS = 0.0475
-DEPTHS = (0.020, 0.015)  # of the finger tips below the rim, metres; at 0.014 the flared rim slipped out of 6 %
+WALL_RADIUS, WALL_AT, WALL_LEAN = 0.0475, 0.019, 0.262
+# Of the finger tips below the rim, metres. At 0.014 the flared rim slipped out of 6 %: deep leaves a policy room to err.
+DEPTHS = (0.026, 0.020, 0.015)
 ANGLES = 24
 PLATE_HEIGHT = 0.010  # of a bowl's origin above the plate's, when it stands on it
 ELBOW_MARGIN = 0.6  # radians from 0: below -0.6 the arm is far enough from being stretched out
@@ -62,7 +64,7 @@ def candidates(scene: Scene) -> list[tuple[Grasp, float]]:
         # under half a turn: yaw in [-pi/2, pi/2).
         turn = angle % np.pi - np.pi / 2
         for depth in DEPTHS:
-            position = origin + up * (RIM_HEIGHT - depth) + outward * WALL_RADIUS
+            position = origin + up * (RIM_HEIGHT - depth) + outward * (WALL_RADIUS + WALL_LEAN * (WALL_AT - depth))
             found.append((Grasp(float(angle), position, float(turn), origin), depth))
     return found
 
