@@ -29,6 +29,7 @@ SIDESTEP = 0.01  # metres per step
 # LIBERO counts the bowl as on the plate within 3 cm of its centre. One further off than this is lifted and set down
 # again: fast arrivals with a stretched arm overshoot by up to 2.5 cm.
 OFF_CENTRE, MAX_REPLACEMENTS = 0.02, 2
+CLEAR_OF_TARGET = 0.02  # metres above its place to which a held object is lowered with noise
 LOST = 0.20  # metres between hand and object: it was dropped
 FOLLOWED_SHIFT = 0.05  # an object that moved further than this before the grasp is planned for again
 MAX_RETRIES = 3
@@ -207,7 +208,7 @@ class Expert:
         elif down or self._t > 50:
             self._anchor = hand
             self._go("release")
-        return Move(action, free=False)
+        return Move(action, free=bool(held[2] > goal[2] + CLEAR_OF_TARGET))
 
     def _release(self) -> Move:
         action = self._servo(self._anchor, OPEN, speed=0.3)
