@@ -12,7 +12,7 @@ from pipeline.libero.expert.scene import Scene
 # and leans 14.7 degrees outwards.
 RIM_HEIGHT = 0.0524
 WALL_RADIUS, WALL_AT, WALL_LEAN = 0.0475, 0.019, 0.262
-# Of the finger tips below the rim, metres. At 0.014 the flared rim slipped out of 6 %: deep leaves a policy room to err.
+# Of the finger tips below the rim, metres. At 0.014 the flared rim slipped out of 6 %: depth is a policy's room to err.
 DEPTHS = (0.026, 0.020, 0.015)
 ANGLES = 24
 PLATE_HEIGHT = 0.010  # of a bowl's origin above the plate's, when it stands on it
