@@ -85,10 +85,15 @@ def figures(name: str) -> dict:
     return json.loads(file.read_text())
 
 
-def test_quickstart_figures_are_what_the_stages_wrote() -> None:
-    result = figures("quickstart")["evaluation"]
+@pytest.mark.parametrize("experiment", ["quickstart", "spatial_scripted"])
+def test_figures_are_what_the_stages_wrote(experiment: str) -> None:
+    trained = figures(experiment)
+    result = trained["evaluation"]
     low, high = (f"{100 * result[k]:.1f}" for k in ("wilson_low", "wilson_high"))
     assert f"**{result['successes']} of {result['n']}** episodes, {low} to {high} %" in TEXT
+    assert f"{trained['steps']:,} steps, {trained['trainable_parameters']['total'] / 1e6:.1f}M parameters" in TEXT
+    if len(result["per_task"]) > 1:
+        assert ", ".join(str(row["successes"]) for row in result["per_task"]) in TEXT
 
 
 def test_expert_figures_are_what_the_benchmark_wrote() -> None:
