@@ -32,9 +32,9 @@ from pipeline.files import write_atomic
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import load_spec
 from pipeline.provenance import provenance, versions
-from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, policy_identity
+from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, look_every, policy_identity
 from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable
-from pipeline.rollout.conditions import OF_THE_AGENT, parts
+from pipeline.rollout.conditions import OF_THE_AGENT, baseline, parts
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
 from pipeline.rollout.metrics import headline, paired, rates, summary, timings
@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     records = evaluate(evaluation, params.compute, work)
     refuse_all_errors(records, work)
     others: dict[Path, Other] = {}
-    for name, amount in conditions_for(args.agent, params.eval_libero.conditions).items():
+    asked = conditions_for(args.agent, params.eval_libero.conditions)
+    for name, amount in asked.items():
         log.info("condition %s", name)
         other = replace(
             evaluation,
@@ -87,7 +88,13 @@ def main(argv: list[str] | None = None) -> None:
     report = {
         **summary(records),
         "conditions": [
-            {"condition": name, "amount": params.eval_libero.conditions[name], **rates(rows), **paired(records, rows)}
+            {
+                "condition": name,
+                "amount": asked[name],
+                **rates(rows),
+                "against": (base := baseline(name, asked)),
+                **paired(dict(others.values()).get(base, records), rows),
+            }
             for name, rows in others.values()
         ],
         "init_states_demonstrated": None if args.agent == "replay" else demonstrated(params, records),
@@ -121,7 +128,7 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
         make_agent = partial(load_policy, policy.resolve(), encoder, params.sim, device, cfg)
         identity = {"name": "policy", "device": device, **policy_identity(policy)}
         identity["sampling_steps"] = cfg.sampling_steps or spec.architecture.sampling_steps
-        identity["execute"] = 1 if cfg.temporal_ensemble is not None else cfg.execute or spec.architecture.execute
+        identity["execute"] = look_every(spec.architecture, cfg.execute if cfg.temporal_ensemble is None else 1)
         identity["temporal_ensemble"] = cfg.temporal_ensemble
     elif agent == "replay":
         make_agent = partial(ReplayAgent, demos.resolve(), execute)

@@ -150,6 +150,8 @@ POSITIVE = (
     "policy.velocity_layers",
     "policy.time_dim",
     "policy.sampling_steps",
+    "eval_libero.condition_episodes",
+    "eval_libero.execute",
     "train_flow.epochs",
     "train_flow.batch_size",
     "train_flow.microbatch_size",
@@ -254,7 +256,6 @@ def _check_policy(p: Params, require: Require) -> None:
     ensemble = p.eval_libero.temporal_ensemble
     require(ensemble is None or ensemble >= 0, f"eval_libero.temporal_ensemble is {ensemble}; use 0 or more, or null")
     execute = p.eval_libero.execute
-    require(execute is None or execute > 0, f"eval_libero.execute is {execute}; use 1 or more, or null")
     require(
         execute is None or ensemble is None,
         "eval_libero.execute and eval_libero.temporal_ensemble are both set, and an ensemble looks at every step: "
@@ -359,6 +360,10 @@ def _check_conditions(p: Params, require: Require) -> None:
         for part in parts:
             known = part in CONDITIONS and parts.count(part) == 1
             require(known, f"eval_libero.conditions has {name!r}.{did_you_mean(part, CONDITIONS)}")
+        require(
+            not {"blank_cameras", "other_episode"} <= {*parts},
+            f"eval_libero.conditions has {name!r}: with all cameras blanked, nothing of another episode is seen",
+        )
         numbers = [needs for part in parts if (needs := CONDITIONS[part])]
         require(len(numbers) < 2, f"eval_libero.conditions has {name!r}, and one number for two things")
         needs = numbers[0] if numbers else None
@@ -366,11 +371,6 @@ def _check_conditions(p: Params, require: Require) -> None:
             (amount is not None and amount > 0) if needs else amount is None,
             f"eval_libero.conditions.{name} is {amount}; " + (f"give {needs}" if needs else "it takes no number: null"),
         )
-    few, every = p.eval_libero.condition_episodes, p.eval_libero.episodes
-    require(
-        few is None or 0 < few <= every,
-        f"eval_libero.condition_episodes is {few}; give 1 to eval_libero.episodes ({every}), or null for all",
-    )
 
 
 def _check_comparison(p: Params, require: Require) -> None:

@@ -111,7 +111,9 @@ def conditions(inputs: Inputs) -> Content:
         return ()
     rows: list[Sequence[Content]] = []
     for row in ({**r, "condition": "plain", "amount": None}, *r["conditions"]):
-        change = f"-{row['lost']} +{row['gained']}" if "lost" in row else "–"
+        change = f"-{row['lost']} +{row['gained']} of {row['pairs']}" if "lost" in row else "–"
+        if (against := row.get("against", "plain")) != "plain":
+            change += f", to {against}"
         p_value = f"{row['p_value']:.2g}" if "lost" in row else "–"
         name = str(row["condition"]).replace("_", " ").replace("+", " and ")
         rows.append(
@@ -125,8 +127,8 @@ def conditions(inputs: Inputs) -> Content:
                 p_value,
             )
         )
-    head = ("Condition", "Success", "0 to 100 %", "95 % interval", "Solved", "Against plain", "McNemar's p")
-    caption = "The same init states under each condition; against plain: episodes lost and gained"
+    head = ("Condition", "Success", "0 to 100 %", "95 % interval", "Solved", "Lost, gained", "McNemar's p")
+    caption = "The first init states of each task; lost and gained: to the plain evaluation of the same, or that named"
     words = whether_it_looks(r)
     return el(
         "section",

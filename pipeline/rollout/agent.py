@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec, weights_digest
+from pipeline.policy.network import Architecture
 
 
 @runtime_checkable
@@ -71,14 +72,7 @@ class PolicyAgent:
         check_encoder(bundle.spec, encoder.identity)
         arch = bundle.spec.architecture
         self.cameras = arch.cameras
-        self.execute = every or arch.execute
-        if self.execute > arch.horizon:
-            raise ConfigError(f"eval_libero.execute is {every}, but the policy gives {arch.horizon} actions at a look")
-        if arch.history > 1 and arch.execute % self.execute:
-            raise ConfigError(
-                f"eval_libero.execute is {every}, but the policy learnt from looks {arch.execute} steps apart: "
-                "give a divisor of that"
-            )
+        self.execute = look_every(arch, every)
         self._kind = "grid" if arch.grid else "image"
         # A policy with a history learnt from looks that are `execute` steps apart.
         self._apart = arch.execute // self.execute
@@ -183,6 +177,23 @@ class Noting:
         self.seen.append(obs.images)
         self.chunks.append(np.asarray(actions, np.float64)[: self.execute])
         return actions
+
+
+def look_every(arch: Architecture, asked: int | None) -> int:
+    """Return the control steps from one look to the next: those asked for, or the policy's own.
+
+    Raises:
+        ConfigError: it can't look that often, or that seldom.
+    """
+    every = asked or arch.execute
+    if every > arch.horizon:
+        raise ConfigError(f"eval_libero.execute is {every}, but the policy gives {arch.horizon} actions at a look")
+    if arch.history > 1 and arch.execute % every:
+        raise ConfigError(
+            f"eval_libero.execute is {every}, but the policy learnt from looks {arch.execute} steps apart: "
+            "give a divisor of that"
+        )
+    return every
 
 
 def policy_identity(path: str | Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""What is changed in an evaluation to see what the policy uses: the same init states and seeds, one thing otherwise."""
+"""What is changed in an evaluation to see what the policy uses: the same init states and seeds, something otherwise."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,16 @@ def parts(condition: str) -> tuple[str, ...]:
 def without(condition: str, part: str) -> str:
     """Return the condition that changes the rest."""
     return "+".join(p for p in parts(condition) if p != part) or PLAIN
+
+
+def baseline(condition: str, asked: Mapping[str, float | None]) -> str:
+    """Return the evaluation that `condition` is compared with: the same scenes, seen and told as they are.
+
+    displaced+blank_cameras is compared with displaced; all else, and if that is not asked for, with the plain one.
+    """
+    scene = "+".join(part for part in parts(condition) if part not in OF_THE_AGENT)
+    alike = scene not in ("", condition) and asked.get(scene) == asked[condition]
+    return scene if alike else PLAIN
 
 
 def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:

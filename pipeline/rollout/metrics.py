@@ -133,10 +133,16 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 def whether_it_looks(report: Mapping[str, Any]) -> str | None:
     """Return in words what the evaluation with blanked cameras shows; None without one."""
-    blind = next((row for row in report.get("conditions", ()) if row["condition"] == "blank_cameras"), None)
+    rows = report.get("conditions", ())
+    blind = next((row for row in rows if "blank_cameras" in row["condition"].split("+")), None)
     if blind is None or not blind["n"] or not report["n"]:
         return None
     counts = f"With its cameras blanked it succeeds in {blind['successes']} of {blind['n']} episodes"
+    if blind["condition"] != "blank_cameras":
+        counts += f" ({blind['condition'].replace('+', ', ')})"
+    seeing = blind["lost"] + blind["successes"] - blind["gained"]  # successes with cameras, of the same episodes
+    if binomtest(seeing, max(seeing, 1)).pvalue >= SIGNIFICANT:
+        return f"{counts}, and with them in {seeing}: too few to tell whether it looks."
     if blind["p_value"] >= SIGNIFICANT or blind["gained"] >= blind["lost"]:
         return f"{counts}, no fewer than chance allows: it replays a memory, and nothing here shows that it looks."
     if blind["successes"]:

@@ -1,8 +1,8 @@
 """The training loop: the same updates whatever the number of processes, and the same after a kill.
 
-All randomness of a step is a function of (seed, step), of an epoch's order of (seed, epoch), drawn for the whole global
-batch; each process takes its slice. So one process or two, interrupted or not, make the same update, and a
-checkpoint needs no generator state.
+All randomness of a step is a function of (seed, step) and the kind of device, of an epoch's order of (seed, epoch),
+drawn for the whole global batch; each process takes its slice. So one process or two, interrupted or not, make the same
+update, and a checkpoint needs no generator state.
 """
 
 import logging

@@ -91,7 +91,7 @@ class Update:
             yield (part, 1.0, sync) if len(part) else (torch.zeros(1, dtype=torch.int64), 0.0, sync)
 
     def draw(self, size: int, step: int) -> Draws:
-        """Return what is random in a step on `size` rows: a function of (seed, step) alone."""
+        """Return what is random in a step on `size` rows: a function of (seed, step) and the kind of device."""
         seed = step_seed(self.cfg.seed, step)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(size, self.arch.horizon, ACTION_DIM, generator=generator)

@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.config import Sim
 from pipeline.encode.transform import upright
-from pipeline.libero.expert import Attempt, Noise, attempt
+from pipeline.libero.expert import Attempt, Expert, Noise, attempt
 from pipeline.libero.expert.attempt import _reset
-from pipeline.libero.expert.grasp import WALL_RADIUS, candidates, choose, place_position
+from pipeline.libero.expert.grasp import DEPTHS, candidates, choose, place_position
 from pipeline.libero.expert.kinematics import Kinematics, above, rotation_vector, yaw
 from pipeline.libero.expert.scene import Scene
 from pipeline.libero.recording import Episode, Origin
@@ -115,10 +115,26 @@ def test_noise_is_on_the_executed_action_only(episode: Episode) -> None:
         assert set(actions[:, 6]) == {-1.0, 1.0}
     assert (noise[:, 6] == 0).all()
     moved = np.abs(noise[:, 0]) > 0
-    assert 0.4 < moved.mean() < 0.95  # none while grasping, lowering and letting go
+    assert 0.4 < moved.mean() < 0.95  # none while grasping, setting down and letting go
     unclipped = noise[moved][(np.abs(episode.actions[moved, :3]) < 1).all(axis=1)]
     assert 0.1 < unclipped[:, :3].std() < 0.3
     assert unclipped[:, 3:6].std() < 0.1
+
+
+def test_the_bowl_is_lowered_with_noise_until_it_is_near_its_place(simulator: Simulator) -> None:
+    simulator.reset(init_states(TASK)[0], 0)
+    scene = Scene(simulator)
+    expert = Expert(scene, np.random.default_rng(0))
+    seen = set()
+    while expert.phase != "release":
+        height = scene.position(scene.object)[2] - place_position(scene)[2]
+        lowering = expert.phase == "lower"
+        move = expert.act()
+        if lowering:
+            assert move.free == (height > 0.02)
+            seen.add(move.free)
+        simulator.step(move.action)
+    assert seen == {True, False}
 
 
 def test_the_drawer_task_is_solved_too(simulator: Simulator) -> None:
@@ -156,9 +172,10 @@ def test_grasps_lie_on_the_rim(simulator: Simulator) -> None:
     scene = Scene(simulator)
     bowl = scene.position("akita_black_bowl_1")
     found = candidates(scene)
-    assert len(found) == 48
-    for grasp, _ in found:
-        assert np.linalg.norm((grasp.position - bowl)[:2]) == pytest.approx(WALL_RADIUS, abs=1e-3)
+    assert len(found) == 24 * len(DEPTHS)
+    for grasp, depth in found:
+        wall = {0.026: 0.0457, 0.020: 0.0472, 0.015: 0.0485}[depth]  # metres; the bowl is wider above
+        assert np.linalg.norm((grasp.position - bowl)[:2]) == pytest.approx(wall, abs=4e-4)
         finger_axis = yaw(grasp.yaw)[:, 1]  # they must open across the wall
         assert abs(finger_axis @ [np.cos(grasp.angle), np.sin(grasp.angle), 0]) == pytest.approx(1)
         assert abs(grasp.yaw) <= np.pi / 2

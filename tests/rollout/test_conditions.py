@@ -10,7 +10,7 @@ from pipeline.config import Sim
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import Task, init_states, tasks
 from pipeline.rollout.baselines import RandomAgent
-from pipeline.rollout.conditions import alter_agent, alter_world
+from pipeline.rollout.conditions import alter_agent, alter_world, baseline
 from pipeline.rollout.episode import EpisodeSettings, run_episode
 from pipeline.rollout.record import EpisodeRecord
 
@@ -87,6 +87,13 @@ def test_pictures_of_another_episode_are_the_next_ones(simulator: Simulator, epi
     np.testing.assert_array_equal(agent.seen[0].images["agentview"], theirs[0])
     assert record.final_state == own.final_state != plain.final_state, "random actions do not depend on pictures"
     assert (record.steps, record.looks, record.renders) == (8, 2, 0)
+
+
+def test_what_a_condition_is_compared_with() -> None:
+    asked = {"blank_cameras": None, "displaced": 0.08, "displaced+blank_cameras": 0.08, "light+other_episode": 0.4}
+    against = {name: baseline(name, asked) for name in asked}
+    assert against == dict.fromkeys(asked, "plain") | {"displaced+blank_cameras": "displaced"}
+    assert baseline("displaced+blank_cameras", asked | {"displaced+blank_cameras": 0.05}) == "plain", "another distance"
 
 
 @pytest.mark.sim

@@ -99,3 +99,23 @@ def test_the_evaluation_says_whether_the_policy_looks(blind: int, words: str) ->
     assert words in str(whether_it_looks(report)) and words in headline(report)
     assert f"blank_cameras: {blind} of 20 = {blind / 20:.1%}" in headline(report)
     assert whether_it_looks(summary(plain)) is None
+
+
+def test_too_few_episodes_show_nothing() -> None:
+    for n, words in ((5, "too few to tell"), (6, "it depends on them")):
+        plain, dark = ([record(outcome, 0, i) for i in range(n)] for outcome in ("success", "failure"))
+        row = {"condition": "blank_cameras", "amount": None, **rates(dark), **paired(plain, dark)}
+        assert words in str(whether_it_looks({**summary(plain), "conditions": [row]}))
+    none = {"condition": "blank_cameras", "amount": None, **rates(dark), **paired(dark, dark)}
+    assert "with them in 0: too few to tell" in str(whether_it_looks({**summary(dark), "conditions": [none]}))
+
+
+def test_blanked_cameras_on_displaced_scenes_are_told_of() -> None:
+    plain = [record("success", 0, i) for i in range(20)]
+    moved = [record("success" if i < 10 else "failure", 0, i) for i in range(20)]
+    dark = [record("failure", 0, i) for i in range(20)]
+    row = {"condition": "displaced+blank_cameras", "amount": 0.08, **rates(dark), "against": "displaced"}
+    words = str(whether_it_looks({**summary(plain), "conditions": [row | paired(moved, dark)]}))
+    assert words == (
+        "With its cameras blanked it succeeds in 0 of 20 episodes (displaced, blank_cameras): it depends on them."
+    )

@@ -144,7 +144,7 @@ def test_the_expert_and_a_replay_of_its_demonstration_succeed(
     write_demos(demo_file(demos, task), task, [made.episode], params.sim)
 
     cfg = replace(params.eval_libero, first_init_state=30, episodes=2, max_steps=None, videos_per_task=0)
-    cfg = replace(cfg, conditions={"blank_cameras": None, "displaced": 0.05})
+    cfg = replace(cfg, conditions={"blank_cameras": None, "displaced": 0.05, "displaced+blank_cameras": 0.05})
     argv = write(replace(params, eval_libero=cfg))
     eval_libero.main([*argv, "--agent", "replay", "--demos", str(demos), "--out", str(tmp_path / "replay")])
     tree = json.loads((tmp_path / "replay/eval.json").read_text())
@@ -241,6 +241,9 @@ def test_a_policy_that_does_not_fit_is_refused_before_anything_runs(
         eval_libero.main([*write(other), "--policy", str(policy)])
     with pytest.raises(DataError, match=r"policy\.json: not found.*dvc repro train_flow"):
         eval_libero.main([*write(params), "--policy", str(tmp_path / "nowhere")])
+    seldom = replace(params, eval_libero=replace(params.eval_libero, execute=17))
+    with pytest.raises(ConfigError, match=r"eval_libero\.execute is 17, but the policy gives 16 actions"):
+        eval_libero.main([*write(seldom), "--policy", str(policy)])
     assert not (tmp_path / "scratch").exists()
 
 

@@ -198,7 +198,7 @@ def test_conditions_stand_beside_the_plain_result(project: Path, monkeypatch: py
     (other / "eval.json").write_text(json.dumps(tree | summary(plain) | {"conditions": [row]}))
     says = Page(make(project, monkeypatch, "--results", "results/conditions")).says()
     assert "What the policy uses" in says and "blank cameras" in says
-    assert "0 of 20-20 +01.9e-06" in says
+    assert "0 of 20-20 +0 of 201.9e-06" in says
     assert "With its cameras blanked it succeeds in 0 of 20 episodes: it depends on them." in says
 
 

@@ -1,8 +1,23 @@
 """What is random in a step."""
 
-import torch
+from dataclasses import replace
+from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+
+from pipeline.train.loop import train
 from pipeline.train.update import uniform_noise
+from tests.train.synthetic import ARCH, table
+from tests.train.test_loop import CFG
+
+
+def test_feature_noise_changes_what_is_learnt(tmp_path: Path) -> None:
+    with_noise, without = (
+        train(Accelerator(cpu=True), table(), ARCH, replace(CFG, epochs=1), noise, tmp_path / str(noise))[0]
+        for noise in (0.1, 0.0)
+    )
+    assert not torch.equal(with_noise.fusion.mlp[0].weight, without.fusion.mlp[0].weight)
 
 
 def test_feature_noise_has_the_spread_that_was_asked_for() -> None:
