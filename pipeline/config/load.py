@@ -321,6 +321,10 @@ def _check_training(p: Params, require: Require) -> None:
 
 
 def _check_demos(p: Params, require: Require) -> None:
+    require(
+        p.sim.assets_path is None or p.sim.assets == "official",
+        f"sim.assets_path is {p.sim.assets_path}, but sim.assets is {p.sim.assets}, built here: use sim=official",
+    )
     share = p.demos.displaced_share
     require(0 <= share <= 1, f"demos.displaced_share is {share}; use 0 to 1")
     require(

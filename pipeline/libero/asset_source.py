@@ -4,9 +4,10 @@
 """
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.config.params import Sim
+from pipeline.config.params import Compute, Sim
 from pipeline.errors import AssetError, ConfigError
 from pipeline.libero.assets import COVERED_SUITES, build
 from pipeline.libero.headless import CONFIG_DIR
@@ -36,6 +37,16 @@ def asset_directory(sim: Sim, suite: str) -> Path:
     if sim.assets_path is not None:
         return _given(Path(sim.assets_path).expanduser())
     return _downloaded()
+
+
+def require_assets(sim: Sim, suites: Iterable[str], compute: Compute) -> None:
+    """Raise what `asset_directory` would in this machine's workers, before any is started.
+
+    A cluster's machines have assets of their own, which nobody here can look at.
+    """
+    if compute.scheduler in ("serial", "local"):
+        for suite in sorted(suites):
+            asset_directory(sim, suite)
 
 
 def _embedded(sim: Sim, suite: str) -> Path:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pipeline.compute import map_unordered
 from pipeline.config import Compute, Demos, Sim
 from pipeline.errors import DataError
+from pipeline.libero.asset_source import require_assets
 from pipeline.libero.demonstrations import cameras_of, demo_file
 from pipeline.libero.expert import Noise, attempt, can_solve
 from pipeline.libero.recording import Origin, load_part, save_part, write_demos
@@ -92,6 +93,7 @@ def collect(tasks: Sequence[Task], sim: Sim, demos: Demos, compute: Compute, wor
                 f"the scripted expert cannot solve {suite}, only libero_spatial. Set demos.source to 'official' "
                 f"(downloads demonstrations of any of {', '.join(SUITES)}) or 'path'"
             )
+    require_assets(sim, {task.suite for task in tasks}, compute)
     _sweep(work)
     started = perf_counter()
     left = {task: items for task in tasks if (items := _items(task, demos, work))}

@@ -19,6 +19,7 @@ from pipeline.compute import map_unordered
 from pipeline.config import Compute, Sim
 from pipeline.errors import SimulatorError
 from pipeline.files import exclusive, write_atomic
+from pipeline.libero.asset_source import require_assets
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
 from pipeline.provenance import code_digest, versions
@@ -113,6 +114,7 @@ def evaluate(evaluation: Evaluation, compute: Compute, work: Path) -> list[Episo
         first = evaluation.settings.first_init_state
         check_row(task, first, rows)
         check_row(task, first + evaluation.episodes - 1, rows)
+    require_assets(evaluation.sim, {task.suite for task in evaluation.tasks}, compute)
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(work / "lock", "evaluation"), Journal(work / "episodes.jsonl") as journal:
         todo = [item for item in _items(evaluation) if item.key not in journal.records]

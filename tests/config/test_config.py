@@ -102,6 +102,7 @@ def test_reference_experiment_has_the_reference_settings() -> None:
             {"eval_libero": {"execute": 4, "temporal_ensemble": 0.01}},
             "are both set, and an ensemble looks",
         ),
+        ({"sim": {"assets_path": "my/assets"}}, "sim.assets_path is my/assets, but sim.assets is embedded"),
         ({"policy": {"time_dim": 255}}, "time_dim is 255; it must be even"),
         ({"policy": {"head": "tokens"}}, "policy.head tokens clips or bins.*standardise_actions: false"),
         ({"policy": {"velocity": "transformer", "velocity_width": 100}}, "velocity_width is 100.*multiple of 64"),

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.compute import map_unordered
 from pipeline.config import Compute, Sim
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import AssetError, DataError, PipelineError
 from pipeline.files import exclusive
 from pipeline.libero.suites import Task
 from pipeline.rollout import engine
@@ -119,9 +120,27 @@ def test_two_processes_do_not_share_a_directory(plan, tmp_path: Path) -> None:
 
 
 @pytest.mark.sim
-def test_missing_assets_end_the_run_at_once(plan, sim: Sim, tmp_path: Path) -> None:
+def test_missing_assets_are_found_before_a_worker_starts(
+    plan, sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(engine, "map_unordered", start)
     evaluation = plan(sim=replace(sim, assets="official", assets_path=str(tmp_path / "nowhere")))
-    with pytest.raises(PipelineError, match="nowhere"):
+    for compute in (SERIAL, replace(SERIAL, scheduler="local")):
+        with pytest.raises(AssetError, match="nowhere"):
+            evaluate(evaluation, compute, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.sim
+def test_assets_that_a_worker_lacks_end_the_run(
+    plan, sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "require_assets", lambda *_: None)  # this machine has them
+    evaluation = plan(sim=replace(sim, assets="official", assets_path=str(tmp_path / "nowhere")))
+    with pytest.raises(AssetError, match="nowhere"):
         evaluate(evaluation, SERIAL, tmp_path / "work")
     with Journal(tmp_path / "work/episodes.jsonl") as journal:
         assert not journal.records, "a setting that is wrong is no episode's error"
