@@ -243,7 +243,7 @@ def _step_through(training: Training, bar: tqdm) -> float:
     total = torch.zeros((), device=update.accelerator.device)
     recent: deque[tuple[int, Tensor]] = deque(maxlen=LOOK_EVERY)
     for rows, images in update.table.images.epoch(counts, cfg.batch_size, cfg.seed, progress.epoch):
-        loss = update(rows, images, update.draw(len(rows), progress.step))
+        loss = update(rows, images, progress.step)
         watch.add(loss, progress.step)
         recent.append((progress.step, rows))
         total += loss

@@ -20,19 +20,6 @@ from pipeline.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What is random in a step, for the rows of a global batch.
-
-    Attributes:
-        features: camera -> noise on its standardised features; None for none.
-    """
-
-    noise: Float[Tensor, "B H A"]
-    u: Float[Tensor, " B"]
-    features: dict[str, Tensor] | None
-
-
-@dataclass(frozen=True)
 class Update:
     """Calling it makes one optimiser step, on all processes together."""
 
@@ -48,18 +35,19 @@ class Update:
     accumulation: int  # forward passes per process
     teacher: Teacher | None = None
 
-    def __call__(self, rows: Int[Tensor, " B"], images: Features | None, draws: Draws) -> Float[Tensor, ""]:
+    def __call__(self, rows: Int[Tensor, " B"], images: Features | None, step: int) -> Float[Tensor, ""]:
         """Update on the global batch `rows`; return the sum of this process's losses.
 
-        `images` are the features of all of it, if they were read already; `draws` are of as many rows.
+        `images` are the features of all of it, if they were read already.
         """
         accelerator = self.accelerator
+        noises, times, spreads = self._draw(len(rows), step)
         total = torch.zeros((), device=accelerator.device)
         for part, weight, sync in self._parts(len(rows)):
             features = images and {name: x[part.to(x.device)] for name, x in images.items()}
             batch = self.table.batch(rows[part], self.arch.horizon, features)
-            noise, u = draws.noise[part].to(accelerator.device), draws.u[part].to(accelerator.device)
-            extra = draws.features and {name: x[part.to(x.device)] for name, x in draws.features.items()}
+            noise, u = noises[part].to(accelerator.device), times[part].to(accelerator.device)
+            extra = spreads and {name: x[part.to(x.device)] for name, x in spreads.items()}
             actions = batch.actions
             if self.teacher is not None:
                 actions, u = self.teacher.actions(batch, noise), self.teacher.times(u)
@@ -90,19 +78,19 @@ class Update:
             sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
             yield (part, 1.0, sync) if len(part) else (torch.zeros(1, dtype=torch.int64), 0.0, sync)
 
-    def draw(self, size: int, step: int) -> Draws:
-        """Return what is random in a step on `size` rows: a function of (seed, step) and the kind of device."""
+    def _draw(self, size: int, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+        """Return a global batch's noise, times and feature noise: a function of (seed, step) and the kind of device."""
         seed = step_seed(self.cfg.seed, step)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(size, self.arch.horizon, ACTION_DIM, generator=generator)
         u = torch.rand(size, generator=generator)
         if self.feature_noise == 0:
-            return Draws(noise, u, None)
+            return noise, u, None
         device = self.accelerator.device
         if device.type != "cpu":  # millions of numbers a step, for patch tokens
             generator = torch.Generator(device).manual_seed(seed)
         shape = (size, *self.arch.image_shape)
-        return Draws(noise, u, {c: uniform_noise(shape, self.feature_noise, generator) for c in self.arch.cameras})
+        return noise, u, {c: uniform_noise(shape, self.feature_noise, generator) for c in self.arch.cameras}
 
 
 def uniform_noise(shape: Sequence[int], std: float, generator: torch.Generator) -> Float[Tensor, "*shape"]:

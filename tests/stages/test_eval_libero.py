@@ -110,21 +110,21 @@ def test_conditions_are_evaluated_beside_the_plain_one(
     params: Params, write: Callable[[Params], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     asked = {"blank_cameras": None, "displaced": 0.05}
-    cfg = replace(params.eval_libero, episodes=2, conditions=asked, condition_episodes=1)
+    cfg = replace(params.eval_libero, episodes=3, conditions=asked, condition_episodes=2)
     params = replace(params, eval_libero=cfg)
     out = tmp_path / "results"
     eval_libero.main([*write(params), "--agent", "random", "--out", str(out)])
     tree = json.loads((out / "eval.json").read_text())
     assert [(row["condition"], row["amount"], row["n"], row["pairs"]) for row in tree["conditions"]] == [
-        ("blank_cameras", None, 1, 1),
-        ("displaced", 0.05, 1, 1),
+        ("blank_cameras", None, 2, 2),
+        ("displaced", 0.05, 2, 2),
     ]
-    assert "With its cameras blanked it succeeds in 0 of 1 episodes" in capsys.readouterr().out
+    assert "With its cameras blanked it succeeds in 0 of 2 episodes" in capsys.readouterr().out
     plain, blank, displaced = (
         read_records(out / part / "episodes.jsonl") for part in ("", "conditions/blank_cameras", "conditions/displaced")
     )
     ends = [[r.final_state for r in records] for records in (plain, blank, displaced)]
-    assert len(ends[0]) == 2 and ends[0][:1] == ends[1], "random actions do not depend on what is seen"
+    assert len(ends[0]) == 3 and ends[0][:2] == ends[1], "random actions do not depend on what is seen"
     assert not set(ends[0]) & set(ends[2]), "objects lie elsewhere"
     videos = [r.video for r in blank if r.video]
     assert videos and all((out / "conditions/blank_cameras" / video).stat().st_size for video in videos)
