@@ -87,16 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         others[place] = name, evaluate(other, params.compute, place)
     report = {
         **summary(records),
-        "conditions": [
-            {
-                "condition": name,
-                "amount": asked[name],
-                **rates(rows),
-                "against": (base := baseline(name, asked)),
-                **paired(dict(others.values()).get(base, records), rows),
-            }
-            for name, rows in others.values()
-        ],
+        "conditions": compared(records, dict(others.values()), asked),
         "init_states_demonstrated": None if args.agent == "replay" else demonstrated(params, records),
         "protocol": protocol(evaluation, work),
         "versions": versions(),
@@ -125,10 +116,11 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
         encoder = params.embed.encoder
         if encoder.precision == "auto":  # what it came to where the features were made, not what it would be here
             encoder = replace(encoder, precision=spec.encoder["precision"])
-        make_agent = partial(load_policy, policy.resolve(), encoder, params.sim, device, cfg)
+        every = look_every(spec.architecture, cfg.execute if cfg.temporal_ensemble is None else 1)
+        make_agent = partial(load_policy, policy.resolve(), encoder, params.sim, device, cfg, every)
         identity = {"name": "policy", "device": device, **policy_identity(policy)}
         identity["sampling_steps"] = cfg.sampling_steps or spec.architecture.sampling_steps
-        identity["execute"] = look_every(spec.architecture, cfg.execute if cfg.temporal_ensemble is None else 1)
+        identity["execute"] = every
         identity["temporal_ensemble"] = cfg.temporal_ensemble
     elif agent == "replay":
         make_agent = partial(ReplayAgent, demos.resolve(), execute)
@@ -151,9 +143,8 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
     )
 
 
-def load_policy(path: Path, encoder: EncoderParams, sim: Sim, device: str, cfg: EvalLibero) -> Agent:
+def load_policy(path: Path, encoder: EncoderParams, sim: Sim, device: str, cfg: EvalLibero, every: int) -> Agent:
     """Return the agent of a bundle, in a worker."""
-    every = cfg.execute if cfg.temporal_ensemble is None else 1
     agent = PolicyAgent.load(path, encoder, sim, device, cfg.sampling_steps, every)
     return agent if cfg.temporal_ensemble is None else TemporalEnsemble(agent, cfg.temporal_ensemble)
 
@@ -165,6 +156,22 @@ def conditions_for(agent: str, asked: Mapping[str, float | None]) -> dict[str, f
     return {
         name: amount for name, amount in asked.items() if agent != "expert" or not set(parts(name)) & set(OF_THE_AGENT)
     }
+
+
+def compared(
+    plain: list[EpisodeRecord], others: Mapping[str, list[EpisodeRecord]], asked: Mapping[str, float | None]
+) -> list[dict[str, Any]]:
+    """Return a row of eval.json for each condition: its rates, and the episodes lost and gained to its baseline."""
+    return [
+        {
+            "condition": name,
+            "amount": asked[name],
+            **rates(rows),
+            "against": (base := baseline(name, asked)),
+            **paired(others.get(base, plain), rows),
+        }
+        for name, rows in others.items()
+    ]
 
 
 def resumed(work: Path) -> int:
