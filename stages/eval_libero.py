@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import EncoderParams, EvalLibero, Params, Sim
+from pipeline.config import EncoderParams, EvalLibero, Params, Sim, condition_parts
 from pipeline.encode.clip import pick_device
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import ConfigError, DataError, SimulatorError
@@ -34,7 +34,7 @@ from pipeline.policy.bundle import load_spec
 from pipeline.provenance import provenance, versions
 from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, look_every, policy_identity
 from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable
-from pipeline.rollout.conditions import OF_THE_AGENT, baseline, parts
+from pipeline.rollout.conditions import OF_THE_AGENT, baseline
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
 from pipeline.rollout.metrics import headline, paired, rates, summary, timings
@@ -154,7 +154,9 @@ def conditions_for(agent: str, asked: Mapping[str, float | None]) -> dict[str, f
     if agent == "replay":
         return {}
     return {
-        name: amount for name, amount in asked.items() if agent != "expert" or not set(parts(name)) & set(OF_THE_AGENT)
+        name: amount
+        for name, amount in asked.items()
+        if agent != "expert" or not set(condition_parts(name)) & set(OF_THE_AGENT)
     }
 
 

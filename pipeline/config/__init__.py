@@ -25,6 +25,7 @@ from pipeline.config.params import (
     Tls,
     TrainFlow,
     TuneEncoder,
+    condition_parts,
     training_of,
 )
 
@@ -52,6 +53,7 @@ __all__ = [
     "Tls",
     "TrainFlow",
     "TuneEncoder",
+    "condition_parts",
     "from_dict",
     "load",
     "training_of",

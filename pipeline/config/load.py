@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import dacite
 import yaml
 
-from pipeline.config.params import ATTENTION_HEAD, CONDITIONS, HEADS_IN_STEPS, NOISE_LEVELS, Params
+from pipeline.config.params import ATTENTION_HEAD, CONDITIONS, HEADS_IN_STEPS, NOISE_LEVELS, Params, condition_parts
 from pipeline.encode.depth import is_depth
 from pipeline.errors import ConfigError, did_you_mean
 
@@ -360,7 +360,7 @@ def _check_demos(p: Params, require: Require) -> None:
 
 def _check_conditions(p: Params, require: Require) -> None:
     for name, amount in p.eval_libero.conditions.items():
-        parts = name.split("+")
+        parts = condition_parts(name)
         for part in parts:
             known = part in CONDITIONS and parts.count(part) == 1
             require(known, f"eval_libero.conditions has {name!r}.{did_you_mean(part, CONDITIONS)}")

@@ -34,6 +34,11 @@ Several at once are joined by +, such as displaced+blank_cameras.
 """
 
 
+def condition_parts(condition: str) -> tuple[str, ...]:
+    """Return what `condition` changes, of CONDITIONS: displaced+blank_cameras is two things."""
+    return tuple(condition.split("+"))
+
+
 @dataclass(frozen=True)
 class Data:
     """Which part of LIBERO."""

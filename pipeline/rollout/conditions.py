@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.config import PLAIN, Sim
+from pipeline.config import PLAIN, Sim, condition_parts
 from pipeline.encode.depth import lens
 from pipeline.libero.displacement import displaced
 from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS, Observation, Simulator
@@ -20,14 +20,9 @@ OF_THE_AGENT = (*BLANKED, OTHER_EPISODE, "other_instruction")
 """The conditions that change what an agent is given; the others change the scene."""
 
 
-def parts(condition: str) -> tuple[str, ...]:
-    """Return what `condition` changes: displaced+blank_cameras is two things."""
-    return tuple(condition.split("+"))
-
-
 def without(condition: str, part: str) -> str:
     """Return the condition that changes the rest."""
-    return "+".join(p for p in parts(condition) if p != part) or PLAIN
+    return "+".join(p for p in condition_parts(condition) if p != part) or PLAIN
 
 
 def baseline(condition: str, asked: Mapping[str, float | None]) -> str:
@@ -35,14 +30,14 @@ def baseline(condition: str, asked: Mapping[str, float | None]) -> str:
 
     displaced+blank_cameras is compared with displaced; all else, and if that is not asked for, with the plain one.
     """
-    scene = "+".join(part for part in parts(condition) if part not in OF_THE_AGENT)
+    scene = "+".join(part for part in condition_parts(condition) if part not in OF_THE_AGENT)
     alike = scene not in ("", condition) and asked.get(scene) == asked[condition]
     return scene if alike else PLAIN
 
 
 def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:
     """Return the agent as this condition lets it see and hear."""
-    for part in parts(condition):
+    for part in condition_parts(condition):
         if part in BLANKED:
             agent = Blank(agent, BLANKED[part], sim.image_size)
         elif part == "other_instruction":
@@ -62,7 +57,7 @@ def alter_world(simulator: Simulator, condition: str, amount: float | None, seed
         return
     rng = np.random.default_rng(seed)
     model = simulator.model
-    (altered,) = set(parts(condition)) - set(OF_THE_AGENT)
+    (altered,) = set(condition_parts(condition)) - set(OF_THE_AGENT)
     if altered == "displaced":
         simulator.reset(displaced(simulator, amount, rng), sim_seed)
     elif altered == "light":

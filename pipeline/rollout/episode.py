@@ -11,12 +11,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.config import PLAIN
+from pipeline.config import PLAIN, condition_parts
 from pipeline.errors import PipelineError, SimulatorError
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import SUITES, Task, init_states
 from pipeline.rollout.agent import Agent, Noting, Privileged
-from pipeline.rollout.conditions import OTHER_EPISODE, Shown, alter_world, parts, without
+from pipeline.rollout.conditions import OTHER_EPISODE, Shown, alter_world, without
 from pipeline.rollout.record import EpisodeRecord, ErrorKind
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class _Rollout:
 
     def run(self) -> None:
         """Act until the task is solved or the steps are spent."""
-        if OTHER_EPISODE in parts(self.settings.condition):
+        if OTHER_EPISODE in condition_parts(self.settings.condition):
             self.agent = Shown(self.agent, self._neighbours_pictures())
         with self._timed("reset"):
             states = init_states(self.task)

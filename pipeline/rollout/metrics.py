@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from pipeline.config import condition_parts
 from pipeline.rollout.record import EpisodeRecord
 
 Z_95 = 1.959964
@@ -134,7 +135,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 def whether_it_looks(report: Mapping[str, Any]) -> str | None:
     """Return in words what the evaluation with blanked cameras shows; None without one."""
     rows = report.get("conditions", ())
-    blind = next((row for row in rows if "blank_cameras" in row["condition"].split("+")), None)
+    blind = next((row for row in rows if "blank_cameras" in condition_parts(row["condition"])), None)
     if blind is None or not blind["n"] or not report["n"]:
         return None
     counts = f"With its cameras blanked it succeeds in {blind['successes']} of {blind['n']} episodes"
