@@ -1,7 +1,7 @@
 # `make repro` and `make test` do everything on a fresh machine. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup system repro test test-fast test-exhaustive lint format params requirements bench clean
+.PHONY: help setup system browser repro test test-fast test-exhaustive lint format params requirements bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,9 @@ setup: system $(READY)  ## Make .venv with everything in it, and the system's GL
 
 system:
 	@tools/system_libraries.sh
+
+browser:  ## Chromium, without which the tests of the HTML pages are skipped
+	@tools/system_libraries.sh --browser
 
 # uv installs in a fraction of pip's time. One dependency of LIBERO (egl-probe) is built from source with cmake below 4.
 $(READY): requirements.txt

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Make sure that the system's part is there: libraries for headless rendering (EGL or OSMesa with Mesa's software
 # driver), and a C++ compiler, which one dependency of LIBERO (egl-probe) is built with.
+# With --browser also Chromium, without which the tests of the HTML pages are skipped.
 # Installs them on Debian and Ubuntu as root or with sudo; otherwise names them and the command.
 set -eu
+browser=""
+[ "${1:-}" != --browser ] || browser=chromium
 packages="libosmesa6 libegl1 libgl1 libegl-mesa0 libglx-mesa0 libgl1-mesa-dri"
 libraries="libEGL.so.1 libOSMesa.so libGL.so.1"
 
@@ -10,11 +13,13 @@ missing() {
     for library in $libraries; do
         /sbin/ldconfig -p 2>/dev/null | grep -q "$library" || { echo "$library"; return; }
     done
-    command -v c++ >/dev/null || echo "a C++ compiler"
+    command -v c++ >/dev/null || { echo "a C++ compiler"; return; }
+    [ -z "$browser" ] || command -v chromium chromium-browser google-chrome >/dev/null || echo "Chromium"
 }
 
 [ -n "$(missing)" ] || exit 0
 command -v c++ >/dev/null || packages="$packages g++"
+packages="$packages $browser"
 install="apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages"
 if ! command -v apt-get >/dev/null; then
     echo "warning: $(missing) is missing. Install your system's packages for OSMesa and EGL (Debian: $packages)." >&2
