@@ -4,6 +4,7 @@
     python -m stages.report --summary                                   # print the result, write nothing
     python -m stages.report --record                                    # docs/results/<experiment>.json, to commit
     python -m stages.report --results results/random --training '' --out results/random.html   # of a baseline
+    python -m stages.report --tables README.md docs/heads.md            # fill their tables from docs/results
     python -m stages.report --demos libero_spatial                      # results/libero_spatial_demos.html
     python -m stages.report --compare results/flow results/l1           # results/comparison.html, and .json
     python -m stages.report --compare --against flow-0    # section `comparison`: results/against-flow-0.html
@@ -26,6 +27,7 @@ from pipeline.libero.suites import tasks
 from pipeline.report.comparison import compare, comparison_page, find_runs
 from pipeline.report.dataset import dataset_page
 from pipeline.report.inputs import read_inputs, read_json, stage_seconds
+from pipeline.report.markdown import fill
 from pipeline.report.page import page
 from pipeline.rollout.metrics import headline
 from stages import cli
@@ -42,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", help="default: results/report.html, SUITE_demos.html, comparison.html ...")
     parser.add_argument("--record", action="store_true", help="keep the figures of this experiment below --figures")
     parser.add_argument("--summary", action="store_true", help="print the result, write nothing")
+    parser.add_argument("--tables", metavar="FILE", nargs="+", help="make the tables of these documents anew")
     parser.add_argument("--demos", metavar="SUITE", help="show the demonstrations of this suite instead")
     parser.add_argument(
         "--compare",
@@ -58,6 +61,11 @@ def main(argv: list[str] | None = None) -> None:
     params = cli.settings(args)
     experiment = params.experiment
     training = Path(args.training) if args.training else None
+    if args.tables:
+        for document in map(Path, args.tables):
+            write_atomic(document, fill(document.read_text(), Path()))
+            print(document)
+        return
     if args.demos:
         out = Path(args.out or f"results/{args.demos}_demos.html")
         print(show_demos(args.demos, params, out))

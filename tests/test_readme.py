@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline.config.compose import compose
+from pipeline.report.markdown import fill
 from tests.imports import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
@@ -55,7 +56,8 @@ def test_every_command_is_run_by_a_test() -> None:
     assert len(commands()) >= len(RUN_ELSEWHERE)
 
 
-PAGES = (TEXT, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = tuple(page.read_text() for page in DOCUMENTS)
 COMPOSING = sorted({c for text in PAGES for c in commands(text) if c.startswith("python -m pipeline.config")})
 
 
@@ -94,6 +96,12 @@ def test_figures_are_what_the_stages_wrote(experiment: str) -> None:
     assert f"{trained['steps']:,} steps, {trained['trainable_parameters']['total'] / 1e6:.1f}M parameters" in TEXT
     if len(result["per_task"]) > 1:
         assert ", ".join(str(row["successes"]) for row in result["per_task"]) in TEXT
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda p: p.name)
+def test_tables_are_what_the_stage_makes_of_the_committed_figures(page: Path) -> None:
+    text = page.read_text()
+    assert fill(text, ROOT) == text, f"run: python -m stages.report --tables {page.relative_to(ROOT)}"
 
 
 def test_expert_figures_are_what_the_benchmark_wrote() -> None:

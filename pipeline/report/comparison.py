@@ -111,16 +111,21 @@ def comparison(title: str, compared: Mapping[str, Any]) -> Markup:
         "encoder included"
     )
     made = table(caption, head, rows, numbers=(1, 4, 5, 6, 8, 9, 10, 11, 12))
-    return el("section", el("h2", title), made, _by_steps(compared["rows"]))
+    return el("section", el("h2", title), made, _steps_table(compared["rows"]))
 
 
-def _by_steps(rows: Sequence[Mapping[str, Any]]) -> Content:
-    """A table of the policies that were sampled in several numbers of steps."""
+def by_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Return the rows of the policies that were sampled in several numbers of steps, by name and number."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
         if row["sampling_steps"] is not None:
             found.setdefault(training_of(row["name"]), {})[row["sampling_steps"]] = row
-    several = {name: by for name, by in found.items() if len(by) > 1}
+    return {name: by for name, by in found.items() if len(by) > 1}
+
+
+def _steps_table(rows: Sequence[Mapping[str, Any]]) -> Content:
+    """A table of the policies that were sampled in several numbers of steps."""
+    several = by_steps(rows)
     if not several:
         return ()
     columns = sorted({steps for by in several.values() for steps in by})

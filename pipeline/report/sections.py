@@ -115,10 +115,9 @@ def conditions(inputs: Inputs) -> Content:
         if (against := row.get("against", "plain")) != "plain":
             change += f", to {against}"
         p_value = f"{row['p_value']:.2g}" if "lost" in row else "–"
-        name = str(row["condition"]).replace("_", " ").replace("+", " and ")
         rows.append(
             (
-                name if row["amount"] is None else f"{name}, {row['amount']:g}",
+                condition_name(row["condition"], row["amount"]),
                 percent(row["success_rate"]),
                 interval_bar(row["success_rate"], row["wilson_low"], row["wilson_high"]),
                 interval(row),
@@ -136,6 +135,12 @@ def conditions(inputs: Inputs) -> Content:
         el("p", el("strong", words)) if words else "",
         table(caption, head, rows, numbers=(1, 4, 5, 6)),
     )
+
+
+def condition_name(condition: str, amount: float | None) -> str:
+    """Return what is changed, in words: displaced and blank cameras, 0.08."""
+    name = condition.replace("_", " ").replace("+", " and ")
+    return name if amount is None else f"{name}, {amount:g}"
 
 
 def episodes(inputs: Inputs) -> Markup:

@@ -237,6 +237,17 @@ def test_evaluations_are_compared_on_the_same_init_states(
     assert "-9 +0 of 120.0039l1–0.01231 min 01 s4.3 M" in page.says()
     assert "flow90 %" in page.says() and "flow, mlp10" in page.says()
     assert page.all("html") == [{"lang": "en"}]
+    document = Path("page.md")
+    document.write_text("Before.\n<!-- table: comparison results/comparison.json -->\nold\n<!-- end -->\nAfter.\n")
+    report.main(["--params", str(params), "--tables", str(document)])
+    lines = document.read_text().splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("Before.", "After.", 8) and "old" not in lines
+    assert lines[5].startswith(
+        "| `l1` | l1 | 52.6 % | 10 of 19, 31.7 – 72.7 % | -9 +0, p = 0.0039 | 0.0123 | 1 min 01 s |"
+    )
+    document.write_text("<!-- table: comparisons results/comparison.json -->\n<!-- end -->\n")
+    with pytest.raises(DataError, match=r"no table 'comparisons'.*Did you mean 'comparison'"):
+        report.main(["--params", str(params), "--tables", str(document)])
 
 
 def test_a_missing_video_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
