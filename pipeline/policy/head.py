@@ -1,4 +1,4 @@
-"""What an action head is: two methods. Those there are: flow, diffusion, regression (l1, l2, cvae), tokens."""
+"""What an action head is: two methods. `config.HeadName` names those there are."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,7 +8,8 @@ class Head(nn.Module):
     """Actions from a condition. All randomness is handed in: the same noise gives the same loss and the same actions.
 
     Actions are (B, H, A), standardised by default, or as the environment has them, in [-1, 1]: a head that needs the
-    bounds asks for policy.standardise_actions: false (see `_check_policy` in pipeline/config/load.py).
+    bounds asks for policy.standardise_actions: false (add it to `_check_policy` in pipeline/config/load.py). The gripper's
+    component takes two values only. Under train_flow.precision bf16, what a layer makes of the condition is bfloat16.
     """
 
     def loss(
@@ -19,6 +20,8 @@ class Head(nn.Module):
         u: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
         """Return each row's loss, a mean over its components: learning rate and clipping expect it to be of order 1.
+
+        It may be negative, as a likelihood's is.
 
         Args:
             actions: as demonstrated.
@@ -34,7 +37,8 @@ class Head(nn.Module):
         """Return actions.
 
         Args:
-            noise: from N(0, I). For a choice, the normal's cumulative function makes U(0, 1) of a number of it.
+            noise: from N(0, I). For a choice, the normal's cumulative function makes U(0, 1) of a number of it, which
+                is then used up: a head that needs it as noise, too, has to rescale what the choice has left of it.
             steps: from noise to action, for heads that take steps.
         """
         raise NotImplementedError

@@ -178,7 +178,10 @@ def make_head(arch: Architecture) -> Head:
         velocity = network(
             arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers, arch.time_dim
         )
-        return RectifiedFlow(velocity, arch.times, arch.solver) if arch.head == "flow" else Diffusion(velocity)
+        if arch.head == "flow":
+            return RectifiedFlow(velocity, arch.times, arch.solver)
+        if arch.head == "diffusion":
+            return Diffusion(velocity)
     sizes = (arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers)
     if arch.head == "cvae":
         return Cvae(*sizes)

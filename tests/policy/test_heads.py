@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from pipeline.config import NOISE_LEVELS, HeadName
@@ -14,6 +15,7 @@ from pipeline.policy.head import Head
 from pipeline.policy.network import Architecture, make_head
 from pipeline.policy.regression import KL_WEIGHT, Cvae
 from pipeline.policy.tokens import BINS, ActionTokens, bins
+from tests.imports import ROOT
 
 H, A, C = 3, 7, 5
 EVERY = [("flow", "mlp"), ("flow", "residual"), ("flow", "transformer"), ("diffusion", "residual")]
@@ -22,6 +24,15 @@ EVERY += [(name, "mlp") for name in ("l1", "l2", "cvae", "tokens")]
 
 def test_every_head_is_tested() -> None:
     assert {name for name, _ in EVERY} == set(get_args(HeadName))
+
+
+def test_every_head_is_told_of_and_compared() -> None:
+    section = (ROOT / "docs/heads.md").read_text().partition("## Heads")[2].partition("## ")[0]
+    compared = yaml.safe_load((ROOT / "configs/comparison/heads.yaml").read_text())["policies"].values()
+    heads = {changes.get("policy.head", "flow") for changes in compared}
+    for name in get_args(HeadName):
+        assert f"`{name}`" in section, f"docs/heads.md has no line for the head {name}"
+        assert name in heads, f"configs/comparison/heads.yaml does not compare the head {name}"
 
 
 def make(head: str, velocity: str = "mlp", **changes: Any) -> Head:
@@ -98,7 +109,7 @@ def test_two_modes_are_kept_by_all_but_regression(name: str) -> None:
     head = make(name, "residual", horizon=1)
     fit(head, target, 700, horizon=1)
     with torch.no_grad():
-        actions = head.sample(torch.randn(400, C), torch.randn(400, 1, A), 50)
+        actions = head.sample(torch.randn(1, C).expand(400, C), torch.randn(400, 1, A), 50)
     # Tokens decide for each component by itself: half of a hand may go left and half of it right.
     found = actions.flatten() if name == "tokens" else actions.mean((1, 2))
     at_a_mode = ((found.abs() - 0.8).abs() < 0.25).float().mean()
