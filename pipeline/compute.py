@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from pipeline.config import Compute, Tls
 from pipeline.errors import PipelineError
+from pipeline.memory import WORKER_ENVIRONMENT, keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -123,6 +124,7 @@ def _serial(
     heard: Callable[[Any], None] | None,
 ) -> Iterator:
     global _teller
+    keep_freed_memory()
     _set_threads(threads(compute, len(items)))
     state = setup() if setup else None
     _teller = heard
@@ -172,6 +174,7 @@ def _distributed(
     settings = {
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.comm.timeouts.connect": f"{START_TIMEOUT_S}s",
+        **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in WORKER_ENVIRONMENT.items()},
     }
     with dask.config.set(settings), _client(compute, items, lanes) as client, _connected(compute.scheduler):
         if heard is not None:

@@ -29,6 +29,7 @@ from pipeline.compute import cores
 from pipeline.config import GridParams, Params
 from pipeline.encode.depth import is_depth
 from pipeline.files import exclusive, write_atomic
+from pipeline.memory import keep_freed_memory
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.provenance import code_digest, provenance, versions
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train by params.yaml and publish the policy."""
     args = arguments(argv)
     params, out = cli.settings(args), Path(args.out)
+    keep_freed_memory()
     accelerator = make_accelerator(params, args.track, out)
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
     table = load_stores(

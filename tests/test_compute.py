@@ -1,6 +1,8 @@
 """pipeline.compute: one contract on every executor."""
 
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -142,6 +144,27 @@ def test_torch_threads_are_set() -> None:
     if cores() < 2:
         pytest.skip("torch takes no more threads than there are cores")
     assert list(map_unordered(torch_threads, [0], Compute("local", 1, 2))) == [(0, 2)]  # Dask by itself sets 1
+
+
+def faults(state: None, item: int) -> int:
+    """Return the pages faulted in by blocks of 64 MB in all that were had and freed before, in this very thread."""
+
+    def churn() -> None:
+        blocks = [bytearray(b"x") * (8 * 2**20) for _ in range(8)]
+        del blocks
+
+    churn()
+    churn()
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    churn()
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such settings")
+@pytest.mark.parametrize("compute", [SERIAL, ONE])
+def test_workers_keep_the_memory_that_they_free(compute: Compute) -> None:
+    ((_, found),) = map_unordered(faults, [0], compute)
+    assert found < 2000, "of 16,384 pages of 4 KiB"
 
 
 def test_no_items_start_nothing() -> None:

@@ -17,13 +17,15 @@ COMPARING = {
     "eval_steps": "eval_libero",
     "compare": "report",
 }
-# Settings reach a stage as DVC params. These carry them, spread work, write files, report errors and stamp results.
+# Settings reach a stage as DVC params. These carry them, spread work, write files, keep memory, report errors and stamp
+# results.
 NOT_DEPS = (
     "cache/errors.py",
     "pipeline/compute.py",
     "pipeline/config",
     "pipeline/errors.py",
     "pipeline/files.py",
+    "pipeline/memory.py",
     "pipeline/provenance.py",
     "stages/cli.py",
 )
