@@ -21,7 +21,7 @@ class Head(nn.Module):
     ) -> Float[Tensor, " B"]:
         """Return each row's loss, a mean over its components: learning rate and clipping expect it to be of order 1.
 
-        It may be negative, as a likelihood's is.
+        It may be negative, as a likelihood's is; the report's curves, on a logarithmic scale, leave such points out.
 
         Args:
             actions: as demonstrated.

@@ -109,7 +109,9 @@ def test_two_modes_are_kept_by_all_but_regression(name: str) -> None:
     head = make(name, "residual", horizon=1)
     fit(head, target, 700, horizon=1)
     with torch.no_grad():
-        actions = head.sample(torch.randn(1, C).expand(400, C), torch.randn(400, 1, A), 50)
+        # Under one condition for all, only the noise can make the choice.
+        conditions = torch.randn(400, C) if name == "l2" else torch.randn(1, C).expand(400, C)
+        actions = head.sample(conditions, torch.randn(400, 1, A), 50)
     # Tokens decide for each component by itself: half of a hand may go left and half of it right.
     found = actions.flatten() if name == "tokens" else actions.mean((1, 2))
     at_a_mode = ((found.abs() - 0.8).abs() < 0.25).float().mean()

@@ -242,9 +242,20 @@ def test_evaluations_are_compared_on_the_same_init_states(
     report.main(["--params", str(params), "--tables", str(document)])
     lines = document.read_text().splitlines()
     assert (lines[0], lines[-1], len(lines)) == ("Before.", "After.", 8) and "old" not in lines
-    assert "| 52.6 % | 10 of 19, 31.7 – 72.7 % | -9 +0, p = 0.0039 | 0.0123 | 1 min 01 s | 4.3 M |" in lines[5]
+    assert "| 52.6 %: 10 of 19, 31.7 – 72.7 % | -9 +0 of 12, p = 0.0039 | 0.0123 | 1 min 01 s | 4.3 M |" in lines[5]
     document.write_text("<!-- table: comparisons results/comparison.json -->\n<!-- end -->\n")
     with pytest.raises(DataError, match=r"no table 'comparisons'.*Did you mean 'comparison'"):
+        report.main(["--params", str(params), "--tables", str(document)])
+    for damaged in (
+        "<!-- table: comparison a.json -->\nProse.\n" + document.read_text(),
+        "<!-- table: x -->\n<!-- end -->",
+    ):
+        document.write_text(damaged)
+        with pytest.raises(DataError, match=r"of which \d make a pair"):
+            report.main(["--params", str(params), "--tables", str(document)])
+        assert document.read_text() == damaged
+    document.write_text("<!-- table: tasks results/comparison.json -->\n<!-- end -->\n")
+    with pytest.raises(DataError, match=r"comparison\.json lacks what the table tasks shows"):
         report.main(["--params", str(params), "--tables", str(document)])
 
 
