@@ -94,8 +94,6 @@ def test_figures_are_what_the_stages_wrote(experiment: str) -> None:
     low, high = (f"{100 * result[k]:.1f}" for k in ("wilson_low", "wilson_high"))
     assert f"**{result['successes']} of {result['n']}** episodes, {low} to {high} %" in TEXT
     assert f"{trained['steps']:,} steps, {trained['trainable_parameters']['total'] / 1e6:.1f}M parameters" in TEXT
-    if len(result["per_task"]) > 1:
-        assert ", ".join(str(row["successes"]) for row in result["per_task"]) in TEXT
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda p: p.name)
