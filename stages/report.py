@@ -74,11 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         out = Path(args.out or f"results/{f'against-{args.against}' if args.against else 'comparison'}.html")
         places = [Path(p) for p in args.compare] or compared_results(params.comparison)
         compared = compare(find_runs(places, Path(args.runs), args.against))
-        first = compared["rows"][0]["name"]
-        kept = figures / f"{experiment}-against-{first}.json" if args.record else out.with_suffix(".json")
-        write_atomic(out, comparison_page(compared))
-        write_atomic(kept, json.dumps(compared, indent=1) + "\n")
-        print(out)
+        print(show_comparison(compared, out, figures / experiment if args.record else None))
         return
     seconds = stage_seconds(DEMOS, Path(".scratch/embed"), params.data.suites)
     if args.record:
@@ -98,6 +94,15 @@ def main(argv: list[str] | None = None) -> None:
         write_atomic(out, page(inputs))
     print(headline(inputs.results))
     print(f"report: {out}")
+
+
+def show_comparison(compared: dict[str, Any], out: Path, record: Path | None) -> Path:
+    """Write the page of what `compare` gave, and its figures beside it, or to `<record>-against-<the first>.json`."""
+    first = compared["rows"][0]["name"]
+    kept = record.with_name(f"{record.name}-against-{first}.json") if record else out.with_suffix(".json")
+    write_atomic(out, comparison_page(compared))
+    write_atomic(kept, json.dumps(compared, indent=1) + "\n")
+    return out
 
 
 def compared_results(cfg: Comparison) -> list[Path]:
