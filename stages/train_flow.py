@@ -28,7 +28,9 @@ from cache.reader import Store, open_store
 from pipeline.compute import cores
 from pipeline.config import GridParams, Params
 from pipeline.encode.depth import is_depth
+from pipeline.errors import DataError
 from pipeline.files import exclusive, write_atomic
+from pipeline.libero.suites import tasks
 from pipeline.memory import keep_freed_memory
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture, FlowPolicy
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = make_accelerator(params, args.track, out)
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
     table = load_stores(
-        [(suite, store, params.data.tasks[suite]) for suite, store in stores.items()],
+        [(suite, store, learnt_tasks(params, suite)) for suite, store in stores.items()],
         Wanted.by(params.policy),
         params.train_flow.action,
         params.train_flow.data_mode,
@@ -151,7 +153,7 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
         "feature_noise": params.policy.feature_noise,
         "data": {
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
-            "tasks": {suite: params.data.tasks[suite] for suite in stores},
+            "tasks": {suite: learnt_tasks(params, suite) for suite in stores},
             "action": params.train_flow.action,
             "sim": {name: sim[name] for name in PICTURE_SETTINGS if name in sim},
             **({"depth": first["depth"]} if any(is_depth(camera) for camera in arch.cameras) else {}),
@@ -161,6 +163,22 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
         "code": code_digest("policy", "train"),
         "versions": {name: versions()[name] for name in ("torch", "accelerate", "diffusers")},
     }
+
+
+def learnt_tasks(params: Params, suite: str) -> tuple[int, ...] | None:
+    """Return the tasks of a suite to learn from; None is all of them.
+
+    Raises:
+        DataError: no such task to hold out, or none is left.
+    """
+    chosen, held_out = params.data.tasks[suite], params.train_flow.held_out_tasks.get(suite)
+    if not held_out:
+        return chosen
+    names = {task.id for task in tasks(suite, held_out)}
+    left = tuple(task.id for task in tasks(suite, chosen) if task.id not in names)
+    if not left:
+        raise DataError(f"train_flow.held_out_tasks holds out every task of {suite}. Leave some to learn from")
+    return left
 
 
 def teacher_identity(path: str | None) -> dict[str, Any] | None:

@@ -305,6 +305,11 @@ def _check_training(p: Params, require: Require) -> None:
         f"policy.history is {p.policy.history}, but streamed rows come without those before them: set "
         "train_flow.data_mode to resident",
     )
+    for suite, held_out in p.train_flow.held_out_tasks.items():
+        where = f"train_flow.held_out_tasks.{suite} {list(held_out)}"
+        require(suite in p.data.tasks, f"{where}: data.suites is {list(p.data.suites)}")
+        ids = p.data.tasks[suite]
+        require(ids is None or {*held_out} < {*ids}, f"{where} must be some, not all, of data.tasks {list(ids or ())}")
     require(0 <= p.train_flow.val_fraction < 1, f"train_flow.val_fraction is {p.train_flow.val_fraction}; use [0, 1)")
     require(0 <= p.train_flow.ema_decay < 1, f"train_flow.ema_decay is {p.train_flow.ema_decay}; use [0, 1)")
     require(

@@ -177,6 +177,7 @@ class TrainFlow:
     data_mode: Literal["auto", "resident", "streaming"]  # image features in memory or streamed; auto: by their size
     memory_mib: int  # most that image features may take: auto streams beyond it, and streaming keeps to it
     balance: Literal["none", "task"]  # every row once an epoch, or every task equally often
+    held_out_tasks: dict[str, tuple[int, ...]]  # per suite, those of data.tasks not to learn from, only to evaluate
     encoder: TuneEncoder
     seed: int
 

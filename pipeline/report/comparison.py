@@ -67,10 +67,18 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     first = runs[0]
     suite = " + ".join(dict.fromkeys(str(run.results["suite"]) for run in runs))
 
-    def against(run: Run) -> dict[str, Any] | None:
-        return paired(first.records, run.records) if run is not first and _scene(run) == _scene(first) else None
+    def against(run: Run, records: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
+        return paired(first.records, records) if run is not first and _scene(run) == _scene(first) else None
 
-    rows = [{**_row(run), "against_first": against(run)} for run in runs]
+    def held_out(run: Run) -> dict[str, Any] | None:
+        """The tasks that it did not learn from, against the first one's success there."""
+        rates = run.results.get("held_out")
+        if not rates:
+            return None
+        records = [r for r in run.records if [r.suite, r.task] in rates["tasks"]]
+        return {**rates, "against_first": against(run, records)}
+
+    rows = [{**_row(run), "against_first": against(run, run.records), "held_out": held_out(run)} for run in runs]
     return {"suite": suite, "rows": rows, "provenance": first.results.get("provenance")}
 
 
@@ -111,30 +119,66 @@ def comparison(title: str, compared: Mapping[str, Any]) -> Markup:
         "encoder included"
     )
     made = table(caption, head, rows, numbers=(1, 4, 5, 6, 8, 9, 10, 11, 12))
-    return el("section", el("h2", title), made, _steps_table(compared["rows"]))
+    return el("section", el("h2", title), made, _steps_table(compared["rows"]), _held_out_table(compared["rows"]))
 
 
-def by_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Return the rows of the policies that were sampled in several numbers of steps, by name and number."""
+def by_steps(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], dict[str, dict[int, Mapping[str, Any]]]]:
+    """Return the policies sampled in several numbers of steps: all the numbers, and the rows by name and number."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
         if row["sampling_steps"] is not None:
             found.setdefault(training_of(row["name"]), {})[row["sampling_steps"]] = row
-    return {name: by for name, by in found.items() if len(by) > 1}
+    several = {name: by for name, by in found.items() if len(by) > 1}
+    return sorted({steps for by in several.values() for steps in by}), several
+
+
+def steps_head(columns: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of the columns of numbers of steps."""
+    return tuple(f"{n} step{'s' if n > 1 else ''}" for n in columns)
 
 
 def _steps_table(rows: Sequence[Mapping[str, Any]]) -> Content:
     """A table of the policies that were sampled in several numbers of steps."""
-    several = by_steps(rows)
+    columns, several = by_steps(rows)
     if not several:
         return ()
-    columns = sorted({steps for by in several.values() for steps in by})
     cells = [
         (name, *(f"{percent(by[n]['success_rate'])} ({interval(by[n])})" if n in by else "–" for n in columns))
         for name, by in several.items()
     ]
-    head = ("Policy", *(f"{n} step{'s' if n > 1 else ''}" for n in columns))
+    head = ("Policy", *steps_head(columns))
     return table("Success by sampling steps, with 95 % interval", head, cells, numbers=range(1, len(head)))
+
+
+def _held_out_table(rows: Sequence[Mapping[str, Any]]) -> Content:
+    """A table of the policies that were evaluated on tasks that they did not learn from."""
+    new = [(row["name"], row["held_out"]) for row in rows if row.get("held_out")]
+    if not new:
+        return ()
+    head = ("Policy", "Tasks", "Success", "95 % interval", "Solved", f"Against {rows[0]['name']}")
+    cells = [
+        (
+            name,
+            task_names(found["tasks"]),
+            percent(found["success_rate"]),
+            interval(found),
+            f"{found['successes']} of {found['n']}",
+            lost_and_gained(found["against_first"]),
+        )
+        for name, found in new
+    ]
+    return table("Tasks that a policy did not learn from", head, cells, numbers=(2, 4, 5))
+
+
+def task_names(tasks: Sequence[Sequence[Any]]) -> str:
+    """Return suites with the numbers of their tasks, from [suite, number] pairs."""
+    suites = dict.fromkeys(suite for suite, _ in tasks)
+    return "; ".join(f"{suite} {', '.join(str(i) for s, i in tasks if s == suite)}" for suite in suites)
+
+
+def lost_and_gained(pairs: Mapping[str, Any] | None) -> str:
+    """Return how many episodes a policy loses and gains against another."""
+    return f"-{pairs['lost']} +{pairs['gained']} of {pairs['pairs']}" if pairs else "–"
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -166,7 +210,7 @@ def _cells(row: Mapping[str, Any]) -> list[Content]:
         interval_bar(row["success_rate"], row["wilson_low"], row["wilson_high"]),
         interval(row),
         f"{row['successes']} of {row['n']}",
-        f"-{pairs['lost']} +{pairs['gained']} of {pairs['pairs']}" if pairs else "–",
+        lost_and_gained(pairs),
         f"{pairs['p_value']:.2g}" if pairs else "–",
         str(row["head"]),
         shown("sampling_steps", "{}"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.report.comparison import by_steps
+from pipeline.report.comparison import by_steps, lost_and_gained, steps_head, task_names
 from pipeline.report.sections import condition_name, duration, interval, percent
 
 MARK = "<!-- table"
@@ -96,7 +96,7 @@ def comparison(compared: Tree) -> str:
                 f"`{row['name']}`",
                 str(row["head"]),
                 solved(row),
-                _pairs(row["against_first"]) if row["against_first"] else "–",
+                _pairs(row["against_first"]),
                 _number(row["val_action_mse"], "{:.4f}"),
                 "–" if row["training_s"] is None else duration(row["training_s"]),
                 _number(row["parameters"] and row["parameters"] / 1e6, "{:.1f} M"),
@@ -109,10 +109,19 @@ def comparison(compared: Tree) -> str:
 
 def steps(compared: Tree) -> str:
     """Success of each policy that was sampled in several numbers of steps."""
-    several = by_steps(compared["rows"])
-    columns = sorted({n for by in several.values() for n in by})
+    columns, several = by_steps(compared["rows"])
     rows = [(f"`{name}`", *(solved(by[n]) if n in by else "–" for n in columns)) for name, by in several.items()]
-    return grid(("policy", *(f"{n} step{'s' if n > 1 else ''}" for n in columns)), rows)
+    return grid(("policy", *steps_head(columns)), rows)
+
+
+def held_out(compared: Tree) -> str:
+    """Success on tasks that a policy did not learn from."""
+    first = compared["rows"][0]["name"]
+    new = [(row["name"], row["held_out"]) for row in compared["rows"] if row.get("held_out")]
+    rows = [
+        (f"`{name}`", task_names(found["tasks"]), solved(found), _pairs(found["against_first"])) for name, found in new
+    ]
+    return grid(("policy", "tasks held out", "success on them, 95 %", f"to {first}"), rows)
 
 
 def expert(figures: Tree) -> str:
@@ -124,8 +133,8 @@ def expert(figures: Tree) -> str:
     return grid(("task", "instruction", "solved", "mean steps"), rows)
 
 
-def _pairs(row: Tree) -> str:
-    return f"-{row['lost']} +{row['gained']} of {row['pairs']}, p = {row['p_value']:.2g}"
+def _pairs(row: Tree | None) -> str:
+    return f"{lost_and_gained(row)}, p = {row['p_value']:.2g}" if row else "–"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -141,5 +150,6 @@ TABLES: dict[str, Callable[[Tree], str]] = {
     "tasks": tasks,
     "comparison": comparison,
     "steps": steps,
+    "held_out": held_out,
     "expert": expert,
 }

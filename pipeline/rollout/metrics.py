@@ -119,6 +119,8 @@ def headline(report: Mapping[str, Any]) -> str:
     for row in report.get("conditions", ()):
         amount = "" if row["amount"] is None else f" {row['amount']:g}"
         lines.append(f"  {row['condition']}{amount}: {row['successes']} of {row['n']}{_interval(row)}")
+    if new := report.get("held_out"):
+        lines.append(f"  of them, tasks that it did not learn from: {new['successes']} of {new['n']}{_interval(new)}")
     if words := whether_it_looks(report):
         lines.append(words)
     if report.get("init_states_demonstrated"):

@@ -189,7 +189,7 @@ def policy(params: Params, tmp_path: Path) -> Path:
     arch = Architecture.of(small, encoder.dim, encoder.dim)
     torch.manual_seed(0)
     sim = {name: getattr(params.sim, name) for name in ("assets", "render", "image_size")}
-    spec = PolicySpec(arch, encoder.identity, "none", TRANSFORM_ID, {"sim": sim}, {})
+    spec = PolicySpec(arch, encoder.identity, "none", TRANSFORM_ID, {"sim": sim, "tasks": {"libero_spatial": [3]}}, {})
     save(tmp_path / "policy", FlowPolicy(arch), spec)
     return tmp_path / "policy"
 
@@ -212,6 +212,8 @@ def test_a_policy_is_evaluated_by_the_protocol(
     tree = json.loads((out / "eval.json").read_text())
     assert (tree["suite"], tree["n"], tree["failures"], tree["success_rate"]) == ("libero_spatial", 2, 2, 0.0)
     assert tree["wilson_high"] == pytest.approx(0.658, abs=5e-4)
+    assert (tree["held_out"]["tasks"], tree["held_out"]["n"]) == ([["libero_spatial", 0]], 2), "it learnt from task 3"
+    assert "tasks that it did not learn from: 0 of 2 = 0.0%" in said
     protocol = tree["protocol"]
     assert protocol["agent"]["architecture"]["execute"] == 8 and protocol["agent"]["encoder"]["pretrained"] == "seeded"
     assert protocol["transform"] == TRANSFORM_ID and protocol["sim"]["render"] == "fast"

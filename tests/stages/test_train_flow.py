@@ -168,6 +168,25 @@ def test_a_flow_is_learnt_again_from_its_own_samples(project: Path, monkeypatch:
         train_flow.main(["--track", "--out", "runs/reflow"])
 
 
+def test_tasks_that_are_held_out_are_not_learnt_from(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    train_flow.main(["--track"])
+    every = json.loads((project / "runs/flow/train.json").read_text())["steps"]
+    assert bundle.load_spec(project / "runs/flow/policy").data["tasks"] == {"libero_spatial": None}
+    change(project, held_out_tasks={"libero_spatial": [7]})
+    change(project, "data", tasks={"libero_spatial": [3, 7]})
+    train_flow.main(["--track"])
+    assert bundle.load_spec(project / "runs/flow/policy").data["tasks"] == {"libero_spatial": [3]}
+    assert json.loads((project / "runs/flow/train.json").read_text())["steps"] < every
+    change(project, "data", tasks={"libero_spatial": None})
+    change(project, held_out_tasks={"libero_spatial": [12]})
+    with pytest.raises(DataError, match="has no task 12"):
+        train_flow.main(["--track"])
+    change(project, held_out_tasks={"libero_spatial": [*range(10)]})
+    with pytest.raises(DataError, match="holds out every task of libero_spatial"):
+        train_flow.main(["--track"])
+
+
 def test_an_early_stop_between_two_samplings_is_published_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(project, best_by="val_loss", early_stop_epochs=1, metrics_every_epochs=50, learning_rate=0.1, epochs=50)
     monkeypatch.chdir(project)
