@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.config.params import Compute, Sim
-from pipeline.errors import AssetError, ConfigError
+from pipeline.errors import AssetError
 from pipeline.libero.assets import COVERED_SUITES, build
 from pipeline.libero.headless import CONFIG_DIR
 
@@ -30,10 +30,9 @@ def asset_directory(sim: Sim, suite: str) -> Path:
 
     Raises:
         AssetError: it is not there and can't be had, or does not cover `suite`.
-        ConfigError: a path is given for the embedded assets.
     """
     if sim.assets == "embedded":
-        return _embedded(sim, suite)
+        return _embedded(suite)
     if sim.assets_path is not None:
         return _given(Path(sim.assets_path).expanduser())
     return _downloaded()
@@ -49,11 +48,7 @@ def require_assets(sim: Sim, suites: Iterable[str], compute: Compute) -> None:
             asset_directory(sim, suite)
 
 
-def _embedded(sim: Sim, suite: str) -> Path:
-    if sim.assets_path is not None:
-        raise ConfigError(
-            f"sim.assets_path={sim.assets_path} needs sim.assets=official; sim.assets=embedded builds its own"
-        )
+def _embedded(suite: str) -> Path:
     if suite not in COVERED_SUITES:
         raise AssetError(
             f"sim.assets=embedded covers {', '.join(COVERED_SUITES)} only, not {suite}. Set sim.assets=official, "

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.params import Sim
-from pipeline.errors import AssetError, ConfigError
+from pipeline.errors import AssetError
 from pipeline.libero.asset_source import PARTS, asset_directory
 
 SIM = Sim("embedded", None, "fast", "auto", 128, 10, 7)
@@ -99,11 +99,6 @@ def test_embedded_assets_are_built() -> None:
 def test_embedded_assets_refuse_other_suites_with_the_remedy() -> None:
     with pytest.raises(AssetError, match=r"not libero_goal.*sim\.assets=official.*sim\.assets_path"):
         asset_directory(SIM, "libero_goal")
-
-
-def test_a_path_with_embedded_assets_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"sim\.assets=official"):
-        asset_directory(replace(SIM, assets_path="/some/where"), "libero_spatial")
 
 
 def test_a_path_is_taken_if_it_is_whole(tmp_path: Path) -> None:
