@@ -331,7 +331,9 @@ def _check_demos(p: Params, require: Require) -> None:
         f"sim.assets_path is {p.sim.assets_path}, but sim.assets is {p.sim.assets}, built here: use sim=official",
     )
     share = p.demos.displaced_share
-    require(0 <= share <= 1, f"demos.displaced_share is {share}; use 0 to 1")
+    for name in ("displaced_share", "second_tries"):
+        value = getattr(p.demos, name)
+        require(0 <= value <= 1, f"demos.{name} is {value}; use 0 to 1")
     require(
         (share > 0) == (p.demos.displaced > 0),
         f"demos.displaced is {p.demos.displaced} and displaced_share {share}: set both, or neither",

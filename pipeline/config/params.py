@@ -71,6 +71,7 @@ class Demos:
     first_init_state: int  # scripted: row of the task's .pruned_init that the first one starts from
     displaced: float  # scripted: metres within which what lies on the table is moved in x and y, in a share of them
     displaced_share: float  # scripted: that share, 0 to 1, spread evenly over the rows
+    second_tries: float  # scripted: share of them that begin where the hand has missed the object or the target
     noise_sigma: float  # scripted: std of the noise on the executed action, but not while grasping and setting down
     noise_ar: float  # scripted: AR(1) coefficient of that noise
     variety: float  # scripted: how much speed, heights and grasp vary beyond what the scene asks for, 0 to 1

@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from pipeline.compute import map_unordered
@@ -25,7 +26,7 @@ from pipeline.errors import DataError
 from pipeline.libero.asset_source import require_assets
 from pipeline.libero.demonstrations import cameras_of, demo_file
 from pipeline.libero.expert import Noise, attempt, can_solve
-from pipeline.libero.recording import Origin, load_part, save_part, write_demos
+from pipeline.libero.recording import FirstTry, Origin, load_part, save_part, write_demos
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import SUITES, Task
 from pipeline.provenance import code_digest, versions
@@ -176,7 +177,9 @@ def _record(worker: Worker, item: Item, demos: Demos) -> Receipt:
     for n in range(demos.attempts):
         # The first motion again would fail again.
         variety = demos.variety if n == 0 else 1.0
-        origin = Origin(item.row, worker.seed, n, displacement(item.row, demos))
+        origin = Origin(
+            item.row, worker.seed, n, displacement(item.row, demos), first_try(item.task, item.row, worker.seed, demos)
+        )
         tried = attempt(simulator, origin, noise, variety=variety)
         steps += tried.steps
         if tried.episode is not None:
@@ -192,6 +195,16 @@ def displacement(row: int, demos: Demos) -> float:
     """Return the metres within which objects are moved in this row's demonstration: 0 but for the share asked for."""
     chosen = int((row + 1) * demos.displaced_share) > int(row * demos.displaced_share)
     return demos.displaced if chosen else 0.0
+
+
+def first_try(task: Task, row: int, seed: int, demos: Demos) -> FirstTry:
+    """Return what a first try fails at before this row's demonstration: "", nothing, but for the share asked for.
+
+    Drawn, not spread evenly as displacement is: the two shall meet.
+    """
+    rng = np.random.default_rng([seed, task.id, row, 1])
+    what: FirstTry = "missed" if rng.random() < 0.5 else "misplaced"
+    return what if rng.random() < demos.second_tries else ""
 
 
 def _totals(receipts: Sequence[Receipt], total: int, seconds: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -31,6 +31,7 @@ from pipeline.libero.suites import Task
 
 TAG = "libero-v1"
 ROBOSUITE_ENV_TYPE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
+FirstTry = Literal["", "missed", "misplaced"]
 _ARRAYS = ("joint_pos", "ee_pose", "gripper", "ee_wrench", "states", "actions", "expert_actions")
 
 
@@ -42,6 +43,7 @@ class Origin:
     seed: int
     attempt: int  # 0 is the first
     displaced: float = 0.0  # metres within which what lies on the table was moved in x and y
+    first_try: FirstTry = ""  # before the record begins, and what it failed at
 
 
 @dataclass(frozen=True)

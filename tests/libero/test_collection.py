@@ -1,6 +1,7 @@
 """Collecting is complete, goes on where it stopped, and gives the same bytes in whatever order episodes end."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.libero.recording import Origin
 from pipeline.libero.suites import Task, tasks
 from tests.libero.synthetic import SIM, make_episode
 
-DEMOS = Demos("scripted", None, 3, False, 48, 0.0, 0.0, noise_sigma=0.1, noise_ar=0.5, variety=1.0, attempts=2)
+DEMOS = Demos("scripted", None, 3, False, 48, 0.0, 0.0, 0.0, noise_sigma=0.1, noise_ar=0.5, variety=1.0, attempts=2)
 SERIAL = Compute("serial", None, None)
 Tried = list[tuple[int, int, int]]
 
@@ -148,6 +149,21 @@ def test_fingerprint_follows_settings(chosen: tuple[Task, ...]) -> None:
         of(some=chosen[:1]),
     ]
     assert len({of(), *others}) == 6
+
+
+def test_a_share_of_the_demonstrations_are_second_tries(chosen: tuple[Task, ...]) -> None:
+    task = chosen[0]
+
+    def drawn(share: float) -> Counter:
+        demos = replace(DEMOS, second_tries=share, displaced=0.08, displaced_share=0.5)
+        return Counter(
+            (collection.first_try(task, row, 0, demos), bool(collection.displacement(row, demos))) for row in range(400)
+        )
+
+    assert {what for what, _ in drawn(0.0)} == {""}
+    assert {what for what, _ in drawn(1.0)} == {"missed", "misplaced"}
+    some = drawn(0.4)
+    assert all(20 < some[what, moved] < 60 for what in ("missed", "misplaced") for moved in (True, False))
 
 
 @pytest.mark.parametrize(("share", "rows"), [(0.0, []), (0.5, [1, 3, 5, 7, 9]), (0.2, [4, 9]), (1.0, [*range(10)])])

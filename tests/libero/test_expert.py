@@ -12,7 +12,7 @@ from pipeline.libero.expert.attempt import _reset
 from pipeline.libero.expert.grasp import DEPTHS, candidates, choose, place_position
 from pipeline.libero.expert.kinematics import Kinematics, above, rotation_vector, yaw
 from pipeline.libero.expert.scene import Scene
-from pipeline.libero.recording import Episode, Origin
+from pipeline.libero.recording import Episode, FirstTry, Origin
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import init_states, tasks
 
@@ -190,6 +190,26 @@ def test_rotation_vector_is_axis_times_angle() -> None:
     np.testing.assert_allclose(rotation_vector(yaw(0.7)), [0, 0, 0.7], atol=1e-12)
     np.testing.assert_allclose(rotation_vector(yaw(0.7) @ yaw(-0.9)), [0, 0, -0.2], atol=1e-12)
     np.testing.assert_array_equal(above(0.1), [0, 0, 0.1])
+
+
+@pytest.mark.parametrize("what", ["missed", "misplaced"])
+def test_a_second_try_begins_where_the_first_one_failed(simulator: Simulator, what: FirstTry) -> None:
+    origin = Origin(23, 0, 0, first_try=what)
+    tried, again = (attempt(simulator, origin, NOISE) for _ in range(2))
+    assert tried.success and tried.episode is not None and again.episode is not None
+    np.testing.assert_array_equal(tried.episode.states, again.episode.states)
+    simulator.reset(init_states(TASK)[23], 0)
+    scene = Scene(simulator)
+    bowl = scene.position(scene.object)
+    simulator.set_state(tried.episode.states[0])
+    off = scene.position(scene.object) - place_position(scene)
+    if what == "missed":
+        assert np.abs(scene.position(scene.object) - bowl).max() < 0.01, "the bowl is where it was"
+        assert scene.finger_gap < 0.01 and scene.hand[2] < bowl[2] + 0.20, "and the fingers are closed near it"
+    else:
+        assert 0.03 < np.linalg.norm(off[:2]) < 0.09, "LIBERO's plate holds what is within 3 cm"
+        assert np.linalg.norm(scene.hand - scene.position(scene.object)) < 0.2
+    assert tried.episode.origin == origin
 
 
 def test_displaced_demonstrations_begin_elsewhere_and_succeed(simulator: Simulator, tried: Attempt) -> None:

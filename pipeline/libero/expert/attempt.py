@@ -5,15 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.libero.displacement import displaced
-from pipeline.libero.expert.controller import Expert
+from pipeline.libero.expert.controller import Expert, Miss
 from pipeline.libero.expert.scene import Scene
-from pipeline.libero.recording import Episode, Origin, Recorder
+from pipeline.libero.recording import Episode, FirstTry, Origin, Recorder
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import SUITES, init_states
 
 HOLD_STEPS = 10
 """Success must last this many steps, as in LIBERO's collect_demonstration.py; the record ends with them."""
 ROTATION_NOISE = 0.3  # of the noise on positions
+
+# Metres by which a first try errs: (least, most) sideways, and upwards. Nearer a bowl the fingers catch its rim.
+ABOVE, BESIDE, OFF_TARGET = ((0.0, 0.03), (0.035, 0.055)), ((0.055, 0.09), (0.0, 0.02)), ((0.035, 0.07), (0.0, 0.0))
+# The phases in which the second one begins.
+NOTICED: dict[FirstTry, tuple[str, str]] = {"missed": ("lift", "carry"), "misplaced": ("release", "retreat")}
+UNNOTICED_STEPS = 20  # of these phases, at most
 
 SOLVED_SUITES = ("libero_spatial",)
 
@@ -60,7 +66,7 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
 
     Args:
         origin: row of the initial state (past the benchmark's rows, the environment draws a placement), seed, attempt,
-            and whether objects are displaced from there.
+            whether objects are displaced from there, and what a first try failed at: the record is of the second.
         record: keep observations (draws the cameras at each step).
         variety: how much speed, heights and grasp vary from one attempt to another, 0 to 1.
 
@@ -69,8 +75,13 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
     """
     seeds = [origin.seed, sim.task.id, origin.init_row, origin.attempt]
     _reset(sim, origin)
-    motion, disturbance = (np.random.default_rng([*seeds, stream]) for stream in (0, 1))
-    expert = Expert(Scene(sim), motion, variety)
+    motion, disturbance, failure = (np.random.default_rng([*seeds, stream]) for stream in (0, 1, 2))
+    if origin.first_try:
+        expert = Expert(Scene(sim), motion, variety, _miss(origin.first_try, failure))
+        if _fail(sim, expert, origin.first_try, failure):  # and it did not
+            return Attempt(False, 0, 0, expert.phase, None)
+    else:
+        expert = Expert(Scene(sim), motion, variety)
     recorder = Recorder(sim) if record else None
     drift = np.zeros(6)
     steps, held = 0, 0
@@ -92,6 +103,27 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
     success = held == HOLD_STEPS
     episode = recorder.episode(origin) if recorder and success else None
     return Attempt(success, steps - held + (1 if held else 0), expert.retries, expert.phase, episode)
+
+
+def _miss(what: FirstTry, rng: np.random.Generator) -> Miss:
+    """Draw by how much a first try errs, in any direction of the table's plane."""
+    sideways, upwards = OFF_TARGET if what == "misplaced" else (ABOVE, BESIDE)[rng.integers(2)]
+    angle, far = rng.uniform(-np.pi, np.pi), rng.uniform(*sideways)
+    off = np.array([far * np.cos(angle), far * np.sin(angle), rng.uniform(*upwards)])
+    return Miss(grasp=off * (what == "missed"), place=off * (what == "misplaced"))
+
+
+def _fail(sim: Simulator, expert: Expert, what: FirstTry, rng: np.random.Generator) -> bool:
+    """Let the expert try and miss, and have it begin again; return whether the task is solved nevertheless."""
+    left = int(rng.integers(UNNOTICED_STEPS))
+    solved = False
+    for _ in range(SUITES[sim.task.suite].max_steps):
+        left -= expert.phase in NOTICED[what]
+        if left < 0 or expert.done:
+            break
+        solved = sim.step(expert.act().action)
+    expert.begin_again()
+    return solved
 
 
 def _reset(sim: Simulator, origin: Origin) -> None:

@@ -1,6 +1,6 @@
 """The motion: approach, descend, close, lift, carry, lower, release, retreat; from the state now, step by step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,19 @@ MAX_RETRIES = 3
 
 
 @dataclass(frozen=True)
+class Miss:
+    """By how much a first try errs, metres (3,), without noticing.
+
+    Attributes:
+        grasp: beside the place where to take hold.
+        place: beside the place where to set down.
+    """
+
+    grasp: np.ndarray
+    place: np.ndarray
+
+
+@dataclass(frozen=True)
 class Move:
     """One action of the expert.
 
@@ -55,10 +68,11 @@ class Expert:
         scene: of a Simulator that was just reset.
         rng: varies speed, height and choice among equally good grasps.
         variety: how much, 0 to 1. At 0, equal scenes are solved by equal motions.
+        miss: makes it fail, until `begin_again`.
     """
 
-    def __init__(self, scene: Scene, rng: np.random.Generator, variety: float = 1.0) -> None:
-        self._scene, self._rng, self._variety = scene, rng, variety
+    def __init__(self, scene: Scene, rng: np.random.Generator, variety: float = 1.0, miss: Miss | None = None) -> None:
+        self._scene, self._rng, self._variety, self._miss = scene, rng, variety, miss
         self._rest = scene.hand_rotation
         self._speed = 1.0 - 0.25 * self._vary()
         self._tried: list[float] = []
@@ -82,6 +96,13 @@ class Expert:
         }
         return phases[self.phase]()
 
+    def begin_again(self) -> None:
+        """Err no more: plan anew, from wherever the hand is, unless it holds the object after all."""
+        self._miss, self.done = None, False
+        if self.phase not in ("lift", "carry", "lower") or self._risen() < LEFT_BEHIND:
+            self._tried = []
+            self._plan()
+
     def _vary(self) -> float:
         return self._variety * self._rng.random()
 
@@ -91,6 +112,8 @@ class Expert:
     def _plan(self) -> None:
         self._grasp = grasps.choose(self._scene, self._rest, self._rng, self._tried, self._variety)
         self._tried.append(self._grasp.angle)
+        if self._miss:
+            self._grasp = replace(self._grasp, position=self._grasp.position + self._miss.grasp)
         self._rotation = yaw(self._grasp.yaw) @ self._rest
         self._hover = self._grasp.position + above(HOVER + 0.03 * self._vary())
         self._lift_height = 0.10 + 0.04 * self._vary()
@@ -160,9 +183,8 @@ class Expert:
         return Move(action, free=False)
 
     def _lift(self) -> Move:
-        risen = self._scene.position(self._scene.object)[2] - self._grasp.object_position[2]
         hand_risen = self._scene.hand[2] - self._grasp.position[2]
-        if hand_risen > 0.05 and risen < LEFT_BEHIND:
+        if hand_risen > 0.05 and self._risen() < LEFT_BEHIND and not self._miss:
             return self._retry()
         self._heights.append(float(self._scene.hand[2]))
         if self._t > 2 * STUCK_STEPS and self._heights[-1] - self._heights[-STUCK_STEPS] < STUCK_RISE:
@@ -176,14 +198,22 @@ class Expert:
             return self._retry()
         return Move(action, free=self._t > 4)
 
+    def _risen(self) -> float:
+        return float(self._scene.position(self._scene.object)[2] - self._grasp.object_position[2])
+
+    def _place(self) -> np.ndarray:
+        return grasps.place_position(self._scene) + (self._miss.place if self._miss else 0)
+
     def _dropped(self) -> bool:
-        return bool(np.linalg.norm(self._scene.position(self._scene.object) - self._scene.hand) > LOST)
+        return not self._miss and bool(
+            np.linalg.norm(self._scene.position(self._scene.object) - self._scene.hand) > LOST
+        )
 
     def _carry(self) -> Move:
         if self._dropped():
             return self._retry()
         hand, held = self._scene.hand, self._scene.position(self._scene.object)
-        goal = grasps.place_position(self._scene)
+        goal = self._place()
         off = goal[:2] - held[:2]
         away = float(np.linalg.norm(off))
         high, low = self._lift_to[2], goal[2] + 0.05 + (hand[2] - held[2])
@@ -198,7 +228,7 @@ class Expert:
         if self._dropped():
             return self._retry()
         scene = self._scene
-        hand, held, goal = scene.hand, scene.position(scene.object), grasps.place_position(scene)
+        hand, held, goal = scene.hand, scene.position(scene.object), self._place()
         waypoint = np.append(hand[:2] + goal[:2] - held[:2], goal[2] + hand[2] - held[2] - 0.005)
         action = self._servo(waypoint, CLOSE, speed=0.5)
         down = scene.touching(scene.object, scene.target) or held[2] < goal[2] + 0.006
