@@ -76,12 +76,9 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
     seeds = [origin.seed, sim.task.id, origin.init_row, origin.attempt]
     _reset(sim, origin)
     motion, disturbance, failure = (np.random.default_rng([*seeds, stream]) for stream in (0, 1, 2))
-    if origin.first_try:
-        expert = Expert(Scene(sim), motion, variety, _miss(origin.first_try, failure))
-        if _fail(sim, expert, origin.first_try, failure):  # and it did not
-            return Attempt(False, 0, 0, expert.phase, None)
-    else:
-        expert = Expert(Scene(sim), motion, variety)
+    expert = Expert(Scene(sim), motion, variety, _miss(origin.first_try, failure) if origin.first_try else None)
+    if origin.first_try and _fail(sim, expert, origin.first_try, failure):  # and it did not
+        return Attempt(False, 0, 0, expert.phase, None)
     recorder = Recorder(sim) if record else None
     drift = np.zeros(6)
     steps, held = 0, 0
