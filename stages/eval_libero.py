@@ -30,14 +30,14 @@ from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import ConfigError, DataError, SimulatorError
 from pipeline.files import write_atomic
 from pipeline.libero.suites import tasks
-from pipeline.policy.bundle import PolicySpec, load_spec
+from pipeline.policy.bundle import load_spec
 from pipeline.provenance import provenance, versions
 from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, look_every, policy_identity
 from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable
 from pipeline.rollout.conditions import OF_THE_AGENT, baseline
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
-from pipeline.rollout.metrics import headline, paired, rates, summary, timings
+from pipeline.rollout.metrics import headline, held_out, paired, rates, summary, timings
 from pipeline.rollout.record import EpisodeRecord, write_records
 from pipeline.rollout.strip import picture
 from pipeline.rollout.video import png
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     report = {
         **summary(records),
         "conditions": compared(records, dict(others.values()), asked),
-        "held_out": held_out(records, load_spec(Path(args.policy))) if args.agent == "policy" else None,
+        "held_out": held_out(records, load_spec(Path(args.policy)).data["tasks"]) if args.agent == "policy" else None,
         "init_states_demonstrated": None if args.agent == "replay" else demonstrated(params, records),
         "protocol": protocol(evaluation, work),
         "versions": versions(),
@@ -175,17 +175,6 @@ def compared(
         }
         for name, rows in others.items()
     ]
-
-
-def held_out(records: list[EpisodeRecord], spec: PolicySpec) -> dict[str, Any] | None:
-    """Return the rates over the tasks that the policy did not learn from, and which they are; None without one."""
-    learnt = spec.data["tasks"]
-
-    def new(r: EpisodeRecord) -> bool:
-        return r.suite not in learnt or (learnt[r.suite] is not None and r.task not in learnt[r.suite])
-
-    rows = [r for r in records if new(r)]
-    return {"tasks": sorted({(r.suite, r.task) for r in rows}), **rates(rows)} if rows else None
 
 
 def resumed(work: Path) -> int:

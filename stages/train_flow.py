@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = make_accelerator(params, args.track, out)
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
     table = load_stores(
-        [(suite, store, learnt_tasks(params, suite)) for suite, store in stores.items()],
+        [(suite, store, learnt_tasks(params, suite, store)) for suite, store in stores.items()],
         Wanted.by(params.policy),
         params.train_flow.action,
         params.train_flow.data_mode,
@@ -153,7 +153,7 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
         "feature_noise": params.policy.feature_noise,
         "data": {
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
-            "tasks": {suite: learnt_tasks(params, suite) for suite in stores},
+            "tasks": {suite: learnt_tasks(params, suite, store) for suite, store in stores.items()},
             "action": params.train_flow.action,
             "sim": {name: sim[name] for name in PICTURE_SETTINGS if name in sim},
             **({"depth": first["depth"]} if any(is_depth(camera) for camera in arch.cameras) else {}),
@@ -165,8 +165,8 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
     }
 
 
-def learnt_tasks(params: Params, suite: str) -> tuple[int, ...] | None:
-    """Return the tasks of a suite to learn from; None is all of them.
+def learnt_tasks(params: Params, suite: str, store: Store) -> tuple[int, ...] | None:
+    """Return the tasks of a suite to learn from; None is all that the store has.
 
     Raises:
         DataError: no such task to hold out, or none is left.
@@ -174,8 +174,8 @@ def learnt_tasks(params: Params, suite: str) -> tuple[int, ...] | None:
     chosen, held_out = params.data.tasks[suite], params.train_flow.held_out_tasks.get(suite)
     if not held_out:
         return chosen
-    names = {task.id for task in tasks(suite, held_out)}
-    left = tuple(task.id for task in tasks(suite, chosen) if task.id not in names)
+    without = {task.id for task in tasks(suite, held_out)}
+    left = tuple(i for i in (chosen or map(int, store.texts.task_ids)) if i not in without)
     if not left:
         raise DataError(f"train_flow.held_out_tasks holds out every task of {suite}. Leave some to learn from")
     return left

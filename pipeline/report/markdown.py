@@ -103,7 +103,7 @@ def comparison(compared: Tree) -> str:
                 _number(row["policy_ms"], "{:.0f} ms"),
             )
         )
-    head = ("policy", "head", "success, 95 %", f"to {first}", "held-out MSE", "training", "weights", "a look")
+    head = ("policy", "head", "success, 95 %", f"to {first}", "validation MSE", "training", "weights", "a look")
     return grid(head, rows)
 
 

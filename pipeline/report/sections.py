@@ -12,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.report.charts import Series, interval_bar, line_chart, shares_bar
 from pipeline.report.html import Content, Markup, Number, data_uri, el, table, video
 from pipeline.report.inputs import Inputs
-from pipeline.rollout.metrics import CONTROL_HZ, seen_before, whether_it_looks, wilson
+from pipeline.rollout.metrics import CONTROL_HZ, on_held_out, seen_before, whether_it_looks, wilson
 from pipeline.rollout.record import EpisodeRecord
 from pipeline.rollout.video import film_strip, png, read_frames
 
@@ -45,6 +45,7 @@ def headline(inputs: Inputs) -> Markup:
         el("p", el("strong", "success"), f" in {r['successes']} of {r['n']} episodes"),
         interval_bar(r["success_rate"], r["wilson_low"], r["wilson_high"]),
         el("p", "95 % interval ", interval(r), f", n = {r['n']}. ", errors, class_="note"),
+        el("p", el("strong", on_held_out(r["held_out"])), class_="note") if r.get("held_out") else "",
         el("p", el("strong", seen_before(r)), class_="note") if r.get("init_states_demonstrated") else "",
         class_="headline",
     )

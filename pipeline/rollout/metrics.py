@@ -75,6 +75,16 @@ def summary(records: Iterable[EpisodeRecord]) -> dict[str, Any]:
     }
 
 
+def held_out(records: Iterable[EpisodeRecord], learnt: Mapping[str, Sequence[int] | None]) -> dict[str, Any] | None:
+    """Return the rates over the tasks that a policy did not learn from, and which they are; None without one.
+
+    Args:
+        learnt: per suite, the tasks that it did learn from; None is all of them.
+    """
+    rows = [r for r in records if r.task not in (ids if (ids := learnt.get(r.suite, ())) is not None else (r.task,))]
+    return {"tasks": sorted({(r.suite, r.task) for r in rows}), **rates(rows)} if rows else None
+
+
 def paired(plain: Iterable[EpisodeRecord], changed: Iterable[EpisodeRecord]) -> dict[str, Any]:
     """Compare two evaluations by McNemar's exact test, on the init states that both began in, errors left out.
 
@@ -116,11 +126,11 @@ def headline(report: Mapping[str, Any]) -> str:
     for row in report["per_suite"]:
         counts = f"{row['successes']} of {row['n']} episodes{_interval(row)}"
         lines.append(f"{row['suite']}: success in {counts}, {row['errors']} errors")
+    if report.get("held_out"):
+        lines.append(f"  {on_held_out(report['held_out'])}")
     for row in report.get("conditions", ()):
         amount = "" if row["amount"] is None else f" {row['amount']:g}"
         lines.append(f"  {row['condition']}{amount}: {row['successes']} of {row['n']}{_interval(row)}")
-    if new := report.get("held_out"):
-        lines.append(f"  of them, tasks that it did not learn from: {new['successes']} of {new['n']}{_interval(new)}")
     if words := whether_it_looks(report):
         lines.append(words)
     if report.get("init_states_demonstrated"):
@@ -151,6 +161,11 @@ def whether_it_looks(report: Mapping[str, Any]) -> str | None:
     if blind["successes"]:
         return f"{counts}: it uses them, but these can be had without."
     return f"{counts}: it depends on them."
+
+
+def on_held_out(row: Mapping[str, Any]) -> str:
+    """Return the result on the tasks that the policy did not learn from."""
+    return f"of them, on tasks that it did not learn from: {row['successes']} of {row['n']}{_interval(row)}"
 
 
 def seen_before(report: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ def load_teacher(
 
     Raises:
         DataError: there is no such policy, it takes other inputs or gives other actions, or the student would
-            replace it.
+            replace it, or it learnt from tasks that are held out.
     """
     if cfg.targets == "demonstrations":
         return None
@@ -84,6 +84,13 @@ def load_teacher(
     }
     if arch.history > 1:  # looks are so many steps apart
         sides["execute"] = (theirs.execute, arch.execute)
+    for suite, ids in cfg.held_out_tasks.items():
+        learnt = bundle.spec.data["tasks"].get(suite, ())
+        if known := sorted({*ids} if learnt is None else {*ids} & {*learnt}):
+            raise DataError(
+                f"train_flow.teacher {path}: it learnt from task {known} of {suite}, which train_flow.held_out_tasks "
+                "keeps from the student. Train a teacher without them"
+            )
     for name, (has, needed) in sides.items():
         if has != needed:
             raise DataError(

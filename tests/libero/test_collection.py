@@ -1,5 +1,6 @@
 """Collecting is complete, goes on where it stopped, and gives the same bytes in whatever order episodes end."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import pytest
 
 from pipeline.config import Compute, Demos
@@ -149,6 +151,16 @@ def test_fingerprint_follows_settings(chosen: tuple[Task, ...]) -> None:
         of(some=chosen[:1]),
     ]
     assert len({of(), *others}) == 6
+
+
+def test_a_second_try_is_asked_for_and_noted(expert: Callable, chosen: tuple[Task, ...], tmp_path: Path) -> None:
+    expert(set())
+    demos = replace(DEMOS, second_tries=1.0, episodes=6)
+    collect(chosen[:1], SIM, demos, SERIAL, tmp_path)
+    with h5py.File(demo_file(tmp_path, chosen[0])) as file:
+        noted = [json.loads(file["data"][f"demo_{i}"].attrs["origin"])["first_try"] for i in range(6)]
+    assert noted == [collection.first_try(chosen[0], 48 + i, SIM.seed, demos) for i in range(6)]
+    assert {*noted} == {"missed", "misplaced"}
 
 
 def test_a_share_of_the_demonstrations_are_second_tries(chosen: tuple[Task, ...]) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.rollout.metrics import Z_95, headline, paired, rates, summary, timings, whether_it_looks, wilson
+from pipeline.rollout.metrics import Z_95, headline, held_out, paired, rates, summary, timings, whether_it_looks, wilson
 from tests.rollout.make import record
 
 
@@ -85,6 +85,19 @@ def test_pairs_are_compared_by_mcnemars_exact_test() -> None:
     assert (found["pairs"], found["lost"], found["gained"]) == (9, 6, 1)
     assert found["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)  # of 7 that differ, 6 or more on one side
     assert paired(plain, plain)["p_value"] == 1
+
+
+def test_tasks_not_learnt_from_are_counted_apart() -> None:
+    records = [record("success", 0, 0), record("failure", 1, 0), record("success", 1, 1), record("success", 2, 0)]
+    records.append(record("failure", 0, 0, suite="libero_goal"))
+    found = held_out(records, {"libero_spatial": [0, 2], "libero_goal": None})
+    assert found is not None
+    assert (found["tasks"], found["successes"], found["n"]) == ([("libero_spatial", 1)], 1, 2)
+    strange = held_out(records, {"libero_spatial": None})
+    assert strange is not None and (strange["tasks"], strange["n"]) == ([("libero_goal", 0)], 1)
+    assert held_out(records, {"libero_spatial": None, "libero_goal": (0,)}) is None
+    lines = headline({**summary(records), "held_out": found}).splitlines()
+    assert lines[2].startswith("  of them, on tasks that it did not learn from: 1 of 2 = 50.0%")
 
 
 @pytest.mark.parametrize(

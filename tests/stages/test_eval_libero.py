@@ -213,7 +213,7 @@ def test_a_policy_is_evaluated_by_the_protocol(
     assert (tree["suite"], tree["n"], tree["failures"], tree["success_rate"]) == ("libero_spatial", 2, 2, 0.0)
     assert tree["wilson_high"] == pytest.approx(0.658, abs=5e-4)
     assert (tree["held_out"]["tasks"], tree["held_out"]["n"]) == ([["libero_spatial", 0]], 2), "it learnt from task 3"
-    assert "tasks that it did not learn from: 0 of 2 = 0.0%" in said
+    assert "on tasks that it did not learn from: 0 of 2 = 0.0%" in said
     protocol = tree["protocol"]
     assert protocol["agent"]["architecture"]["execute"] == 8 and protocol["agent"]["encoder"]["pretrained"] == "seeded"
     assert protocol["transform"] == TRANSFORM_ID and protocol["sim"]["render"] == "fast"

@@ -174,15 +174,13 @@ def test_tasks_that_are_held_out_are_not_learnt_from(project: Path, monkeypatch:
     every = json.loads((project / "runs/flow/train.json").read_text())["steps"]
     assert bundle.load_spec(project / "runs/flow/policy").data["tasks"] == {"libero_spatial": None}
     change(project, held_out_tasks={"libero_spatial": [7]})
-    change(project, "data", tasks={"libero_spatial": [3, 7]})
     train_flow.main(["--track"])
     assert bundle.load_spec(project / "runs/flow/policy").data["tasks"] == {"libero_spatial": [3]}
     assert json.loads((project / "runs/flow/train.json").read_text())["steps"] < every
-    change(project, "data", tasks={"libero_spatial": None})
     change(project, held_out_tasks={"libero_spatial": [12]})
     with pytest.raises(DataError, match="has no task 12"):
         train_flow.main(["--track"])
-    change(project, held_out_tasks={"libero_spatial": [*range(10)]})
+    change(project, held_out_tasks={"libero_spatial": [3, 7]})
     with pytest.raises(DataError, match="holds out every task of libero_spatial"):
         train_flow.main(["--track"])
 

@@ -17,6 +17,7 @@ from pipeline.train.loop import train
 from pipeline.train.teacher import load_teacher
 from tests.train.synthetic import ARCH, table
 
+LEARNT = {"tasks": {"libero_spatial": (0, 2)}}
 CFG = replace(
     load("params.yaml").train_flow,
     action="action",
@@ -48,7 +49,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     arch = replace(ARCH, horizon=1, execute=1, sampling_steps=50)
     network, _ = train(Accelerator(cpu=True), two_ways(), arch, CFG, 0.0, folder / "work")
-    bundle.save(folder / "policy", network, bundle.PolicySpec(arch, FEATURES["encoder"], "none", "t", {}, {}))
+    bundle.save(folder / "policy", network, bundle.PolicySpec(arch, FEATURES["encoder"], "none", "t", LEARNT, {}))
     return folder / "policy"
 
 
@@ -112,6 +113,12 @@ def test_a_teacher_that_does_not_fit_is_refused(teacher: Path, changes: dict, fe
     arch = replace(bundle.load(teacher).spec.architecture, **changes)
     with pytest.raises(DataError, match=said):
         load_teacher(cfg, arch, features, OUT, CPU)
+
+
+def test_a_teacher_that_learnt_from_what_is_held_out_is_refused(teacher: Path) -> None:
+    cfg = replace(CFG, targets="reflow", teacher=str(teacher), held_out_tasks={"libero_spatial": (1, 2)})
+    with pytest.raises(DataError, match=r"it learnt from task \[2\] of libero_spatial, which"):
+        load_teacher(cfg, bundle.load(teacher).spec.architecture, FEATURES, OUT, CPU)
 
 
 def test_no_teacher_is_needed_for_demonstrations_and_a_missing_one_is_named(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ ROTATION_NOISE = 0.3  # of the noise on positions
 
 # Metres by which a first try errs: (least, most) sideways, and upwards. Nearer a bowl the fingers catch its rim.
 ABOVE, BESIDE, OFF_TARGET = ((0.0, 0.03), (0.035, 0.055)), ((0.055, 0.09), (0.0, 0.02)), ((0.035, 0.07), (0.0, 0.0))
-# The phases in which the second one begins.
-NOTICED: dict[FirstTry, tuple[str, str]] = {"missed": ("lift", "carry"), "misplaced": ("release", "retreat")}
-UNNOTICED_STEPS = 20  # of these phases, at most
+# The phases in which the second one begins, and in how many steps of them at most.
+NOTICED: dict[FirstTry, tuple[str, ...]] = {"missed": ("lift", "carry"), "misplaced": ("retreat",)}
+UNNOTICED_STEPS = 20
+FIRST_TRIES = 10  # drawn, until one fails as it should: fingers beside one wall of the bowl may catch the other
 
 SOLVED_SUITES = ("libero_spatial",)
 
@@ -74,10 +75,13 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
         DataError: the task's goal is beyond the expert.
     """
     seeds = [origin.seed, sim.task.id, origin.init_row, origin.attempt]
-    _reset(sim, origin)
     motion, disturbance, failure = (np.random.default_rng([*seeds, stream]) for stream in (0, 1, 2))
-    expert = Expert(Scene(sim), motion, variety, _miss(origin.first_try, failure) if origin.first_try else None)
-    if origin.first_try and _fail(sim, expert, origin.first_try, failure):  # and it did not
+    for _ in range(FIRST_TRIES):
+        _reset(sim, origin)
+        expert = Expert(Scene(sim), motion, variety, _miss(origin.first_try, failure) if origin.first_try else None)
+        if not origin.first_try or _failed(sim, expert, origin.first_try, failure):
+            break
+    else:
         return Attempt(False, 0, 0, expert.phase, None)
     recorder = Recorder(sim) if record else None
     drift = np.zeros(6)
@@ -107,20 +111,22 @@ def _miss(what: FirstTry, rng: np.random.Generator) -> Miss:
     sideways, upwards = OFF_TARGET if what == "misplaced" else (ABOVE, BESIDE)[rng.integers(2)]
     angle, far = rng.uniform(-np.pi, np.pi), rng.uniform(*sideways)
     off = np.array([far * np.cos(angle), far * np.sin(angle), rng.uniform(*upwards)])
-    return Miss(grasp=off * (what == "missed"), place=off * (what == "misplaced"))
+    return Miss(grasp=off) if what == "missed" else Miss(place=off)
 
 
-def _fail(sim: Simulator, expert: Expert, what: FirstTry, rng: np.random.Generator) -> bool:
-    """Let the expert try and miss, and have it begin again; return whether the task is solved nevertheless."""
+def _failed(sim: Simulator, expert: Expert, what: FirstTry, rng: np.random.Generator) -> bool:
+    """Let the expert try, and return whether it failed as it should; if so, it is about to begin again."""
     left = int(rng.integers(UNNOTICED_STEPS))
-    solved = False
+    noticed = solved = False
     for _ in range(SUITES[sim.task.suite].max_steps):
-        left -= expert.phase in NOTICED[what]
+        noticed = noticed or expert.phase in NOTICED[what]
+        left -= noticed
         if left < 0 or expert.done:
             break
         solved = sim.step(expert.act().action)
+    failed = noticed and not solved and (expert.left_behind or what == "misplaced")
     expert.begin_again()
-    return solved
+    return failed
 
 
 def _reset(sim: Simulator, origin: Origin) -> None:

@@ -1,6 +1,6 @@
 """The motion: approach, descend, close, lift, carry, lower, release, retreat; from the state now, step by step."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -37,15 +37,15 @@ MAX_RETRIES = 3
 
 @dataclass(frozen=True)
 class Miss:
-    """By how much a first try errs, metres (3,), without noticing.
+    """By how much a first try errs, metres (3,).
 
     Attributes:
-        grasp: beside the place where to take hold.
+        grasp: beside the place where to take hold. That the object was left behind goes unnoticed.
         place: beside the place where to set down.
     """
 
-    grasp: np.ndarray
-    place: np.ndarray
+    grasp: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    place: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,13 @@ class Expert:
     """
 
     def __init__(self, scene: Scene, rng: np.random.Generator, variety: float = 1.0, miss: Miss | None = None) -> None:
-        self._scene, self._rng, self._variety, self._miss = scene, rng, variety, miss
+        self._scene, self._rng, self._variety = scene, rng, variety
         self._rest = scene.hand_rotation
         self._speed = 1.0 - 0.25 * self._vary()
+        self._begin(miss or Miss())
+
+    def _begin(self, miss: Miss) -> None:
+        self._miss = miss
         self._tried: list[float] = []
         self.retries = 0
         self._replacements = 0
@@ -97,11 +101,13 @@ class Expert:
         return phases[self.phase]()
 
     def begin_again(self) -> None:
-        """Err no more: plan anew, from wherever the hand is, unless it holds the object after all."""
-        self._miss, self.done = None, False
-        if self.phase not in ("lift", "carry", "lower") or self._risen() < LEFT_BEHIND:
-            self._tried = []
-            self._plan()
+        """Err no more: start afresh, from wherever the hand is."""
+        self._begin(Miss())
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether the object is still where it was when the grasp was planned, or lower."""
+        return bool(self._scene.position(self._scene.object)[2] - self._grasp.object_position[2] < LEFT_BEHIND)
 
     def _vary(self) -> float:
         return self._variety * self._rng.random()
@@ -112,8 +118,7 @@ class Expert:
     def _plan(self) -> None:
         self._grasp = grasps.choose(self._scene, self._rest, self._rng, self._tried, self._variety)
         self._tried.append(self._grasp.angle)
-        if self._miss:
-            self._grasp = replace(self._grasp, position=self._grasp.position + self._miss.grasp)
+        self._grasp = replace(self._grasp, position=self._grasp.position + self._miss.grasp)
         self._rotation = yaw(self._grasp.yaw) @ self._rest
         self._hover = self._grasp.position + above(HOVER + 0.03 * self._vary())
         self._lift_height = 0.10 + 0.04 * self._vary()
@@ -184,7 +189,7 @@ class Expert:
 
     def _lift(self) -> Move:
         hand_risen = self._scene.hand[2] - self._grasp.position[2]
-        if hand_risen > 0.05 and self._risen() < LEFT_BEHIND and not self._miss:
+        if hand_risen > 0.05 and self.left_behind and not self._blind:
             return self._retry()
         self._heights.append(float(self._scene.hand[2]))
         if self._t > 2 * STUCK_STEPS and self._heights[-1] - self._heights[-STUCK_STEPS] < STUCK_RISE:
@@ -198,16 +203,16 @@ class Expert:
             return self._retry()
         return Move(action, free=self._t > 4)
 
-    def _risen(self) -> float:
-        return float(self._scene.position(self._scene.object)[2] - self._grasp.object_position[2])
+    @property
+    def _blind(self) -> bool:
+        return bool(self._miss.grasp.any())
 
     def _place(self) -> np.ndarray:
-        return grasps.place_position(self._scene) + (self._miss.place if self._miss else 0)
+        return grasps.place_position(self._scene) + self._miss.place
 
     def _dropped(self) -> bool:
-        return not self._miss and bool(
-            np.linalg.norm(self._scene.position(self._scene.object) - self._scene.hand) > LOST
-        )
+        away = np.linalg.norm(self._scene.position(self._scene.object) - self._scene.hand)
+        return bool(away > LOST) and not self._blind
 
     def _carry(self) -> Move:
         if self._dropped():
