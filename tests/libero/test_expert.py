@@ -192,7 +192,7 @@ def test_rotation_vector_is_axis_times_angle() -> None:
     np.testing.assert_array_equal(above(0.1), [0, 0, 0.1])
 
 
-@pytest.mark.parametrize(("what", "row"), [("missed", 23), ("missed", 24), ("misplaced", 23)])
+@pytest.mark.parametrize(("what", "row"), [("missed", 23), ("missed", 30), ("misplaced", 23)])
 def test_a_second_try_begins_where_the_first_one_failed(simulator: Simulator, what: FirstTry, row: int) -> None:
     origin = Origin(row, 0, 0, first_try=what)
     tried, again = (attempt(simulator, origin, NOISE) for _ in range(2))
