@@ -26,6 +26,7 @@ from pipeline.libero import collection
 from pipeline.libero.collection import Item, Worker
 from pipeline.libero.expert import Noise, attempt
 from pipeline.libero.recording import Origin
+from pipeline.libero.simulator import CAMERAS
 from pipeline.libero.suites import Task, tasks
 from pipeline.provenance import provenance
 from stages import cli
@@ -61,7 +62,8 @@ def main() -> None:
     rows = range(args.first, args.first + args.rows)
     todo = [Item(t, row, kept) for t in chosen for row in rows if (t.id, row) not in done]
     run = partial(solve, attempts=args.attempts, noise=Noise(args.noise, params.demos.noise_ar))
-    progress = tqdm(map_unordered(run, todo, params.compute, setup=partial(Worker, sim)), total=len(todo))
+    setup = partial(Worker, sim, tuple(CAMERAS))
+    progress = tqdm(map_unordered(run, todo, params.compute, setup=setup), total=len(todo))
     kept.parent.mkdir(parents=True, exist_ok=True)
     for _, result in progress:
         results.append(result)

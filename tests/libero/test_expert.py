@@ -1,11 +1,16 @@
 """The expert solves the task, and what is recorded of it is true: replayed, it happens again."""
 
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import expert as expert_benchmark
 from pipeline.config import Sim
+from pipeline.config.compose import compose
 from pipeline.encode.transform import upright
 from pipeline.libero.expert import Attempt, Expert, Noise, attempt
 from pipeline.libero.expert.attempt import _reset
@@ -15,6 +20,7 @@ from pipeline.libero.expert.scene import Scene
 from pipeline.libero.recording import Episode, FirstTry, Origin
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import init_states, tasks
+from tests.imports import ROOT
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
@@ -140,6 +146,17 @@ def test_the_bowl_is_lowered_with_noise_until_it_is_near_its_place(simulator: Si
 def test_the_drawer_task_is_solved_too(simulator: Simulator) -> None:
     with Simulator(tasks("libero_spatial", [4])[0], SIM) as drawer:
         assert attempt(drawer, Origin(0, 0, 0), Noise(0.0, 0.0), record=False).success
+
+
+def test_how_often_it_succeeds_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_text(compose(["compute=serial"], ROOT / "configs"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["expert", "--tasks", "0", "--rows", "1", "--out", "expert.json"])
+    for _ in range(2):  # the second time nothing is left to do
+        expert_benchmark.main()
+        table = json.loads(Path("expert.json").read_text())
+        assert (table["successes"], table["n"], len(table["per_task"])) == (1, 1, 1)
+        assert 50 < table["per_task"][0]["mean_steps"] < 220
 
 
 def test_rows_past_the_benchmarks_are_placements_of_their_own(simulator: Simulator) -> None:
