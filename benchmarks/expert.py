@@ -14,7 +14,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
@@ -145,7 +145,7 @@ def per_task(task: Task, results: list[Result]) -> dict[str, Any] | None:
         "language": task.language,
         "successes": len(steps),
         "n": len(results),
-        "mean_steps": round(mean(steps), 1) if steps else None,
+        "mean_steps": round(fmean(steps), 1) if steps else None,
         "max_steps": max(steps, default=None),
         "regrasped": sum(r.retries > 0 for r in results),
         "failed_rows": sorted(r.row for r in results if not r.success),
