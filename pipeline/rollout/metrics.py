@@ -81,7 +81,12 @@ def held_out(records: Iterable[EpisodeRecord], learnt: Mapping[str, Sequence[int
     Args:
         learnt: per suite, the tasks that it did learn from; None is all of them.
     """
-    rows = [r for r in records if r.task not in (ids if (ids := learnt.get(r.suite, ())) is not None else (r.task,))]
+
+    def new(record: EpisodeRecord) -> bool:
+        ids = learnt.get(record.suite, ())
+        return ids is not None and record.task not in ids
+
+    rows = [r for r in records if new(r)]
     return {"tasks": sorted({(r.suite, r.task) for r in rows}), **rates(rows)} if rows else None
 
 

@@ -202,9 +202,8 @@ def test_conditions_stand_beside_the_plain_result(project: Path, monkeypatch: py
     assert "With its cameras blanked it succeeds in 0 of 20 episodes: it depends on them." in says
 
 
-def test_evaluations_are_compared_on_the_same_init_states(
-    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def flow_and_l1(project: Path, folder: Path) -> None:
+    """Write two evaluations that have twelve init states in common, and the training of the second."""
     base = json.loads((project / "results/flow/eval.json").read_text())
     for name, head, failures in (("flow", "flow", 2), ("l1", "l1", 9)):
         records = [record("failure" if i < failures else "success", 0, i) for i in range(20)]
@@ -214,16 +213,22 @@ def test_evaluations_are_compared_on_the_same_init_states(
         records = [replace(r, task=1) if r.init_row == 19 else r for r in records]
         agent = {"name": "policy", "sampling_steps": 10, "architecture": {"head": head, "velocity": "mlp"}}
         protocol = {**base["protocol"], "agent": agent}
-        place = tmp_path / "results" / name
+        place = folder / "results" / name
         place.mkdir(parents=True)
         tree = {**base, **summary(records), "protocol": protocol}
         if name == "l1":
             tree["held_out"] = {"tasks": [["libero_spatial", 0]], **rates([r for r in records if r.task == 0])}
         (place / "eval.json").write_text(json.dumps(tree))
         write_records(place / "episodes.jsonl", records)
-    (tmp_path / "runs/l1").mkdir(parents=True)
+    (folder / "runs/l1").mkdir(parents=True)
     training = {"wall_s": 61.0, "val_action_mse": 0.0123, "trainable_parameters": {"total": 4_300_000}}
-    (tmp_path / "runs/l1/train.json").write_text(json.dumps(training))
+    (folder / "runs/l1/train.json").write_text(json.dumps(training))
+
+
+def test_evaluations_are_compared_on_the_same_init_states(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flow_and_l1(project, tmp_path)
     monkeypatch.chdir(tmp_path)
     params = Path(__file__).parents[2] / "params.yaml"
     report.main(["--params", str(params), "--compare", "results/flow", "results/l1"])
