@@ -1,7 +1,7 @@
 """Several evaluations side by side: heads, sampling steps, seeds, on the same init states."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,24 @@ from pipeline.errors import DataError, did_you_mean
 from pipeline.report.charts import interval_bar
 from pipeline.report.html import Content, Markup, document, el, table
 from pipeline.report.inputs import EVAL_KEYS, read_json
-from pipeline.report.sections import duration, interval, percent
+from pipeline.report.sections import condition_name, duration, interval, percent
 from pipeline.rollout.metrics import paired
 from pipeline.rollout.record import EpisodeRecord, read_records
 
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation and, for a policy, its training."""
+    """One evaluation and, for a policy, its training.
+
+    Attributes:
+        changed: its episodes under each condition of `eval_libero.conditions`.
+    """
 
     name: str
     results: Mapping[str, Any]
     records: tuple[EpisodeRecord, ...]
     training: Mapping[str, Any] | None
+    changed: Mapping[str, tuple[EpisodeRecord, ...]] = field(default_factory=dict)
 
 
 def find_runs(places: Sequence[Path], trainings: Path, against: str | None = None) -> list[Run]:
@@ -47,7 +52,7 @@ def read_run(results: Path, trainings: Path) -> Run:
     """Read an evaluation and the training of the same name, if there is one: `l1-0-steps-4` is of training `l1-0`.
 
     Args:
-        results: directory with eval.json and episodes.jsonl; its name is the run's.
+        results: directory with eval.json, episodes.jsonl and conditions/; its name is the run's.
         trainings: directory that holds `<name>/train.json`.
 
     Raises:
@@ -56,7 +61,9 @@ def read_run(results: Path, trainings: Path) -> Run:
     tree = read_json(results / "eval.json", (*EVAL_KEYS, "protocol", "timings"), f"stages.eval_libero --out {results}")
     record = trainings / training_of(results.name) / "train.json"
     training = read_json(record, ("wall_s",), "stages.train_flow") if record.exists() else None
-    return Run(results.name, tree, tuple(read_records(results / "episodes.jsonl")), training)
+    names = [row["condition"] for row in tree.get("conditions", ())]
+    changed = {name: tuple(read_records(results / "conditions" / name / "episodes.jsonl")) for name in names}
+    return Run(results.name, tree, tuple(read_records(results / "episodes.jsonl")), training, changed)
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
@@ -67,8 +74,19 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     first = runs[0]
     suite = " + ".join(dict.fromkeys(str(run.results["suite"]) for run in runs))
 
-    def against(run: Run, records: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
-        return paired(first.records, records) if run is not first and _scene(run) == _scene(first) else None
+    def against(run: Run, before: Sequence[EpisodeRecord], after: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
+        return paired(before, after) if run is not first and _scene(run) == _scene(first) else None
+
+    def conditions(run: Run) -> list[dict[str, Any]]:
+        """Its rates under each condition, against the first one's under the same."""
+        firsts = {row["condition"]: row["amount"] for row in first.results.get("conditions", ())}
+        rows = []
+        for row in run.results.get("conditions", ()):
+            name, amount = row["condition"], row["amount"]
+            alike = name in firsts and firsts[name] == amount
+            pairs = against(run, first.changed[name], run.changed[name]) if alike else None
+            rows.append({"condition": name, "amount": amount, **_rates(row), "against_first": pairs})
+        return rows
 
     def held_out(run: Run) -> dict[str, Any] | None:
         """The tasks that it did not learn from, against the first one's success there."""
@@ -76,9 +94,17 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         if not rates:
             return None
         records = [r for r in run.records if [r.suite, r.task] in rates["tasks"]]
-        return {**rates, "against_first": against(run, records)}
+        return {**rates, "against_first": against(run, first.records, records)}
 
-    rows = [{**_row(run), "against_first": against(run, run.records), "held_out": held_out(run)} for run in runs]
+    rows = [
+        {
+            **_row(run),
+            "against_first": against(run, first.records, run.records),
+            "conditions": conditions(run),
+            "held_out": held_out(run),
+        }
+        for run in runs
+    ]
     return {"suite": suite, "rows": rows, "provenance": first.results.get("provenance")}
 
 
@@ -100,7 +126,7 @@ def comparison_page(compared: Mapping[str, Any]) -> str:
 
 
 def comparison(title: str, compared: Mapping[str, Any]) -> Markup:
-    """Return a section of what `compare` gave: a table, and success by sampling steps where there are several."""
+    """Return a section of what `compare` gave: a table; and success by steps, conditions, held-out tasks, if any."""
     first = compared["rows"][0]["name"]
     rows = [_cells(row) for row in compared["rows"]]
     head: tuple[str, ...] = ("Run", "Success", "0 to 100 %", "95 % interval", "Solved")
@@ -119,7 +145,8 @@ def comparison(title: str, compared: Mapping[str, Any]) -> Markup:
         "encoder included"
     )
     made = table(caption, head, rows, numbers=(1, 4, 5, 6, 8, 9, 10, 11, 12))
-    return el("section", el("h2", title), made, _steps_table(compared["rows"]), _held_out_table(compared["rows"]))
+    others = (_steps_table, _conditions_table, _held_out_table)
+    return el("section", el("h2", title), made, *(make(compared["rows"]) for make in others))
 
 
 def by_steps(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], dict[str, dict[int, Mapping[str, Any]]]]:
@@ -148,6 +175,33 @@ def _steps_table(rows: Sequence[Mapping[str, Any]]) -> Content:
     ]
     head = ("Policy", *steps_head(columns))
     return table("Success by sampling steps, with 95 % interval", head, cells, numbers=range(1, len(head)))
+
+
+def by_condition(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, dict[str, Mapping[str, Any]]]]:
+    """Return the policies evaluated with something changed: all that was, in words, and the rows by name and change."""
+    found = {
+        row["name"]: {condition_name(c["condition"], c["amount"]): c for c in row["conditions"]}
+        for row in rows
+        if row.get("conditions")
+    }
+    return list(dict.fromkeys(name for by in found.values() for name in by)), found
+
+
+def _conditions_table(rows: Sequence[Mapping[str, Any]]) -> Content:
+    """A table of the policies that were evaluated with something changed, too."""
+    columns, found = by_condition(rows)
+    if not found:
+        return ()
+
+    def cell(row: Mapping[str, Any] | None) -> str:
+        if row is None:
+            return "–"
+        pairs = row["against_first"]
+        return f"{percent(row['success_rate'])} ({interval(row)})" + (f", {lost_and_gained(pairs)}" if pairs else "")
+
+    cells = [(name, *(cell(by.get(column)) for column in columns)) for name, by in found.items()]
+    caption = f"Success with something changed; episodes lost and gained: against {rows[0]['name']}, changed alike"
+    return table(caption, ("Policy", *columns), cells, numbers=range(1, len(columns) + 1))
 
 
 def _held_out_table(rows: Sequence[Mapping[str, Any]]) -> Content:
@@ -191,12 +245,16 @@ def _row(run: Run) -> dict[str, Any]:
         "name": run.name,
         "head": f"{head}, {built['velocity']}" if head in HEADS_IN_STEPS else head or agent.get("name"),
         "sampling_steps": agent["sampling_steps"] if head in HEADS_IN_STEPS else None,
-        **{key: run.results[key] for key in ("n", "successes", "success_rate", "wilson_low", "wilson_high")},
+        **_rates(run.results),
         "val_action_mse": training.get("val_action_mse") if as_trained else None,
         "training_s": training.get("wall_s"),
         "parameters": training.get("trainable_parameters", {}).get("total"),
         "policy_ms": run.results["timings"]["policy_ms"]["p50"],
     }
+
+
+def _rates(results: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: results[key] for key in ("n", "successes", "success_rate", "wilson_low", "wilson_high")}
 
 
 def _cells(row: Mapping[str, Any]) -> list[Content]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.report.comparison import by_steps, lost_and_gained, steps_head, task_names
+from pipeline.report.comparison import by_condition, by_steps, lost_and_gained, steps_head, task_names
 from pipeline.report.sections import condition_name, duration, interval, percent
 
 MARK = "<!-- table"
@@ -114,6 +114,19 @@ def steps(compared: Tree) -> str:
     return grid(("policy", *steps_head(columns)), rows)
 
 
+def compared_conditions(compared: Tree) -> str:
+    """Success of each policy with something changed, against the first one's with the same."""
+    columns, found = by_condition(compared["rows"])
+
+    def cell(row: Tree | None) -> str:
+        if row is None:
+            return "–"
+        return solved(row) + (f"; {_pairs(row['against_first'])}" if row["against_first"] else "")
+
+    rows = [(f"`{name}`", *(cell(by.get(column)) for column in columns)) for name, by in found.items()]
+    return grid(("policy", *columns), rows)
+
+
 def held_out(compared: Tree) -> str:
     """Success on tasks that a policy did not learn from."""
     first = compared["rows"][0]["name"]
@@ -150,6 +163,7 @@ TABLES: dict[str, Callable[[Tree], str]] = {
     "tasks": tasks,
     "comparison": comparison,
     "steps": steps,
+    "compared_conditions": compared_conditions,
     "held_out": held_out,
     "expert": expert,
 }

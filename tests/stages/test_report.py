@@ -202,6 +202,11 @@ def test_conditions_stand_beside_the_plain_result(project: Path, monkeypatch: py
     assert "With its cameras blanked it succeeds in 0 of 20 episodes: it depends on them." in says
 
 
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
 def flow_and_l1(project: Path, folder: Path) -> None:
     """Write two evaluations that have twelve init states in common, and the training of the second."""
     base = json.loads((project / "results/flow/eval.json").read_text())
@@ -213,11 +218,16 @@ def flow_and_l1(project: Path, folder: Path) -> None:
         records = [replace(r, task=1) if r.init_row == 19 else r for r in records]
         agent = {"name": "policy", "sampling_steps": 10, "architecture": {"head": head, "velocity": "mlp"}}
         protocol = {**base["protocol"], "agent": agent}
-        place = folder / "results" / name
-        place.mkdir(parents=True)
+        place = made(folder / "results" / name)
         tree = {**base, **summary(records), "protocol": protocol}
         if name == "l1":
             tree["held_out"] = {"tasks": [["libero_spatial", 0]], **rates([r for r in records if r.task == 0])}
+        moved = [record("success" if i < 7 + failures else "failure", 0, i) for i in range(20)]  # l1 solves seven more
+        tree["conditions"] = [{"condition": "displaced", "amount": 0.08, **rates(moved)}]
+        if name == "l1":
+            tree["conditions"].append({"condition": "blank_cameras", "amount": None, **rates(moved)})
+            write_records(made(place / "conditions/blank_cameras") / "episodes.jsonl", moved)
+        write_records(made(place / "conditions/displaced") / "episodes.jsonl", moved)
         (place / "eval.json").write_text(json.dumps(tree))
         write_records(place / "episodes.jsonl", records)
     (folder / "runs/l1").mkdir(parents=True)
@@ -241,16 +251,31 @@ def test_evaluations_are_compared_on_the_same_init_states(
     )
     assert flow["held_out"] is None
     assert (l1["n"], l1["successes"], flow["successes"]) == (19, 10, 18)
+    displaced, blank = l1["conditions"]
+    assert displaced["against_first"] == {"pairs": 20, "lost": 0, "gained": 7, "p_value": 2 / 2**7}
+    assert blank["against_first"] is None, "flow was not blanked"
     tree = json.loads(Path("results/l1/eval.json").read_text())
     tree["protocol"]["sim_seed"] = 7
     Path("results/l1/eval.json").write_text(json.dumps(tree))
     report.main(["--params", str(params), "--compare", "results/flow", "results/l1", "--out", "results/other.html"])
-    assert json.loads(Path("results/other.json").read_text())["rows"][1]["against_first"] is None, "other fixtures"
+    other = json.loads(Path("results/other.json").read_text())["rows"][1]
+    assert other["against_first"] is other["conditions"][0]["against_first"] is None, "other fixtures"
     page = Page(Path("results/comparison.html").read_text())
     assert "-9 +0 of 120.0039l1–0.01231 min 01 s4.3 M" in page.says()
     assert "l1libero_spatial 050 %29.0 – 71.0 %9 of 18-9 +0 of 11" in page.says()
     assert "flow90 %" in page.says() and "flow, mlp10" in page.says()
+    # 9 and 16 of 20: Wilson by hand 25.8 to 65.8 and 58.4 to 91.9
+    assert "flow45 % (25.8 – 65.8 %)–l180 % (58.4 – 91.9 %), -0 +7 of 2080 % (58.4 – 91.9 %)" in page.says()
     assert page.all("html") == [{"lang": "en"}]
+
+
+def test_documents_are_given_tables_of_a_comparison(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flow_and_l1(project, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    params = Path(__file__).parents[2] / "params.yaml"
+    report.main(["--params", str(params), "--compare", "results/flow", "results/l1"])
     document = Path("page.md")
     document.write_text("Before.\n<!-- table: comparison results/comparison.json -->\nold\n<!-- end -->\nAfter.\n")
     report.main(["--params", str(params), "--tables", str(document)])
@@ -261,6 +286,12 @@ def test_evaluations_are_compared_on_the_same_init_states(
     report.main(["--params", str(params), "--tables", str(document)])
     row = "| `l1` | libero_spatial 0 | 50 %: 9 of 18, 29.0 – 71.0 % | -9 +0 of 11, p = 0.0039 |"
     assert document.read_text().splitlines()[3] == row
+    document.write_text("<!-- table: compared_conditions results/comparison.json -->\n<!-- end -->\n")
+    report.main(["--params", str(params), "--tables", str(document)])
+    head, _, flow_row, l1_row = document.read_text().splitlines()[1:-1]
+    assert head == "| policy | displaced, 0.08 | blank cameras |"
+    assert flow_row == "| `flow` | 45 %: 9 of 20, 25.8 – 65.8 % | – |"
+    assert "| 80 %: 16 of 20, 58.4 – 91.9 %; -0 +7 of 20, p = 0.016 | 80 %: 16 of 20" in l1_row
     document.write_text("<!-- table: comparisons results/comparison.json -->\n<!-- end -->\n")
     with pytest.raises(DataError, match=r"no table 'comparisons'.*Did you mean 'comparison'"):
         report.main(["--params", str(params), "--tables", str(document)])
