@@ -30,6 +30,7 @@ POSITIVE = (
     "policy.sampling_steps",
     "eval_libero.condition_episodes",
     "eval_libero.execute",
+    "train_flow.teacher_steps",
     "train_flow.epochs",
     "train_flow.batch_size",
     "train_flow.microbatch_size",
@@ -55,8 +56,11 @@ NOT_NEGATIVE = (
     "demos.noise_sigma",
     "embed.brightness",
     "embed.contrast",
+    "policy.feature_noise",
     "train_flow.warmup_steps",
+    "train_flow.weight_decay",
     "eval_libero.first_init_state",
+    "eval_libero.videos_per_task",
 )
 
 
@@ -209,7 +213,7 @@ def _check_demos(p: Params, require: Require) -> None:
         f"sim.assets_path is {p.sim.assets_path}, but sim.assets is {p.sim.assets}, built here: use sim=official",
     )
     share = p.demos.displaced_share
-    for name in ("displaced_share", "second_tries"):
+    for name in ("displaced_share", "second_tries", "variety"):
         value = getattr(p.demos, name)
         require(0 <= value <= 1, f"demos.{name} is {value}; use 0 to 1")
     require(

@@ -159,6 +159,7 @@ class TrainFlow:
     ]  # the label: the action executed, or the scripted expert's noise-free one
     targets: Literal["demonstrations", "reflow", "distill"]  # the last two: samples of a trained flow, for fewer steps
     teacher: str | None  # reflow, distill: its policy bundle
+    teacher_steps: int | None  # in which it is sampled; null: as it was trained for
     epochs: int
     batch_size: int  # global, over all processes
     microbatch_size: int | None  # per process and forward pass; null: batch_size / processes. Accumulation is derived.

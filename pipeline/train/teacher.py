@@ -29,15 +29,17 @@ class Teacher:
 
     Attributes:
         at_noise: learn at t = 0 alone.
+        steps: of its sampling; None is its own number.
     """
 
     bundle: PolicyBundle
     at_noise: bool
+    steps: int | None
 
     @torch.no_grad()
     def actions(self, batch: Batch, noise: Float[Tensor, "B H A"]) -> Float[Tensor, "B H A"]:
         """Return what the teacher makes of `noise`, unclipped, in the environment's units."""
-        return self.bundle.network.propose(batch.images, batch.text, batch.proprio, noise)
+        return self.bundle.network.propose(batch.images, batch.text, batch.proprio, noise, self.steps)
 
     def times(self, u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Return where on the path to learn."""
@@ -98,7 +100,7 @@ def load_teacher(
             )
     for parameter in bundle.network.parameters():
         parameter.requires_grad_(False)
-    return Teacher(bundle, cfg.targets == "distill")
+    return Teacher(bundle, cfg.targets == "distill", cfg.teacher_steps)
 
 
 def _built(arch: Architecture) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def test_reference_experiment_has_the_reference_settings() -> None:
             {"eval_libero": {"execute": 4, "temporal_ensemble": 0.01}},
             "are both set, and an ensemble looks",
         ),
+        ({"eval_libero": {"videos_per_task": -3}}, "eval_libero.videos_per_task is -3; it must not be negative"),
+        ({"demos": {"variety": 5.0}}, r"demos.variety is 5.0"),
         ({"sim": {"assets_path": "my/assets"}}, "sim.assets_path is my/assets, but sim.assets is embedded"),
         ({"policy": {"time_dim": 255}}, "time_dim is 255; it must be even"),
         ({"policy": {"head": "tokens"}}, "policy.head tokens clips or bins.*standardise_actions: false"),

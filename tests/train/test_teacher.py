@@ -12,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.policy import bundle
 from pipeline.policy.flow import RectifiedFlow
 from pipeline.policy.network import FlowPolicy
-from pipeline.train.data import Table
+from pipeline.train.data import Batch, Table
 from pipeline.train.loop import train
 from pipeline.train.teacher import load_teacher
 from tests.train.synthetic import ARCH, table
@@ -97,6 +97,18 @@ def test_a_student_of_another_build_starts_afresh(teacher: Path) -> None:
     alike, other = FlowPolicy(replace(arch, sampling_steps=1)), FlowPolicy(replace(arch, velocity="residual"))
     assert made.start(alike) and not made.start(other)
     assert torch.equal(alike.head.velocity.net[0].weight, made.bundle.network.head.velocity.net[0].weight)
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(3, 3), (None, 50)])
+def test_a_teacher_is_sampled_in_the_steps_asked_for(teacher: Path, asked: int | None, taken: int) -> None:
+    cfg = replace(CFG, targets="reflow", teacher=str(teacher), teacher_steps=asked)
+    made = load_teacher(cfg, bundle.load(teacher).spec.architecture, FEATURES, OUT, CPU)
+    assert made is not None
+    images, text, proprio, noise = observe(4)
+    batch = Batch(images, text, proprio, torch.zeros(4, 1, 7))
+    with torch.no_grad():
+        three, fifty = (made.bundle.network.propose(images, text, proprio, noise, n) for n in (3, 50))
+    assert torch.equal(made.actions(batch, noise), three if taken == 3 else fifty) and not torch.equal(three, fifty)
 
 
 @pytest.mark.parametrize(
