@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=["compose"])
     parser.add_argument("overrides", nargs="*", help="Hydra overrides: group=option or section.key=value")
     parser.add_argument("--output", default="params.yaml", help="file to write, - for standard output")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     text = compose(args.overrides)
     if args.output == "-":
         print(text, end="")

@@ -1,7 +1,7 @@
 """Several evaluations side by side: heads, sampling steps, seeds, on the same init states."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Run:
     results: Mapping[str, Any]
     records: tuple[EpisodeRecord, ...]
     training: Mapping[str, Any] | None
-    changed: Mapping[str, tuple[EpisodeRecord, ...]] = field(default_factory=dict)
+    changed: Mapping[str, tuple[EpisodeRecord, ...]]
 
 
 def find_runs(places: Sequence[Path], trainings: Path, against: str | None = None) -> list[Run]:
@@ -200,7 +200,7 @@ def _conditions_table(rows: Sequence[Mapping[str, Any]]) -> Content:
         return f"{percent(row['success_rate'])} ({interval(row)})" + (f", {lost_and_gained(pairs)}" if pairs else "")
 
     cells = [(name, *(cell(by.get(column)) for column in columns)) for name, by in found.items()]
-    caption = f"Success with something changed; episodes lost and gained: against {rows[0]['name']}, changed alike"
+    caption = f"Success under each condition; episodes lost and gained: against {rows[0]['name']}, under the same"
     return table(caption, ("Policy", *columns), cells, numbers=range(1, len(columns) + 1))
 
 

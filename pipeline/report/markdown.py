@@ -2,7 +2,7 @@
 
 A document says which table goes where:
 
-    <!-- table: comparison docs/results/spatial_scripted-against-flow-0.json -->
+    <!-- table: comparison docs/results/spatial_scripted-against-flow.json -->
     ...
     <!-- end -->
 """
@@ -46,7 +46,7 @@ def fill(text: str, root: Path) -> str:
         except (ValueError, LookupError, TypeError) as error:
             raise DataError(
                 f"{name} lacks what the table {kind} shows ({type(error).__name__}: {error}). Make it anew with "
-                "python -m stages.report --record"
+                "python -m stages.report --record, or --compare ... --record"
             ) from error
         return f"{start}{rows}{end}"
 
@@ -117,6 +117,8 @@ def steps(compared: Tree) -> str:
 def compared_conditions(compared: Tree) -> str:
     """Success of each policy with something changed, against the first one's with the same."""
     columns, found = by_condition(compared["rows"])
+    if not found:
+        raise LookupError("no policy with conditions")
 
     def cell(row: Tree | None) -> str:
         if row is None:
@@ -131,6 +133,8 @@ def held_out(compared: Tree) -> str:
     """Success on tasks that a policy did not learn from."""
     first = compared["rows"][0]["name"]
     new = [(row["name"], row["held_out"]) for row in compared["rows"] if row.get("held_out")]
+    if not new:
+        raise LookupError("no policy with tasks held out")
     rows = [
         (f"`{name}`", task_names(found["tasks"]), solved(found), _pairs(found["against_first"])) for name, found in new
     ]

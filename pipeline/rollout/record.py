@@ -89,7 +89,9 @@ def read_records(path: Path) -> list[EpisodeRecord]:
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
-        raise DataError(f"{path}: not found. Evaluate a policy first: dvc repro eval_libero") from None
+        raise DataError(
+            f"{path}: not found. Evaluate the policy: dvc repro eval_libero, or python -m stages.eval_libero --out DIR"
+        ) from None
     return list(_parse(lines, path))
 
 

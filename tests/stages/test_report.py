@@ -223,11 +223,13 @@ def flow_and_l1(project: Path, folder: Path) -> None:
         if name == "l1":
             tree["held_out"] = {"tasks": [["libero_spatial", 0]], **rates([r for r in records if r.task == 0])}
         moved = [record("success" if i < 7 + failures else "failure", 0, i) for i in range(20)]  # l1 solves seven more
-        tree["conditions"] = [{"condition": "displaced", "amount": 0.08, **rates(moved)}]
-        if name == "l1":
-            tree["conditions"].append({"condition": "blank_cameras", "amount": None, **rates(moved)})
-            write_records(made(place / "conditions/blank_cameras") / "episodes.jsonl", moved)
-        write_records(made(place / "conditions/displaced") / "episodes.jsonl", moved)
+        changes = {
+            "flow": {"displaced": 0.08, "light": 0.5},
+            "l1": {"displaced": 0.08, "light": 0.7, "blank_cameras": None},
+        }
+        tree["conditions"] = [{"condition": n, "amount": a, **rates(moved)} for n, a in changes[name].items()]
+        for condition in changes[name]:
+            write_records(made(place / "conditions" / condition) / "episodes.jsonl", moved)
         (place / "eval.json").write_text(json.dumps(tree))
         write_records(place / "episodes.jsonl", records)
     (folder / "runs/l1").mkdir(parents=True)
@@ -251,9 +253,9 @@ def test_evaluations_are_compared_on_the_same_init_states(
     )
     assert flow["held_out"] is None
     assert (l1["n"], l1["successes"], flow["successes"]) == (19, 10, 18)
-    displaced, blank = l1["conditions"]
+    displaced, light, blank = l1["conditions"]
     assert displaced["against_first"] == {"pairs": 20, "lost": 0, "gained": 7, "p_value": 2 / 2**7}
-    assert blank["against_first"] is None, "flow was not blanked"
+    assert light["against_first"] is blank["against_first"] is None, "flow had other light, and was not blanked"
     tree = json.loads(Path("results/l1/eval.json").read_text())
     tree["protocol"]["sim_seed"] = 7
     Path("results/l1/eval.json").write_text(json.dumps(tree))
@@ -265,7 +267,7 @@ def test_evaluations_are_compared_on_the_same_init_states(
     assert "l1libero_spatial 050 %29.0 – 71.0 %9 of 18-9 +0 of 11" in page.says()
     assert "flow90 %" in page.says() and "flow, mlp10" in page.says()
     # 9 and 16 of 20: Wilson by hand 25.8 to 65.8 and 58.4 to 91.9
-    assert "flow45 % (25.8 – 65.8 %)–l180 % (58.4 – 91.9 %), -0 +7 of 2080 % (58.4 – 91.9 %)" in page.says()
+    assert "flow45 % (25.8 – 65.8 %)45 % (25.8 – 65.8 %)––l180 % (58.4 – 91.9 %), -0 +7 of 20–80 %" in page.says()
     assert page.all("html") == [{"lang": "en"}]
 
 
@@ -289,9 +291,16 @@ def test_documents_are_given_tables_of_a_comparison(
     document.write_text("<!-- table: compared_conditions results/comparison.json -->\n<!-- end -->\n")
     report.main(["--params", str(params), "--tables", str(document)])
     head, _, flow_row, l1_row = document.read_text().splitlines()[1:-1]
-    assert head == "| policy | displaced, 0.08 | blank cameras |"
-    assert flow_row == "| `flow` | 45 %: 9 of 20, 25.8 – 65.8 % | – |"
-    assert "| 80 %: 16 of 20, 58.4 – 91.9 %; -0 +7 of 20, p = 0.016 | 80 %: 16 of 20" in l1_row
+    assert head == "| policy | displaced, 0.08 | light, 0.5 | light, 0.7 | blank cameras |"
+    assert flow_row == "| `flow` | 45 %: 9 of 20, 25.8 – 65.8 % | 45 %: 9 of 20, 25.8 – 65.8 % | – | – |"
+    assert "| 80 %: 16 of 20, 58.4 – 91.9 %; -0 +7 of 20, p = 0.016 | – | 80 %: 16 of 20" in l1_row
+    old = json.loads(Path("results/comparison.json").read_text())
+    for row in old["rows"]:
+        del row["conditions"]
+    Path("results/old.json").write_text(json.dumps(old))
+    document.write_text("<!-- table: compared_conditions results/old.json -->\n<!-- end -->\n")
+    with pytest.raises(DataError, match=r"old\.json lacks what the table compared_conditions shows.*--compare"):
+        report.main(["--params", str(params), "--tables", str(document)])
     document.write_text("<!-- table: comparisons results/comparison.json -->\n<!-- end -->\n")
     with pytest.raises(DataError, match=r"no table 'comparisons'.*Did you mean 'comparison'"):
         report.main(["--params", str(params), "--tables", str(document)])

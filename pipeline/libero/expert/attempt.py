@@ -79,7 +79,7 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
     for _ in range(FIRST_TRIES):
         _reset(sim, origin)
         expert = Expert(Scene(sim), motion, variety, _miss(origin.first_try, failure) if origin.first_try else None)
-        if not origin.first_try or _failed(sim, expert, origin.first_try, failure):
+        if not origin.first_try or _fail_first(sim, expert, origin.first_try, failure):
             break
     else:
         return Attempt(False, 0, 0, expert.phase, None)
@@ -114,7 +114,7 @@ def _miss(what: FirstTry, rng: np.random.Generator) -> Miss:
     return Miss(grasp=off) if what == "missed" else Miss(place=off)
 
 
-def _failed(sim: Simulator, expert: Expert, what: FirstTry, rng: np.random.Generator) -> bool:
+def _fail_first(sim: Simulator, expert: Expert, what: FirstTry, rng: np.random.Generator) -> bool:
     """Let the expert try, and return whether it failed as it should; if so, it is about to begin again."""
     left = int(rng.integers(UNNOTICED_STEPS))
     noticed = solved = False
