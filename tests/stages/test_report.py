@@ -237,13 +237,17 @@ def flow_and_l1(project: Path, folder: Path) -> None:
     (folder / "runs/l1/train.json").write_text(json.dumps(training))
 
 
-def test_evaluations_are_compared_on_the_same_init_states(
-    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def params(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Settings, in a directory where `flow_and_l1` were compared."""
     flow_and_l1(project, tmp_path)
     monkeypatch.chdir(tmp_path)
-    params = Path(__file__).parents[2] / "params.yaml"
-    report.main(["--params", str(params), "--compare", "results/flow", "results/l1"])
+    path = str(Path(__file__).parents[2] / "params.yaml")
+    report.main(["--params", path, "--compare", "results/flow", "results/l1"])
+    return path
+
+
+def test_evaluations_are_compared_on_the_same_init_states(params: str) -> None:
     flow, l1 = json.loads(Path("results/comparison.json").read_text())["rows"]
     assert flow["against_first"] is None and flow["training_s"] is None
     # Rows 8 to 19 are in both: flow solves all of them, l1 fails in 8 to 16. Nine of nine on one side: p = 2 / 2^9.
@@ -259,7 +263,7 @@ def test_evaluations_are_compared_on_the_same_init_states(
     tree = json.loads(Path("results/l1/eval.json").read_text())
     tree["protocol"]["sim_seed"] = 7
     Path("results/l1/eval.json").write_text(json.dumps(tree))
-    report.main(["--params", str(params), "--compare", "results/flow", "results/l1", "--out", "results/other.html"])
+    report.main(["--params", params, "--compare", "results/flow", "results/l1", "--out", "results/other.html"])
     other = json.loads(Path("results/other.json").read_text())["rows"][1]
     assert other["against_first"] is other["conditions"][0]["against_first"] is None, "other fixtures"
     page = Page(Path("results/comparison.html").read_text())
@@ -271,25 +275,19 @@ def test_evaluations_are_compared_on_the_same_init_states(
     assert page.all("html") == [{"lang": "en"}]
 
 
-def test_documents_are_given_tables_of_a_comparison(
-    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    flow_and_l1(project, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    params = Path(__file__).parents[2] / "params.yaml"
-    report.main(["--params", str(params), "--compare", "results/flow", "results/l1"])
+def test_documents_are_given_tables_of_a_comparison(params: str) -> None:
     document = Path("page.md")
     document.write_text("Before.\n<!-- table: comparison results/comparison.json -->\nold\n<!-- end -->\nAfter.\n")
-    report.main(["--params", str(params), "--tables", str(document)])
+    report.main(["--params", params, "--tables", str(document)])
     lines = document.read_text().splitlines()
     assert (lines[0], lines[-1], len(lines)) == ("Before.", "After.", 8) and "old" not in lines
     assert "| 52.6 %: 10 of 19, 31.7 – 72.7 % | -9 +0 of 12, p = 0.0039 | 0.0123 | 1 min 01 s | 4.3 M |" in lines[5]
     document.write_text("<!-- table: held_out results/comparison.json -->\n<!-- end -->\n")
-    report.main(["--params", str(params), "--tables", str(document)])
+    report.main(["--params", params, "--tables", str(document)])
     row = "| `l1` | libero_spatial 0 | 50 %: 9 of 18, 29.0 – 71.0 % | -9 +0 of 11, p = 0.0039 |"
     assert document.read_text().splitlines()[3] == row
     document.write_text("<!-- table: compared_conditions results/comparison.json -->\n<!-- end -->\n")
-    report.main(["--params", str(params), "--tables", str(document)])
+    report.main(["--params", params, "--tables", str(document)])
     head, _, flow_row, l1_row = document.read_text().splitlines()[1:-1]
     assert head == "| policy | displaced, 0.08 | light, 0.5 | light, 0.7 | blank cameras |"
     assert flow_row == "| `flow` | 45 %: 9 of 20, 25.8 – 65.8 % | 45 %: 9 of 20, 25.8 – 65.8 % | – | – |"
@@ -300,21 +298,21 @@ def test_documents_are_given_tables_of_a_comparison(
     Path("results/old.json").write_text(json.dumps(old))
     document.write_text("<!-- table: compared_conditions results/old.json -->\n<!-- end -->\n")
     with pytest.raises(DataError, match=r"old\.json lacks what the table compared_conditions shows.*--compare"):
-        report.main(["--params", str(params), "--tables", str(document)])
+        report.main(["--params", params, "--tables", str(document)])
     document.write_text("<!-- table: comparisons results/comparison.json -->\n<!-- end -->\n")
     with pytest.raises(DataError, match=r"no table 'comparisons'.*Did you mean 'comparison'"):
-        report.main(["--params", str(params), "--tables", str(document)])
+        report.main(["--params", params, "--tables", str(document)])
     for damaged in (
         "<!-- table: comparison a.json -->\nProse.\n" + document.read_text(),
         "<!-- table: x -->\n<!-- end -->",
     ):
         document.write_text(damaged)
         with pytest.raises(DataError, match=r"of which \d make a pair"):
-            report.main(["--params", str(params), "--tables", str(document)])
+            report.main(["--params", params, "--tables", str(document)])
         assert document.read_text() == damaged
     document.write_text("<!-- table: tasks results/comparison.json -->\n<!-- end -->\n")
     with pytest.raises(DataError, match=r"comparison\.json lacks what the table tasks shows"):
-        report.main(["--params", str(params), "--tables", str(document)])
+        report.main(["--params", params, "--tables", str(document)])
 
 
 def test_a_missing_video_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
