@@ -311,11 +311,18 @@ def test_one_of_two_processes_is_killed_both_end_and_a_restart_goes_on(project: 
 
 
 def descendants(pid: int) -> list[int]:
-    children = [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for file in files for child in read(file).split()]
     return [*children, *(below for child in children for below in descendants(child))]
 
 
 def command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
+    return read(Path(f"/proc/{pid}/cmdline"))
+
+
+def read(file: Path) -> str:
+    """Return what a file of /proc says; nothing if its process or thread has ended."""
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
