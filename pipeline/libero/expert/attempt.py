@@ -124,7 +124,7 @@ def _fail_first(sim: Simulator, expert: Expert, what: FirstTry, rng: np.random.G
         if left < 0 or expert.done:
             break
         solved = sim.step(expert.act().action)
-    failed = noticed and not solved and (expert.left_behind or what == "misplaced")
+    failed = noticed and not solved and (expert.empty_handed or what == "misplaced")
     expert.begin_again()
     return failed
 

@@ -30,6 +30,8 @@ SIDESTEP = 0.01  # metres per step
 # again: fast arrivals with a stretched arm overshoot by up to 2.5 cm.
 OFF_CENTRE, MAX_REPLACEMENTS = 0.02, 2
 CLEAR_OF_TARGET = 0.02  # metres above its place to which a held object is lowered with noise
+CLEAR_OF_OBJECT = (0.10, 0.03)  # metres sideways, or above the grasp, where an open hand may move with noise
+EMPTY = 0.003  # metres between closed fingers; the bowl's rim is at least 3.3 mm thick where it is held
 LOST = 0.20  # metres between hand and object: it was dropped
 FOLLOWED_SHIFT = 0.05  # an object that moved further than this before the grasp is planned for again
 MAX_RETRIES = 3
@@ -105,6 +107,11 @@ class Expert:
         self._begin(Miss())
 
     @property
+    def empty_handed(self) -> bool:
+        """Whether the fingers have closed on nothing, and left the object behind."""
+        return self.left_behind and self._scene.finger_gap < EMPTY
+
+    @property
     def left_behind(self) -> bool:
         """Whether the object is still where it was when the grasp was planned, or lower."""
         return bool(self._scene.position(self._scene.object)[2] - self._grasp.object_position[2] < LEFT_BEHIND)
@@ -163,7 +170,8 @@ class Expert:
         turn_left = np.linalg.norm(rotation_vector(self._rotation @ self._scene.hand_rotation.T))
         if (away < 0.01 and abs(hand[2] - goal[2]) < 0.025 and turn_left < 0.06) or self._t > 150:
             self._go("descend")
-        return Move(action, free=True)
+        sideways, upwards = CLEAR_OF_OBJECT
+        return Move(action, free=bool(away > sideways or hand[2] > self._grasp.position[2] + upwards))
 
     def _descend(self) -> Move:
         hand, goal = self._scene.hand, self._take_position()
@@ -173,7 +181,7 @@ class Expert:
         if np.linalg.norm(goal - hand) < 0.006 or self._t > 60:
             self._gaps: list[float] = []
             self._go("close")
-        return Move(action, free=bool(hand[2] > goal[2] + 0.03))
+        return Move(action, free=bool(hand[2] > goal[2] + CLEAR_OF_OBJECT[1]))
 
     def _close(self) -> Move:
         action = self._servo(self._take_position(), CLOSE, speed=0.3)
