@@ -22,7 +22,7 @@ from pipeline.errors import DataError
 from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
 
 FORMAT = "vla-flow-policy"
-VERSION = 4
+VERSION = 5
 WEIGHTS = "weights.safetensors"
 TOWER = "encoder.safetensors"
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.config import ATTENTION_HEAD
 
 PROPRIO_DIMS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "ee_wrench": 6}
+HIDDEN_PER_NUMBER = 8  # width of the layer that a patch token passes, for each number that it is compressed to
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ def signal_encoders(inputs: Inputs, width: int) -> nn.ModuleDict:
     )
 
 
+def _compressor(dim: int, token_width: int) -> nn.Sequential:
+    """Return what makes `token_width` numbers of a patch token: one hidden layer can tell where in the patch a thing is."""
+    hidden = HIDDEN_PER_NUMBER * token_width
+    return nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, token_width))
+
+
 class MlpFusion(nn.Module):
     """The reference's fusion MLP over [image features..., text feature, proprioception embeddings...].
 
@@ -54,7 +61,10 @@ class MlpFusion(nn.Module):
         self.encoders = signal_encoders(inputs, width)
         pooled = inputs.patches == 1
         self.patches = nn.ModuleDict(
-            {camera: nn.Identity() if pooled else nn.Linear(inputs.image_dim, token_width) for camera in inputs.cameras}
+            {
+                camera: nn.Identity() if pooled else _compressor(inputs.image_dim, token_width)
+                for camera in inputs.cameras
+            }
         )
         images = inputs.looks * inputs.patches * (inputs.image_dim if pooled else token_width)
         total = len(inputs.cameras) * images + inputs.text_dim + len(inputs.proprio) * width

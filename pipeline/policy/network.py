@@ -70,8 +70,12 @@ class Architecture:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one row's features of a camera, ([L,] [P,] D): L looks of a history, P patches of a grid."""
-        looks = (self.history,) if self.history > 1 else ()
-        return (*looks, *((self.grid.size**2,) if self.grid else ()), self.image_dim)
+        return (*((self.history,) if self.history > 1 else ()), *self.frame_shape)
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of one frame's features: ([P,] D)."""
+        return (*((self.grid.size**2,) if self.grid else ()), self.image_dim)
 
 
 class FlowPolicy(nn.Module):
@@ -86,7 +90,7 @@ class FlowPolicy(nn.Module):
         super().__init__()
         self.arch = arch
         self.normaliser = Normaliser(
-            dict.fromkeys(arch.cameras, arch.image_dim),
+            dict.fromkeys(arch.cameras, arch.frame_shape),
             {p: PROPRIO_DIMS[p] for p in arch.proprio},
             ACTION_DIM,
             arch.standardise_actions,

@@ -10,17 +10,20 @@ from torch import Tensor, nn
 # 0.01 is half a millimetre of commanded motion, or under one degree of a joint. Forces in N spread by far more.
 MIN_STD = 1e-2
 FEATURE_MIN_STD = 1e-4  # features have no unit; this only guards against a division by zero
+# A patch in which next to nothing happens is not to be blown up: at least this much of the spread that the same channel
+# has in the camera's patches on the whole.
+PATCH_MIN_STD = 0.1
 
 
 class Moments:
-    """Mean and standard deviation per dimension of rows that come in parts, in float64."""
+    """Mean and standard deviation, of each number of a row by itself, of rows that come in parts, in float64."""
 
     def __init__(self) -> None:
         self.count = 0
         self._mean = torch.zeros(())
         self._squares = torch.zeros(())  # sum of squared deviations from the mean
 
-    def add(self, rows: Num[Tensor, "N D"]) -> None:
+    def add(self, rows: Num[Tensor, "N *shape"]) -> None:
         """Take more rows in, by the pairwise update of Chan, Golub and LeVeque."""
         wide = rows.double()
         mean = wide.mean(0)
@@ -34,50 +37,61 @@ class Moments:
         self.count = total
 
     @property
-    def mean(self) -> Float[Tensor, " D"]:
+    def mean(self) -> Float[Tensor, "*shape"]:
         """Mean."""
         return self._mean
 
     @property
-    def std(self) -> Float[Tensor, " D"]:
+    def std(self) -> Float[Tensor, "*shape"]:
         """Standard deviation, of the rows themselves (divided by their number)."""
         return (self._squares / self.count).sqrt()
 
 
 class Standardiser(nn.Module):
-    """(x - mean) / std per dimension, and back."""
+    """(x - mean) / std, of each number of the last axes, `shape`, by itself; and back."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
 
-    def fit(self, moments: Moments, min_std: float = MIN_STD) -> None:
+    def fit(self, moments: Moments, min_std: float | Tensor = MIN_STD) -> None:
         """Take mean and standard deviation of the training set's rows."""
         self.mean.copy_(moments.mean)
-        self.std.copy_(moments.std.clamp_min(min_std))
+        self.std.copy_(torch.maximum(moments.std, torch.as_tensor(min_std, dtype=moments.std.dtype)))
 
-    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    def forward(self, x: Float[Tensor, "*rows_and_shape"]) -> Float[Tensor, "*rows_and_shape"]:
         return (x - self.mean) / self.std
 
-    def inverse(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    def inverse(self, x: Float[Tensor, "*rows_and_shape"]) -> Float[Tensor, "*rows_and_shape"]:
         return x * self.std + self.mean
 
 
 class Normaliser(nn.Module):
     """The standardisers of all inputs, and of actions where that is asked for.
 
+    A grid's patches are standardised each by itself: of a camera that stands still, that takes the background away, and
+    what a patch has for being in its place.
+
     Text is scaled to unit root mean square instead: a policy of one task has one instruction, whose spread is nothing.
+
+    Args:
+        image_shapes: camera -> (D,) of a pooled feature, (P, D) of a grid's P patches.
+        proprio_dims: input -> k.
     """
 
     def __init__(
-        self, image_dims: Mapping[str, int], proprio_dims: Mapping[str, int], action_dim: int, standardise_actions: bool
+        self,
+        image_shapes: Mapping[str, tuple[int, ...]],
+        proprio_dims: Mapping[str, int],
+        action_dim: int,
+        standardise_actions: bool,
     ) -> None:
         super().__init__()
-        self.images = nn.ModuleDict({name: Standardiser(dim) for name, dim in image_dims.items()})
+        self.images = nn.ModuleDict({name: Standardiser(*shape) for name, shape in image_shapes.items()})
         self.proprio = nn.ModuleDict({name: Standardiser(dim) for name, dim in proprio_dims.items()})
         self.action = Standardiser(action_dim)
         self._standardise_actions = standardise_actions  # otherwise mean 0, spread 1
@@ -85,7 +99,8 @@ class Normaliser(nn.Module):
     def fit(self, images: Mapping[str, Moments], proprio: Mapping[str, Moments], action: Moments) -> None:
         """Take the statistics of the training rows, of each camera's features, each input of proprio, and actions."""
         for name, moments in images.items():
-            _standardiser(self.images, name).fit(moments, FEATURE_MIN_STD)
+            usual = moments.std.square().reshape(-1, moments.std.shape[-1]).mean(0).sqrt()
+            _standardiser(self.images, name).fit(moments, (PATCH_MIN_STD * usual).clamp_min(FEATURE_MIN_STD))
         for name, moments in proprio.items():
             _standardiser(self.proprio, name).fit(moments)
         if self._standardise_actions:

@@ -39,7 +39,7 @@ def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
         for camera, features in table.images.at(rows).items():
             bad |= dict.fromkeys(_not_finite(table, f"image/{camera}", features, rows))
             if (keep := training[rows]).any():
-                images.setdefault(camera, Moments()).add(features[keep].float().flatten(0, -2))
+                images.setdefault(camera, Moments()).add(features[keep].float())
     lowdim = {**table.proprio, "action": table.action}
     for name, values in lowdim.items():
         bad |= dict.fromkeys(_not_finite(table, name, values, torch.arange(len(table))))

@@ -124,6 +124,23 @@ def test_one_instruction_is_not_standardised_away() -> None:
     torch.testing.assert_close(normaliser.inputs({}, text, {})[1], text / (12.5**0.5))
 
 
+def test_patches_are_standardised_each_by_itself() -> None:
+    """Three patches that differ by what is always there: one alive, one not, one next to not."""
+    background = torch.tensor([0.0, 50.0, -3.0])[:, None]
+    spread = torch.tensor([1.0, 0.0, 0.001])[:, None]
+    frames = background + spread * torch.randn(2000, 3, 4, generator=torch.Generator().manual_seed(0))
+    normaliser = Normaliser({"agentview": (3, 4)}, {}, 7, standardise_actions=True)
+    normaliser.fit({"agentview": moments(frames)}, {}, moments(torch.zeros(100, 7), ()))
+    for looks in ((), (2,)):
+        seen = frames[:1000].reshape(-1, *looks, 3, 4)
+        made = normaliser.inputs({"agentview": seen}, torch.ones(len(seen), 2), {})[0]["agentview"]
+        made = made.reshape(1000, 3, 4)
+        assert made.mean((0, 2)).abs().max() < 0.05, "the background is gone"
+        alive, dead, next_to_dead = made.std((0, 2)).tolist()
+        assert alive == pytest.approx(1, rel=0.05)
+        assert dead < 1e-3 and next_to_dead < 0.05, "what hardly varies is not blown up"
+
+
 def test_sinusoid_tells_close_times_apart_and_is_bounded() -> None:
     codes = sinusoid(torch.tensor([0.0, 0.01, 0.5, 1.0]), 16)
     assert codes.abs().max() <= 1
