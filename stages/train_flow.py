@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
     table = load_stores(
         [(suite, store, learnt_tasks(params, suite, store)) for suite, store in stores.items()],
-        Wanted.by(params.policy),
+        Wanted.by(params.policy, params.train_flow.keyframe_weight > 0),
         params.train_flow.action,
         params.train_flow.data_mode,
         params.train_flow.memory_mib,

@@ -22,7 +22,7 @@ TINY = [
 ]
 INPUTS = "policy.cameras: [agentview, eye_in_hand_depth], policy.proprio: [joint_pos, ee_wrench]"
 ONE_MORE = [
-    f"+comparison.policies.l1={{policy.head: l1, {INPUTS}}}",
+    f"+comparison.policies.l1={{policy.head: l1, train_flow.keyframe_weight: 0.5, {INPUTS}}}",
     "comparison.seeds=[3]",
     "comparison.against=[l1-3]",
 ]

@@ -57,6 +57,7 @@ NOT_NEGATIVE = (
     "embed.brightness",
     "embed.contrast",
     "policy.feature_noise",
+    "train_flow.keyframe_weight",
     "train_flow.warmup_steps",
     "train_flow.weight_decay",
     "eval_libero.first_init_state",

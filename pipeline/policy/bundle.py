@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import DataError
+from pipeline.policy.keyframes import PREFIX
 from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
 
 FORMAT = "vla-flow-policy"
@@ -97,7 +98,8 @@ def save(path: Path, network: FlowPolicy, spec: PolicySpec, tower: Mapping[str, 
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    weights = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("visual.")}
+    elsewhere = ("visual.", PREFIX)  # the image tower in a file of its own, what is for training alone in none
+    weights = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(elsewhere)}
     save_file(_plain(weights), partial / WEIGHTS)
     if tower is not None:
         save_file(_plain(tower), partial / TOWER)

@@ -43,7 +43,7 @@ def signal_encoders(inputs: Inputs, width: int) -> nn.ModuleDict:
 
 
 def _compressor(dim: int, token_width: int) -> nn.Sequential:
-    """Return what makes `token_width` numbers of a patch token: one hidden layer can tell where in the patch a thing is."""
+    """Return what makes `token_width` numbers of a patch token. A hidden layer can tell where in it a thing is."""
     hidden = HIDDEN_PER_NUMBER * token_width
     return nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, token_width))
 
@@ -59,14 +59,11 @@ class MlpFusion(nn.Module):
     def __init__(self, inputs: Inputs, width: int, token_width: int) -> None:
         super().__init__()
         self.encoders = signal_encoders(inputs, width)
-        pooled = inputs.patches == 1
+        pooled, dim = inputs.patches == 1, inputs.image_dim
         self.patches = nn.ModuleDict(
-            {
-                camera: nn.Identity() if pooled else _compressor(inputs.image_dim, token_width)
-                for camera in inputs.cameras
-            }
+            {camera: nn.Identity() if pooled else _compressor(dim, token_width) for camera in inputs.cameras}
         )
-        images = inputs.looks * inputs.patches * (inputs.image_dim if pooled else token_width)
+        images = inputs.looks * inputs.patches * (dim if pooled else token_width)
         total = len(inputs.cameras) * images + inputs.text_dim + len(inputs.proprio) * width
         self.mlp = nn.Sequential(nn.Linear(total, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 

@@ -13,6 +13,7 @@ from pipeline.policy.diffusion import Diffusion
 from pipeline.policy.flow import RectifiedFlow, Solver, Times
 from pipeline.policy.fusion import PROPRIO_DIMS, Inputs, MlpFusion, TransformerFusion
 from pipeline.policy.head import Head
+from pipeline.policy.keyframes import Keyframes
 from pipeline.policy.normaliser import Normaliser
 from pipeline.policy.regression import Cvae, Regression
 from pipeline.policy.tokens import ActionTokens
@@ -97,6 +98,7 @@ class FlowPolicy(nn.Module):
         )
         self.fusion = make_fusion(arch)
         self.head = make_head(arch)
+        self.keyframes: Keyframes | None = None  # training adds it
 
     def forward(
         self,
@@ -107,10 +109,15 @@ class FlowPolicy(nn.Module):
         noise: Float[Tensor, "B H A"],
         u: Float[Tensor, " B"],
         feature_noise: Mapping[str, Tensor] | None = None,
+        keyframes: Float[Tensor, "B 6"] | None = None,
     ) -> Float[Tensor, " B"]:
-        """Return each row's loss (see `Head`). `feature_noise` is added to the standardised image features."""
+        """Return each row's loss (see `Head`), and what it misses the keyframes by, if they are given.
+
+        `feature_noise` is added to the standardised image features.
+        """
         condition = self._condition(images, text, proprio, feature_noise)
-        return self.head.loss(self.normaliser.action(actions), condition, noise, u)
+        loss = self.head.loss(self.normaliser.action(actions), condition, noise, u)
+        return loss if keyframes is None or self.keyframes is None else loss + self.keyframes.loss(condition, keyframes)
 
     @torch.no_grad()
     def act(

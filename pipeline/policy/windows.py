@@ -18,6 +18,21 @@ def action_windows(
     return actions[index]
 
 
+def next_changes(gripper: Float[Tensor, " N"], last: Int[Tensor, " N"]) -> Int[Tensor, "N 2"]:
+    """Return the rows after each row where the gripper's command next changes, and where after that.
+
+    The episode's last row (`last`) stands in for what does not come.
+    """
+    rows = torch.arange(len(gripper))
+    changes = torch.zeros(len(gripper), dtype=torch.bool)
+    changes[1:] = (gripper[1:] > 0) != (gripper[:-1] > 0)
+    changes[1:] &= last[1:] == last[:-1]
+    here = torch.where(changes, rows, len(gripper))
+    from_here = here.flip(0).cummin(0).values.flip(0)
+    following = torch.minimum(torch.cat([from_here[1:], from_here.new_full((1,), len(gripper))]), last)
+    return torch.stack([following, following[following]], dim=1)
+
+
 def looks(first: Int[Tensor, " N"], history: int, stride: int) -> Int[Tensor, "N L"]:
     """Return the rows that a policy with `history` looks sees at each row, oldest first, `stride` steps apart.
 

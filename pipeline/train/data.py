@@ -17,7 +17,7 @@ from torch import Tensor
 from cache.reader import Store
 from pipeline.config import PolicyParams
 from pipeline.errors import DataError, did_you_mean
-from pipeline.policy.windows import action_windows, looks
+from pipeline.policy.windows import action_windows, looks, next_changes
 from pipeline.train.images import (
     MIB,
     Features,
@@ -52,6 +52,7 @@ class Batch:
     text: Float[Tensor, "B Dt"]
     proprio: dict[str, Float[Tensor, "B *look"]]
     actions: Float[Tensor, "B H 7"]
+    keyframes: Float[Tensor, "B 6"] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Table:
     action: Float[Tensor, "N 7"]
     last: Int[Tensor, " N"]  # last row of each row's episode
     looks: Int[Tensor, "N L"] | None = None  # rows that a policy with a history sees at each row, oldest first
+    keyframes: Float[Tensor, "N 6"] | None = None  # where the hand is when the gripper next changes, and after that
 
     def __len__(self) -> int:
         return len(self.action)
@@ -104,6 +106,7 @@ class Table:
             text=self.text[self.text_of_row[rows]],
             proprio={name: x[seen] for name, x in self.proprio.items()},
             actions=action_windows(self.action, self.last, rows, horizon),
+            keyframes=None if self.keyframes is None else self.keyframes[rows],
         )
 
     def to(self, device: torch.device) -> "Table":
@@ -117,6 +120,7 @@ class Table:
             action=self.action.to(device),
             last=self.last.to(device),
             looks=None if self.looks is None else self.looks.to(device),
+            keyframes=None if self.keyframes is None else self.keyframes.to(device),
         )
 
 
@@ -129,6 +133,7 @@ class Wanted:
         kind: "image", their pooled features, or "grid", their patch tokens.
         proprio: low-dimensional inputs to read.
         history: looks at a time, `stride` rows apart.
+        keyframes: where the hand will be at its next two keyframes, to learn from.
     """
 
     cameras: Sequence[str]
@@ -136,12 +141,13 @@ class Wanted:
     kind: Literal["image", "grid"] = "image"
     history: int = 1
     stride: int = 1
+    keyframes: bool = False
 
     @classmethod
-    def by(cls, policy: PolicyParams) -> "Wanted":
+    def by(cls, policy: PolicyParams, keyframes: bool = False) -> "Wanted":
         """Return what the policy section asks for."""
         kind: Literal["image", "grid"] = "grid" if policy.features == "grid" else "image"
-        return cls(policy.cameras, policy.proprio, kind, policy.history, policy.execute)
+        return cls(policy.cameras, policy.proprio, kind, policy.history, policy.execute, keyframes)
 
     @property
     def names(self) -> dict[str, str]:
@@ -176,7 +182,11 @@ def load_stores(
     lengths = torch.tensor([e.length for e in episodes])
     starts = torch.tensor([e.first for e in episodes]).repeat_interleave(lengths)
     seen = looks(starts, wanted.history, wanted.stride) if wanted.history > 1 else None
-    ends = torch.tensor([e.first + e.length - 1 for e in episodes])
+    last = torch.tensor([e.first + e.length - 1 for e in episodes]).repeat_interleave(lengths)
+    actions = _lowdim(selected, action)
+    keyframes = None
+    if wanted.keyframes:
+        keyframes = _lowdim(selected, "ee_pose")[next_changes(actions[:, -1], last), :3].flatten(1)
     texts_before = np.cumsum([0, *(len(s.store.texts.embedding) for s in selected)])
     text_of = [int(texts_before[k] + s.store.episodes.task[i]) for k, s in enumerate(selected) for i in s.episodes]
     return Table(
@@ -185,9 +195,10 @@ def load_stores(
         text=torch.cat([torch.from_numpy(np.asarray(s.store.texts.embedding, np.float32)) for s in selected]),
         text_of_row=torch.tensor(text_of).repeat_interleave(lengths),
         proprio={name: _lowdim(selected, name) for name in wanted.proprio},
-        action=_lowdim(selected, action),
-        last=ends.repeat_interleave(lengths),
+        action=actions,
+        last=last,
         looks=seen,
+        keyframes=keyframes,
     )
 
 
@@ -206,6 +217,11 @@ def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: Wante
         raise DataError(
             f"{store.location}: has no lowdim/{action}, which train_flow.action asks for. Only scripted "
             "demonstrations have expert_action: use train_flow.action=action"
+        )
+    if wanted.keyframes and "lowdim/ee_pose" not in store.fields:
+        raise DataError(
+            f"{store.location}: has no lowdim/ee_pose, which train_flow.keyframe_weight takes the hand's place from: set "
+            "it to 0"
         )
     for name in wanted.proprio:
         if f"lowdim/{name}" not in store.fields:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from pipeline.config import TrainFlow
 from pipeline.errors import DataError
 from pipeline.files import write_atomic
+from pipeline.policy.keyframes import Keyframes
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.train import checkpoint
 from pipeline.train.curves import log_epoch
@@ -176,6 +177,8 @@ def _prepare(
     network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
     if teacher and teacher.start(network):
         log.info("the network begins with its teacher's weights")
+    if statistics.keyframes is not None:
+        network.keyframes = Keyframes(arch.width, cfg.keyframe_weight, statistics.keyframes)
     if tower:
         table = replace(table, images=tower.frames)
     accumulation = accumulation_steps(cfg, accelerator.num_processes)

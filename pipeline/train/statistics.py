@@ -17,11 +17,12 @@ CHUNK_NUMBERS = CHUNK * 768
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the training rows: features by camera, inputs by name, and actions."""
+    """Of the training rows: features by camera, inputs by name, actions, and keyframes, if the table has them."""
 
     images: dict[str, Moments]
     proprio: dict[str, Moments]
     action: Moments
+    keyframes: Moments | None
 
 
 def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
@@ -41,6 +42,8 @@ def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
             if (keep := training[rows]).any():
                 images.setdefault(camera, Moments()).add(features[keep].float())
     lowdim = {**table.proprio, "action": table.action}
+    if table.keyframes is not None:
+        lowdim["keyframes"] = table.keyframes
     for name, values in lowdim.items():
         bad |= dict.fromkeys(_not_finite(table, name, values, torch.arange(len(table))))
     if bad:
@@ -52,7 +55,8 @@ def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
         )
     moments = {name: _moments(values, training) for name, values in lowdim.items()}
     action = moments.pop("action")
-    return Statistics(images, moments, action)
+    keyframes = moments.pop("keyframes", None)
+    return Statistics(images, moments, action, keyframes)
 
 
 def _not_finite(table: Table, name: str, values: Tensor, rows: Tensor) -> list[str]:

@@ -37,9 +37,10 @@ class TunedPolicy(FlowPolicy):
         noise: Float[Tensor, "B H A"],
         u: Float[Tensor, " B"],
         feature_noise: Mapping[str, Tensor] | None = None,
+        keyframes: Float[Tensor, "B 6"] | None = None,
     ) -> Float[Tensor, " B"]:
-        """Return each row's flow loss, as FlowPolicy does."""
-        return super().forward(self._features(images), text, proprio, actions, noise, u, feature_noise)
+        """Return each row's loss, as FlowPolicy does."""
+        return super().forward(self._features(images), text, proprio, actions, noise, u, feature_noise, keyframes)
 
     @torch.no_grad()
     def act(

@@ -52,7 +52,7 @@ class Update:
             if self.teacher is not None:
                 actions, u = self.teacher.actions(batch, noise), self.teacher.times(u)
             with sync, accelerator.autocast():
-                losses = self.model(batch.images, batch.text, batch.proprio, actions, noise, u, extra)
+                losses = self.model(batch.images, batch.text, batch.proprio, actions, noise, u, extra, batch.keyframes)
                 loss = losses.sum() * weight
                 # DDP averages gradients over processes; the global batch's mean wants their sum over its rows.
                 accelerator.backward(loss * (accelerator.num_processes / len(rows)))

@@ -16,7 +16,7 @@ from pipeline.policy import bundle
 from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.policy.normaliser import Moments, Normaliser, Standardiser
 from pipeline.policy.velocity import sinusoid
-from pipeline.policy.windows import action_windows, looks
+from pipeline.policy.windows import action_windows, looks, next_changes
 
 REFERENCE_TABLE = {"joint_pos": 3.6e3, "ee_pose": 3.6e3, "fusion": 1.3e6, "velocity": 3.0e6, "total": 4.3e6}
 
@@ -131,14 +131,23 @@ def test_patches_are_standardised_each_by_itself() -> None:
     frames = background + spread * torch.randn(2000, 3, 4, generator=torch.Generator().manual_seed(0))
     normaliser = Normaliser({"agentview": (3, 4)}, {}, 7, standardise_actions=True)
     normaliser.fit({"agentview": moments(frames)}, {}, moments(torch.zeros(100, 7), ()))
-    for looks in ((), (2,)):
-        seen = frames[:1000].reshape(-1, *looks, 3, 4)
+    for history in ((), (2,)):
+        seen = frames[:1000].reshape(-1, *history, 3, 4)
         made = normaliser.inputs({"agentview": seen}, torch.ones(len(seen), 2), {})[0]["agentview"]
         made = made.reshape(1000, 3, 4)
         assert made.mean((0, 2)).abs().max() < 0.05, "the background is gone"
         alive, dead, next_to_dead = made.std((0, 2)).tolist()
         assert alive == pytest.approx(1, rel=0.05)
         assert dead < 1e-3 and next_to_dead < 0.05, "what hardly varies is not blown up"
+
+
+def test_the_gripper_next_changes_where_its_command_does() -> None:
+    """Two episodes: one closes, opens and closes; the other begins closed, and opens with its last row."""
+    gripper = torch.tensor([-1, -1, 1, 1, -1, 1, 1.0, 1, 1, -1.0])
+    last = torch.tensor([6] * 7 + [9] * 3)
+    first, second = next_changes(gripper, last).T.tolist()
+    assert first == [2, 2, 4, 4, 5, 6, 6, 9, 9, 9]
+    assert second == [4, 4, 5, 5, 6, 6, 6, 9, 9, 9]
 
 
 def test_sinusoid_tells_close_times_apart_and_is_bounded() -> None:

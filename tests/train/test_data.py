@@ -77,6 +77,8 @@ def test_what_is_not_in_the_store_is_refused_by_name(location: Path) -> None:
         load_stores([("s", open_store(location), None)], Wanted(("agentview",), ()), "expert_action")
     with pytest.raises(DataError, match=r"no lowdim/gripper, which policy\.proprio asks for"):
         load_stores([("s", open_store(location), None)], Wanted(("agentview",), ("gripper",)), "action")
+    with pytest.raises(DataError, match=r"has no lowdim/ee_pose, which train_flow\.keyframe_weight takes"):
+        load_stores([("s", open_store(location), None)], Wanted(("agentview",), (), keyframes=True), "action")
 
 
 def streamed_and_resident(location: Path, tasks: tuple[int, ...] | None = (7,)) -> tuple[Table, Table]:

@@ -156,6 +156,23 @@ def test_learns_an_action_that_its_inputs_determine(tmp_path: Path) -> None:
     assert last["train_loss"] < 0.3 * first["train_loss"]
 
 
+def test_keyframes_teach_fusion_what_actions_do_not_tell(tmp_path: Path) -> None:
+    """All actions alike, and places that the features determine: fusion finds them in episodes it was not shown."""
+    torch.manual_seed(0)
+    data = table(episodes=60)
+    features = data.images.at(torch.arange(len(data)))["agentview"].float()
+    places = 0.4 + 0.1 * features @ torch.randn(8, 6)
+    data = replace(data, action=torch.zeros_like(data.action), keyframes=places)
+    cfg = replace(CFG, epochs=60, keyframe_weight=0.5, learning_rate=3e-3, checkpoint_every_epochs=60)
+    trained, _ = train(Accelerator(cpu=True), data, ARCH, cfg, 0.0, tmp_path / "a")
+    _, held_out = split_by_episode(data.episodes, cfg.val_fraction, cfg.seed)
+    batch = data.batch(held_out, ARCH.horizon)
+    assert trained.keyframes is not None and batch.keyframes is not None
+    condition = trained.fusion(*trained.normaliser.inputs(batch.images, batch.text, batch.proprio))
+    error = trained.keyframes.loss(condition, batch.keyframes).mean() / cfg.keyframe_weight
+    assert error < 0.1, "of a spread of 1"
+
+
 def test_a_diverging_network_stops_at_once_and_names_its_batch(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"not finite at step 1 \(epoch 0\).* on rows of .*demo.*Lower train_flow"):
         run(tmp_path, replace(CFG, learning_rate=float("inf")))

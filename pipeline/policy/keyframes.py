@@ -1,0 +1,30 @@
+"""A second lesson in training: where the hand will be at its next two keyframes.
+
+A keyframe is where the gripper closes or opens (James and Davison, arXiv 2105.14829). The actions of a hand on its way
+at full speed are the same wherever it will stop, so a chunk of them tells fusion little of where things are; this tells
+it, in every row. Nothing of it is needed to act: the bundle leaves it out.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipeline.policy.normaliser import Moments, Standardiser
+
+PREFIX = "keyframes."
+PLACES = 6  # x, y, z of the hand at two keyframes, metres
+
+
+class Keyframes(nn.Module):
+    """One linear layer from the condition to the standardised places, and its squared error, weighed."""
+
+    def __init__(self, width: int, weight: float, places: Moments) -> None:
+        super().__init__()
+        self.standardise = Standardiser(PLACES)
+        self.standardise.fit(places)
+        self.predict = nn.Linear(width, PLACES)
+        self._weight = weight
+
+    def loss(self, condition: Float[Tensor, "B W"], places: Float[Tensor, "B 6"]) -> Float[Tensor, " B"]:
+        """Return each row's share of the loss."""
+        error = self.predict(condition).float() - self.standardise(places)
+        return self._weight * error.square().mean(1)
