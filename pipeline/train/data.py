@@ -220,8 +220,8 @@ def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: Wante
         )
     if wanted.keyframes and "lowdim/ee_pose" not in store.fields:
         raise DataError(
-            f"{store.location}: has no lowdim/ee_pose, which train_flow.keyframe_weight takes the hand's place from: set "
-            "it to 0"
+            f"{store.location}: has no lowdim/ee_pose, which train_flow.keyframe_weight takes the hand's place from. "
+            "Set it to 0"
         )
     for name in wanted.proprio:
         if f"lowdim/{name}" not in store.fields:

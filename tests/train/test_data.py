@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from cache import schema
 from cache.build import build
 from cache.reader import open_store
+from cache.units import Unit
 from pipeline.errors import DataError
 from pipeline.train.data import Mode, Table, Wanted, load_stores
 from pipeline.train.images import ResidentImages, StreamedImages
@@ -46,6 +48,35 @@ def test_rows_are_the_episodes_one_after_the_other(location: Path) -> None:
             data.text[data.text_of_row[rows]].numpy(), TEXT[[number % 2]].repeat(episode.length, 0)
         )
         assert set(data.last[rows].tolist()) == {episode.first + episode.length - 1}
+
+
+class MakePoses(MakeFake):
+    """The hand in row r of episode n is at (n, r, 0)."""
+
+    def rows(self, unit: Unit) -> dict[str, np.ndarray]:
+        poses = np.zeros((sum(s.stop - s.start for s in unit.segments), 7), np.float32)
+        poses[:, :2] = [(s.payload, row) for s in unit.segments for row in range(s.start, s.stop)]
+        return super().rows(unit) | {"lowdim/ee_pose": poses}
+
+
+def test_keyframes_are_where_the_hand_is_when_the_gripper_changes(tmp_path: Path) -> None:
+    plan = make_plan()
+    build(
+        replace(plan, fields=(*plan.fields, schema.lowdim("ee_pose", 7))),
+        TEXT,
+        MakePoses(),
+        tmp_path / "a.zarr",
+        tmp_path / "work",
+    )
+    wanted = Wanted(("eye_in_hand",), (), keyframes=True)
+    data = load_stores([("s", open_store(tmp_path / "a.zarr"), (7,))], wanted, "action")
+    for number, episode in zip((1, 3, 5, 7), data.episodes, strict=True):
+        closed = episode_rows(number, episode.length)["lowdim/action"][:, 6] > 0
+        changes = [*(np.flatnonzero(closed[1:] != closed[:-1]) + 1), episode.length - 1, episode.length - 1]
+        for row in range(episode.length):
+            first, second = [*(c for c in changes if c > row), episode.length - 1, episode.length - 1][:2]
+            found = data.batch(torch.tensor([episode.first + row]), 1).keyframes
+            assert found is not None and found.tolist() == [[number, first, 0, number, second, 0]]
 
 
 def test_one_task_of_two(location: Path) -> None:
