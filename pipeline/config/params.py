@@ -160,7 +160,7 @@ class TrainFlow:
     targets: Literal["demonstrations", "reflow", "distill"]  # the last two: samples of a trained flow, for fewer steps
     teacher: str | None  # reflow, distill: its policy bundle
     teacher_steps: int | None  # in which it is sampled; null: as it was trained for
-    keyframe_weight: float  # of a second loss: where the hand will be when the gripper next closes or opens; 0: none
+    keyframe_weight: float  # of the auxiliary loss on where the gripper next closes or opens, and after that; 0: none
     epochs: int
     batch_size: int  # global, over all processes
     microbatch_size: int | None  # per process and forward pass; null: batch_size / processes. Accumulation is derived.

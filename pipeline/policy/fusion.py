@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from pipeline.config import ATTENTION_HEAD
 
 PROPRIO_DIMS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "ee_wrench": 6}
-HIDDEN_PER_NUMBER = 8  # width of the layer that a patch token passes, for each number that it is compressed to
+# Width of the hidden layer that a patch token passes, for each number that it is compressed to. It finds the plate to
+# within 0.9 cm where one linear layer finds it to within 1.1 (docs/experiments.md).
+HIDDEN_PER_NUMBER = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def signal_encoders(inputs: Inputs, width: int) -> nn.ModuleDict:
 
 
 def _compressor(dim: int, token_width: int) -> nn.Sequential:
-    """Return what makes `token_width` numbers of a patch token. A hidden layer can tell where in it a thing is."""
+    """Return what compresses a patch token. A hidden layer can tell where in the patch a thing is."""
     hidden = HIDDEN_PER_NUMBER * token_width
     return nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, token_width))
 
@@ -52,8 +54,8 @@ class MlpFusion(nn.Module):
     """The reference's fusion MLP over [image features..., text feature, proprioception embeddings...].
 
     Pooled image features and text enter as CLIP gives them. Patch tokens would be some forty times as many numbers: a
-    linear layer of each camera's own compresses every token to `token_width`, and its place in the vector tells where
-    it is.
+    small MLP of each camera's own compresses every token to `token_width`, and its place in the vector tells where it
+    is.
     """
 
     def __init__(self, inputs: Inputs, width: int, token_width: int) -> None:

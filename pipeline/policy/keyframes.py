@@ -1,8 +1,8 @@
-"""A second lesson in training: where the hand will be at its next two keyframes.
+"""An auxiliary loss: where the hand will be at its next two keyframes.
 
-A keyframe is where the gripper closes or opens (James and Davison, arXiv 2105.14829). The actions of a hand on its way
-at full speed are the same wherever it will stop, so a chunk of them tells fusion little of where things are; this tells
-it, in every row. Nothing of it is needed to act: the bundle leaves it out.
+A keyframe is where the gripper closes or opens, or the episode ends (after James and Davison, arXiv 2105.14829, without
+their stops). The next actions tell in which direction things are, and hardly how far, so a chunk of them teaches fusion
+little of where things are; this does, in every row. Nothing of it is needed to act: the bundle leaves it out.
 """
 
 from jaxtyping import Float
@@ -15,7 +15,7 @@ PLACES = 6  # x, y, z of the hand at two keyframes, metres
 
 
 class Keyframes(nn.Module):
-    """One linear layer from the condition to the standardised places, and its squared error, weighed."""
+    """One linear layer from the condition to the standardised places, and its squared error, weighted."""
 
     def __init__(self, width: int, weight: float, places: Moments) -> None:
         super().__init__()

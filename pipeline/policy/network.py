@@ -161,7 +161,7 @@ class FlowPolicy(nn.Module):
         )
 
     def parameter_counts(self) -> dict[str, int]:
-        """Return trainable parameters by component, named as in the reference's table."""
+        """Return trainable parameters of what acts, by component, named as in the reference's table."""
 
         def count(module: nn.Module) -> int:
             return sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -169,7 +169,7 @@ class FlowPolicy(nn.Module):
         counts = {name: count(module) for name, module in self.fusion.encoders.items()}
         counts["fusion"] = count(self.fusion) - sum(counts.values())
         counts["velocity"] = count(self.head)
-        counts["total"] = count(self)
+        counts["total"] = count(self) - (count(self.keyframes) if self.keyframes else 0)
         return counts
 
 

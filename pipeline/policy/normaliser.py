@@ -64,6 +64,8 @@ class Standardiser(nn.Module):
         self.std.copy_(torch.maximum(moments.std, torch.as_tensor(min_std, dtype=moments.std.dtype)))
 
     def forward(self, x: Float[Tensor, "*rows_and_shape"]) -> Float[Tensor, "*rows_and_shape"]:
+        if x.shape[x.ndim - self.mean.ndim :] != self.mean.shape:  # a pooled feature would be taken for every patch
+            raise ValueError(f"{tuple(x.shape)} does not end in {tuple(self.mean.shape)}")
         return (x - self.mean) / self.std
 
     def inverse(self, x: Float[Tensor, "*rows_and_shape"]) -> Float[Tensor, "*rows_and_shape"]:

@@ -1,4 +1,4 @@
-"""Windows in time: the chunk of H actions that starts at a row, and the looks that come before it."""
+"""Windows in time: the chunk of H actions that starts at a row, the looks before it, and the keyframes after it."""
 
 import torch
 from jaxtyping import Float, Int

@@ -126,7 +126,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a policy is given of each row.
+    """What of each row is read: what a policy is given, and what it learns from beside actions.
 
     Attributes:
         cameras: cameras to read.
@@ -145,7 +145,7 @@ class Wanted:
 
     @classmethod
     def by(cls, policy: PolicyParams, keyframes: bool = False) -> "Wanted":
-        """Return what the policy section asks for."""
+        """Return what the policy section asks for, and keyframes if training does."""
         kind: Literal["image", "grid"] = "grid" if policy.features == "grid" else "image"
         return cls(policy.cameras, policy.proprio, kind, policy.history, policy.execute, keyframes)
 

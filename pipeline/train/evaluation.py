@@ -47,7 +47,7 @@ def at_once(cfg: TrainFlow) -> int:
 
 @torch.no_grad()
 def mean_loss(network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], seed: int, chunk: int = CHUNK) -> float:
-    """Return the mean loss over `rows`, with the same noise and times at every call."""
+    """Return the mean loss over `rows`, with the same noise and times at every call, and what training adds to it."""
     generator = torch.Generator().manual_seed(seed)
     device = table.action.device
     total = 0.0
@@ -55,7 +55,8 @@ def mean_loss(network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], seed: 
         noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
         u = torch.rand(len(part), generator=generator)
         batch = table.batch(part, network.arch.horizon)
-        loss = network(batch.images, batch.text, batch.proprio, batch.actions, noise.to(device), u.to(device))
+        observed = batch.images, batch.text, batch.proprio
+        loss = network(*observed, batch.actions, noise.to(device), u.to(device), keyframes=batch.keyframes)
         total += float(loss.sum())
     return total / len(rows)
 

@@ -177,6 +177,8 @@ def _prepare(
     network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
     if teacher and teacher.start(network):
         log.info("the network begins with its teacher's weights")
+    if (statistics.keyframes is None) != (cfg.keyframe_weight == 0):
+        raise ValueError(f"keyframe_weight is {cfg.keyframe_weight}: read keyframes into the table for it alone")
     if statistics.keyframes is not None:
         network.keyframes = Keyframes(arch.width, cfg.keyframe_weight, statistics.keyframes)
     if tower:

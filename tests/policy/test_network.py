@@ -139,6 +139,8 @@ def test_patches_are_standardised_each_by_itself() -> None:
         alive, dead, next_to_dead = made.std((0, 2)).tolist()
         assert alive == pytest.approx(1, rel=0.05)
         assert dead < 1e-3 and next_to_dead < 0.05, "what hardly varies is not blown up"
+    with pytest.raises(ValueError, match=r"\(1, 4\) does not end in \(3, 4\)"):
+        normaliser.inputs({"agentview": frames[:1, 0]}, torch.ones(1, 2), {})
 
 
 def test_the_gripper_next_changes_where_its_command_does() -> None:

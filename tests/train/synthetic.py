@@ -32,7 +32,7 @@ ARCH = Architecture(
 
 
 def table(episodes: int = 6, length: int = 11, seed: int = 0) -> Table:
-    """Return random features and joint positions, and actions that are a fixed linear function of them."""
+    """Return random features and joint positions; actions and keyframes are fixed linear functions of them."""
     generator = torch.Generator().manual_seed(seed)
     rows = episodes * length
     images = torch.randn(rows, 8, generator=generator).half()
@@ -47,4 +47,5 @@ def table(episodes: int = 6, length: int = 11, seed: int = 0) -> Table:
         proprio={"joint_pos": joints},
         action=(images.float() @ mix + 0.1 * joints).clamp(-1, 1),
         last=first + length - 1,
+        keyframes=images.float() @ torch.randn(8, 6, generator=generator),
     )

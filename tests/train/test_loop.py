@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from pipeline.config import TrainFlow, load
 from pipeline.errors import DataError, PipelineError
+from pipeline.policy import bundle
 from pipeline.policy.network import FlowPolicy
 from pipeline.train import checkpoint
 from pipeline.train.data import split_by_episode
@@ -22,6 +23,7 @@ from tests.train.synthetic import ARCH, table
 CFG = replace(
     load("params.yaml").train_flow,
     action="action",
+    keyframe_weight=0.1,
     epochs=4,
     batch_size=16,
     warmup_steps=2,
@@ -156,21 +158,28 @@ def test_learns_an_action_that_its_inputs_determine(tmp_path: Path) -> None:
     assert last["train_loss"] < 0.3 * first["train_loss"]
 
 
-def test_keyframes_teach_fusion_what_actions_do_not_tell(tmp_path: Path) -> None:
-    """All actions alike, and places that the features determine: fusion finds them in episodes it was not shown."""
-    torch.manual_seed(0)
-    data = table(episodes=60)
-    features = data.images.at(torch.arange(len(data)))["agentview"].float()
-    places = 0.4 + 0.1 * features @ torch.randn(8, 6)
-    data = replace(data, action=torch.zeros_like(data.action), keyframes=places)
-    cfg = replace(CFG, epochs=60, keyframe_weight=0.5, learning_rate=3e-3, checkpoint_every_epochs=60)
-    trained, _ = train(Accelerator(cpu=True), data, ARCH, cfg, 0.0, tmp_path / "a")
-    _, held_out = split_by_episode(data.episodes, cfg.val_fraction, cfg.seed)
-    batch = data.batch(held_out, ARCH.horizon)
+def test_keyframes_reach_fusion_and_stay_out_of_the_bundle(tmp_path: Path) -> None:
+    data = table()
+    assert data.keyframes is not None
+    data = replace(data, action=torch.zeros_like(data.action))
+    trained, _ = train(Accelerator(cpu=True), data, ARCH, CFG, 0.0, tmp_path / "a")
+    batch = data.batch(torch.arange(10), ARCH.horizon)
     assert trained.keyframes is not None and batch.keyframes is not None
     condition = trained.fusion(*trained.normaliser.inputs(batch.images, batch.text, batch.proprio))
-    error = trained.keyframes.loss(condition, batch.keyframes).mean() / cfg.keyframe_weight
-    assert error < 0.1, "of a spread of 1"
+    trained.fusion.zero_grad()
+    trained.keyframes.loss(condition, batch.keyframes).sum().backward()
+    assert trained.fusion.mlp[0].weight.grad.abs().max() > 1e-4
+    facts = ({"model": "tiny"}, "none", "transform-1", {}, {})
+    bundle.save(tmp_path / "policy", trained, bundle.PolicySpec(ARCH, *facts))
+    read = bundle.load(tmp_path / "policy").network
+    assert read.keyframes is None and read.parameter_counts() == trained.parameter_counts()
+    assert not any(name.startswith("keyframes.") for name in read.state_dict())
+
+
+def test_keyframes_are_read_if_and_only_if_they_are_learnt_from(tmp_path: Path) -> None:
+    for data, weight in ((table(), 0.0), (replace(table(), keyframes=None), 0.5)):
+        with pytest.raises(ValueError, match=f"keyframe_weight is {weight}"):
+            train(Accelerator(cpu=True), data, ARCH, replace(CFG, keyframe_weight=weight), 0.0, tmp_path)
 
 
 def test_a_diverging_network_stops_at_once_and_names_its_batch(tmp_path: Path) -> None:

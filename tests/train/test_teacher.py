@@ -39,7 +39,7 @@ def two_ways() -> Table:
     """Actions that are all 0.8 or all -0.8, whatever is seen: the paths to them must bend where they part."""
     made = table(episodes=12, length=32)
     signs = torch.randint(0, 2, (len(made.action), 1), generator=torch.Generator().manual_seed(3)) * 2.0 - 1
-    return replace(made, action=(0.8 * signs).expand(-1, 7).contiguous())
+    return replace(made, action=(0.8 * signs).expand(-1, 7).contiguous(), keyframes=None)
 
 
 @pytest.fixture(scope="module")
