@@ -230,6 +230,18 @@ def test_a_second_try_begins_where_the_first_one_failed(simulator: Simulator, wh
     assert tried.episode.origin == origin
 
 
+def test_there_is_no_noise_beside_the_bowl_when_a_second_try_begins(simulator: Simulator) -> None:
+    _reset(simulator, Origin(23, 0, 0))
+    expert = Expert(Scene(simulator), np.random.default_rng(0), variety=0.0)
+    move = expert.act()
+    assert expert.phase == "approach" and move.free, "high above the table"
+    while expert.phase != "close":
+        simulator.step(expert.act().action)
+    expert.begin_again()
+    beside = expert.act()
+    assert expert.phase == "approach" and not beside.free
+
+
 def test_displaced_demonstrations_begin_elsewhere_and_succeed(simulator: Simulator, tried: Attempt) -> None:
     moved = attempt(simulator, Origin(23, 0, 0, displaced=0.08), NOISE, record=False)
     again = attempt(simulator, Origin(23, 0, 0, displaced=0.08), NOISE, record=False)
