@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from pipeline.libero import gl
 
 MAX_GEOMS = 1000  # as robosuite's MjRenderContext
+HIDDEN_GROUP = 5  # of geoms: MuJoCo's default is not to draw it
 
 POSES = (
     *("xpos", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
@@ -106,15 +107,33 @@ class Renderer:
             self._load(model)
         poses.write_into(self._data)
         self._camera.fixedcamid = model.camera(camera).id
-        mujoco.mjv_updateScene(
-            model, self._data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
+        with self._without_unseen(model):
+            mujoco.mjv_updateScene(
+                model, self._data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            )
         viewport = mujoco.MjrRect(0, 0, self._size, self._size)
         mujoco.mjr_render(viewport, self._scene, self._context)
         image = np.empty((self._size, self._size, 3), np.uint8)
         buffer = np.empty((self._size, self._size), np.float32) if depth else None
         mujoco.mjr_readPixels(image, buffer, viewport, self._context)
         return image, None if buffer is None else _metres(model, buffer)
+
+    @contextmanager
+    def _without_unseen(self, model: Any) -> Iterator[None]:
+        """Hide the geoms that are not in the camera's view, for this long. The picture is the same without them.
+
+        In software most of a picture's time goes into the arm's vertices, and the camera at the wrist has most of the
+        arm behind it. What is out of view is seen in reflections and as shadows: with either, all is drawn.
+        """
+        if self._quality != "fast" or model.light_castshadow.any():
+            yield
+            return
+        groups = model.geom_group.copy()
+        model.geom_group[~in_view(model, self._data, self._camera.fixedcamid)] = HIDDEN_GROUP
+        try:
+            yield
+        finally:
+            model.geom_group[:] = groups
 
     def close(self) -> None:
         """Free what lies in OpenGL, now rather than while the interpreter ends, when it fails noisily."""
@@ -143,6 +162,21 @@ class Renderer:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._data = mujoco.MjData(model)
         self._model = model
+
+
+def in_view(model: Any, data: Any, camera: int) -> Bool[np.ndarray, "G"]:
+    """Return which geoms a camera of square pictures may see: their bounding spheres reach into its pyramid of view.
+
+    Args:
+        data: mujoco.MjData with the poses of geoms and cameras.
+        camera: its number in the model.
+    """
+    right, up, back = ((data.geom_xpos - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T
+    half = np.radians(model.cam_fovy[camera]) / 2
+    # How far the centre lies beyond the nearer side plane, and behind the camera.
+    beyond = np.maximum(np.abs(right), np.abs(up)) * np.cos(half) + back * np.sin(half)
+    radius = model.geom_rbound
+    return (radius == 0) | (np.maximum(beyond, back) <= radius)  # 0: a plane, without end
 
 
 def _metres(model: Any, buffer: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
