@@ -14,7 +14,7 @@ from pipeline.policy.flow import RectifiedFlow, Solver, Times
 from pipeline.policy.fusion import PROPRIO_DIMS, Inputs, MlpFusion, TransformerFusion
 from pipeline.policy.head import Head
 from pipeline.policy.keyframes import Keyframes
-from pipeline.policy.normaliser import Normaliser
+from pipeline.policy.normaliser import Noise, Normaliser
 from pipeline.policy.regression import Cvae, Regression
 from pipeline.policy.tokens import ActionTokens
 from pipeline.policy.velocity import MlpVelocity, ResidualVelocity, TransformerVelocity
@@ -108,7 +108,7 @@ class FlowPolicy(nn.Module):
         actions: Float[Tensor, "B H A"],
         noise: Float[Tensor, "B H A"],
         u: Float[Tensor, " B"],
-        feature_noise: Mapping[str, Tensor] | None = None,
+        feature_noise: Mapping[str, Noise] | None = None,
         keyframes: Float[Tensor, "B 6"] | None = None,
     ) -> Float[Tensor, " B"]:
         """Return each row's loss (see `Head`), and what it misses the keyframes by, if they are given.
@@ -148,11 +148,9 @@ class FlowPolicy(nn.Module):
         images: Mapping[str, Tensor],
         text: Tensor,
         proprio: Mapping[str, Tensor],
-        feature_noise: Mapping[str, Tensor] | None = None,
+        feature_noise: Mapping[str, Noise] | None = None,
     ) -> Float[Tensor, "B W"]:
-        images, text, proprio = self.normaliser.inputs(images, text, proprio)
-        if feature_noise is not None:
-            images = {name: x + feature_noise[name] for name, x in images.items()}
+        images, text, proprio = self.normaliser.inputs(images, text, proprio, feature_noise)
         rows, looks = len(text), self.arch.history
         return self.fusion(
             {name: x.reshape(rows, looks, -1, self.arch.image_dim) for name, x in images.items()},

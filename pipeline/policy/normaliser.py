@@ -1,9 +1,11 @@
 """Standardisation of inputs and actions. Saved with the policy, so that rollout uses the training set's statistics."""
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int8, Num
 from torch import Tensor, nn
 
 # Below this spread a dimension is taken as constant. Actions are in [-1, 1]; positions in metres and radians:
@@ -13,6 +15,19 @@ FEATURE_MIN_STD = 1e-4  # features have no unit; this only guards against a divi
 # A patch in which next to nothing happens is not to be blown up: at least this much of the spread that the same channel
 # has in the camera's patches on the whole.
 PATCH_MIN_STD = 0.1
+BLOCK = 2**17  # numbers that a CPU standardises at a time: its cache holds them from one operation to the next
+
+
+class Noise(NamedTuple):
+    """Noise of mean 0 on standardised features: (levels + 1/2) * step, of 256 equidistant values."""
+
+    levels: Int8[Tensor, "*shape"]
+    step: float
+
+    @classmethod
+    def of(cls, levels: Int8[Tensor, "*shape"], std: float) -> "Noise":
+        """Return noise of this standard deviation; `levels` are uniform bytes."""
+        return cls(levels, std / math.sqrt((256**2 - 1) / 12))
 
 
 class Moments:
@@ -64,9 +79,35 @@ class Standardiser(nn.Module):
         self.std.copy_(torch.maximum(moments.std, torch.as_tensor(min_std, dtype=moments.std.dtype)))
 
     def forward(self, x: Float[Tensor, "*rows_and_shape"]) -> Float[Tensor, "*rows_and_shape"]:
+        self._require_shape(x)
+        return (x - self.mean) / self.std
+
+    def noisy(self, x: Float[Tensor, "*rows_and_shape"], noise: Noise) -> Float[Tensor, "*rows_and_shape"]:
+        """Return forward(x) + noise, in the type that autocast multiplies in, if it is on.
+
+        Patch tokens are millions of numbers a batch, which a CPU takes longer to fetch and put back than to calculate
+        with: there it is done block by block.
+        """
+        self._require_shape(x)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        scale = 1 / self.std
+        shift = noise.step / 2 - self.mean * scale
+
+        def add(part: Tensor, levels: Tensor) -> Tensor:
+            return torch.addcmul(shift, part.float(), scale).add_(levels, alpha=noise.step)
+
+        if kind != "cpu" or x.requires_grad:
+            return add(x, noise.levels).to(dtype)
+        out = torch.empty(x.shape, dtype=dtype)
+        rows = max(1, BLOCK // math.prod(x.shape[1:]))
+        for part, levels, into in zip(x.split(rows), noise.levels.split(rows), out.split(rows), strict=True):
+            into.copy_(add(part, levels))
+        return out
+
+    def _require_shape(self, x: Tensor) -> None:
         if x.shape[x.ndim - self.mean.ndim :] != self.mean.shape:  # a pooled feature would be taken for every patch
             raise ValueError(f"{tuple(x.shape)} does not end in {tuple(self.mean.shape)}")
-        return (x - self.mean) / self.std
 
     def inverse(self, x: Float[Tensor, "*rows_and_shape"]) -> Float[Tensor, "*rows_and_shape"]:
         return x * self.std + self.mean
@@ -109,12 +150,20 @@ class Normaliser(nn.Module):
             self.action.fit(action)
 
     def inputs(
-        self, images: Mapping[str, Tensor], text: Float[Tensor, "B D"], proprio: Mapping[str, Tensor]
+        self,
+        images: Mapping[str, Tensor],
+        text: Float[Tensor, "B D"],
+        proprio: Mapping[str, Tensor],
+        noise: Mapping[str, Noise] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """Return the three inputs of Fusion, standardised, float32."""
+        """Return the three inputs of Fusion, standardised, float32; image features with each camera's `noise`."""
         scale = text.float().square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
+        standardisers = {name: _standardiser(self.images, name) for name in self.images}
         return (
-            {name: module(images[name].float()) for name, module in self.images.items()},
+            {
+                name: standardise.noisy(images[name], noise[name]) if noise else standardise(images[name].float())
+                for name, standardise in standardisers.items()
+            },
             text.float() / scale,
             {name: module(proprio[name].float()) for name, module in self.proprio.items()},
         )

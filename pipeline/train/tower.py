@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.config import TrainFlow
 from pipeline.encode.transform import Preprocess
 from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.policy.normaliser import Noise
 from pipeline.train.images import Features, ResidentImages
 
 
@@ -36,7 +37,7 @@ class TunedPolicy(FlowPolicy):
         actions: Float[Tensor, "B H A"],
         noise: Float[Tensor, "B H A"],
         u: Float[Tensor, " B"],
-        feature_noise: Mapping[str, Tensor] | None = None,
+        feature_noise: Mapping[str, Noise] | None = None,
         keyframes: Float[Tensor, "B 6"] | None = None,
     ) -> Float[Tensor, " B"]:
         """Return each row's loss, as FlowPolicy does."""

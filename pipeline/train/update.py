@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.config import TrainFlow
 from pipeline.policy.network import ACTION_DIM, Architecture
+from pipeline.policy.normaliser import Noise
 from pipeline.train.data import Table
 from pipeline.train.images import Features
 from pipeline.train.plan import step_seed
@@ -41,13 +42,15 @@ class Update:
         `images` are the features of all of it, if they were read already.
         """
         accelerator = self.accelerator
-        noises, times, spreads = self._draw(len(rows), step)
+        noises, times, levels = self._draw(len(rows), step)
         total = torch.zeros((), device=accelerator.device)
         for part, weight, sync in self._parts(len(rows)):
             features = images and {name: x[part.to(x.device)] for name, x in images.items()}
             batch = self.table.batch(rows[part], self.arch.horizon, features)
             noise, u = noises[part].to(accelerator.device), times[part].to(accelerator.device)
-            extra = spreads and {name: x[part.to(x.device)] for name, x in spreads.items()}
+            extra = None
+            if levels is not None:
+                extra = {name: Noise.of(x[part.to(x.device)], self.feature_noise) for name, x in levels.items()}
             actions = batch.actions
             if self.teacher is not None:
                 actions, u = self.teacher.actions(batch, noise), self.teacher.times(u)
@@ -79,7 +82,7 @@ class Update:
             yield (part, 1.0, sync) if len(part) else (torch.zeros(1, dtype=torch.int64), 0.0, sync)
 
     def _draw(self, size: int, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
-        """Return a global batch's noise, times and feature noise: a function of (seed, step) and the kind of device."""
+        """Return a global batch's noise, times and levels of feature noise: by (seed, step) and the kind of device."""
         seed = step_seed(self.cfg.seed, step)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(size, self.arch.horizon, ACTION_DIM, generator=generator)
@@ -90,11 +93,11 @@ class Update:
         if device.type != "cpu":  # millions of numbers a step, for patch tokens
             generator = torch.Generator(device).manual_seed(seed)
         shape = (size, *self.arch.image_shape)
-        return noise, u, {c: uniform_noise(shape, self.feature_noise, generator) for c in self.arch.cameras}
+        return noise, u, {c: noise_levels(shape, generator) for c in self.arch.cameras}
 
 
-def uniform_noise(shape: Sequence[int], std: float, generator: torch.Generator) -> Float[Tensor, "*shape"]:
-    """Return noise of mean 0 and this standard deviation, of 256 equidistant values, one random byte each.
+def noise_levels(shape: Sequence[int], generator: torch.Generator) -> Int8[Tensor, "*shape"]:
+    """Return uniform random bytes, -128 to 127, for `Noise`.
 
     Normal noise takes three times as long, a third of a training step on patch tokens, and after the first layer, which
     sums hundreds of channels, it is the same.
@@ -103,6 +106,4 @@ def uniform_noise(shape: Sequence[int], std: float, generator: torch.Generator) 
     words = torch.empty(-(-size // 8), dtype=torch.int64, device=generator.device).random_(
         -(2**63), None, generator=generator
     )
-    levels = words.view(torch.int8)[:size].view(*shape)  # -128 ... 127
-    step = std / math.sqrt((256**2 - 1) / 12)
-    return levels.float().add_(0.5).mul_(step)
+    return words.view(torch.int8)[:size].view(*shape)

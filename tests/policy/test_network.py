@@ -14,7 +14,7 @@ from pipeline.config.load import from_dict
 from pipeline.errors import DataError
 from pipeline.policy import bundle
 from pipeline.policy.network import Architecture, FlowPolicy
-from pipeline.policy.normaliser import Moments, Normaliser, Standardiser
+from pipeline.policy.normaliser import BLOCK, Moments, Noise, Normaliser, Standardiser
 from pipeline.policy.velocity import sinusoid
 from pipeline.policy.windows import action_windows, looks, next_changes
 
@@ -141,6 +141,27 @@ def test_patches_are_standardised_each_by_itself() -> None:
         assert dead < 1e-3 and next_to_dead < 0.05, "what hardly varies is not blown up"
     with pytest.raises(ValueError, match=r"\(1, 4\) does not end in \(3, 4\)"):
         normaliser.inputs({"agentview": frames[:1, 0]}, torch.ones(1, 2), {})
+
+
+@pytest.mark.parametrize("rows", [1, 2 * BLOCK // 12 + 1])  # one block; two and a little
+@pytest.mark.parametrize("tuned", [False, True])
+def test_noise_is_added_to_what_is_standardised(rows: int, tuned: bool) -> None:
+    torch.manual_seed(0)
+    module = Standardiser(3, 4)
+    module.mean.copy_(torch.randn(3, 4))
+    module.std.copy_(torch.rand(3, 4) + 0.1)
+    x = torch.randn(rows, 3, 4).half().requires_grad_(tuned)
+    levels = torch.randint(-128, 128, x.shape, dtype=torch.int8)
+    noise = Noise.of(levels, 0.3)
+    expected = (x.float() - module.mean) / module.std + (levels.double() + 0.5).float() * noise.step
+    torch.testing.assert_close(module.noisy(x, noise), expected, rtol=0, atol=2e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = module.noisy(x, noise)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, module.noisy(x, noise).bfloat16())
+    assert half.requires_grad == tuned
+    with pytest.raises(ValueError, match="does not end in"):
+        module.noisy(x[:, 0], Noise(levels[:, 0], 0.1))
 
 
 def test_the_gripper_next_changes_where_its_command_does() -> None:

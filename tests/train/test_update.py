@@ -6,10 +6,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from pipeline.policy.normaliser import Noise, Standardiser
 from pipeline.train.loop import train
-from pipeline.train.update import uniform_noise
+from pipeline.train.update import noise_levels
 from tests.train.synthetic import ARCH, table
 from tests.train.test_loop import CFG
+
+
+def uniform_noise(shape: tuple[int, ...], std: float, seed: int) -> torch.Tensor:
+    """The noise that a step adds to features of mean 0 and spread 1."""
+    levels = noise_levels(shape, torch.Generator().manual_seed(seed))
+    return Standardiser(*shape[1:]).noisy(torch.zeros(shape), Noise.of(levels, std))
 
 
 def test_feature_noise_changes_what_is_learnt(tmp_path: Path) -> None:
@@ -21,21 +28,21 @@ def test_feature_noise_changes_what_is_learnt(tmp_path: Path) -> None:
 
 
 def test_feature_noise_has_the_spread_that_was_asked_for() -> None:
-    noise = uniform_noise((401, 7, 97), 0.3, torch.Generator().manual_seed(5))
+    noise = uniform_noise((401, 7, 97), 0.3, 5)
     assert abs(noise.mean()) < 0.002
     assert abs(noise.std() - 0.3) < 0.001
-    assert torch.equal(noise, uniform_noise((401, 7, 97), 0.3, torch.Generator().manual_seed(5)))
+    assert torch.equal(noise, uniform_noise((401, 7, 97), 0.3, 5))
     values, counts = noise.unique(return_counts=True)
     assert len(values) == 256, "every byte is drawn"
     assert abs(counts.float() / counts.float().mean() - 1).max() < 0.15, "each as often"
 
 
 def test_neighbours_in_feature_noise_do_not_depend_on_each_other() -> None:
-    noise = uniform_noise((40000, 16), 1.0, torch.Generator().manual_seed(6))
+    noise = uniform_noise((40000, 16), 1.0, 6)
     correlation = torch.corrcoef(noise.T) - torch.eye(16)
     assert correlation.abs().max() < 0.03
 
 
 def test_noise_summed_over_channels_is_normal() -> None:
-    sums = uniform_noise((50000, 384), 1.0, torch.Generator().manual_seed(7)).sum(1) / 384**0.5
+    sums = uniform_noise((50000, 384), 1.0, 7).sum(1) / 384**0.5
     assert abs((sums**4).mean() - 3) < 0.1, "the kurtosis of a normal distribution"
