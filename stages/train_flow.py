@@ -151,6 +151,7 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
         "architecture": arch.to_json(),
         "train_flow": asdict(params.train_flow),
         "feature_noise": params.policy.feature_noise,
+        "augmented_views": params.policy.augmented_views,
         "data": {
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
             "tasks": {suite: learnt_tasks(params, suite, store) for suite, store in stores.items()},

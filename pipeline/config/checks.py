@@ -184,6 +184,15 @@ def _check_training(p: Params, require: Require) -> None:
         f"train_flow.encoder.tune is {p.train_flow.encoder.tune}, which gives pooled features: set policy.features so",
     )
     require(
+        not p.policy.augmented_views or p.embed.views > 1,
+        f"policy.augmented_views is true, but embed.views is {p.embed.views}: set it to 2 or more",
+    )
+    require(
+        not p.policy.augmented_views or p.train_flow.encoder.tune == "none",
+        f"policy.augmented_views draws from the store's features, but train_flow.encoder.tune is "
+        f"{p.train_flow.encoder.tune}, which reads frames: set one of them to false, or none",
+    )
+    require(
         p.policy.history == 1 or p.train_flow.data_mode != "streaming",
         f"policy.history is {p.policy.history}, but streamed rows come without those before them: set "
         "train_flow.data_mode to resident",

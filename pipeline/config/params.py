@@ -102,7 +102,7 @@ class Embed:
 
     encoder: EncoderParams
     cameras: tuple[Camera, ...]
-    views: int  # of each frame; the first, which training reads, is the frame as it is; others differ in light
+    views: int  # of each frame; the first is the frame as it is; others, for policy.augmented_views, differ in light
     brightness: float  # of the other views: factors in [max(0, 1 - x), 1 + x], as in torchvision's ColorJitter
     contrast: float  # likewise
     view_seed: int  # of these factors
@@ -138,6 +138,7 @@ class PolicyParams:
     sampling_steps: int  # from noise to action (flow, diffusion)
     standardise_actions: bool  # flow in standardised action units; false: in the environment's, [-1, 1]
     feature_noise: float  # std of noise on standardised features during training
+    augmented_views: bool  # training draws one of embed.views of a frame each time; false: the frame as it is
 
 
 @dataclass(frozen=True)

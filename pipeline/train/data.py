@@ -25,8 +25,10 @@ from pipeline.train.images import (
     ResidentImages,
     Span,
     StreamedImages,
+    Views,
     feature_shape,
-    read_clean,
+    pick,
+    read_views,
 )
 
 log = logging.getLogger(__name__)
@@ -92,17 +94,23 @@ class Table:
         of_episode = [numbers.setdefault((e.suite, e.task), len(numbers)) for e in self.episodes]
         return torch.tensor(of_episode).repeat_interleave(torch.tensor([e.length for e in self.episodes]))
 
-    def batch(self, rows: Int[Tensor, " B"], horizon: int, images: Features | None = None) -> Batch:
+    def batch(
+        self, rows: Int[Tensor, " B"], horizon: int, images: Features | None = None, views: Views | None = None
+    ) -> Batch:
         """Gather the rows with their action windows (B, H, 7) on the table's device.
 
-        `images` are their features, if they were read already. They stay f16; the normaliser widens them.
+        `images` are their features, of all views if there are several, if they were read already. `views` says which
+        one to take of each row; None the frames as they are. They stay f16; the normaliser widens them.
         """
         device = self.action.device
         rows = rows.to(device)
         seen = rows if self.looks is None else self.looks[rows]
-        features = self.images.at(seen) if images is None else images
+        if images is None:
+            images = self.images.at(seen, views)
+        elif views is not None:
+            images = pick(images, views)
         return Batch(
-            images={name: x.to(device) for name, x in features.items()},
+            images={name: x.to(device) for name, x in images.items()},
             text=self.text[self.text_of_row[rows]],
             proprio={name: x[seen] for name, x in self.proprio.items()},
             actions=action_windows(self.action, self.last, rows, horizon),
@@ -134,6 +142,7 @@ class Wanted:
         proprio: low-dimensional inputs to read.
         history: looks at a time, `stride` rows apart.
         keyframes: where the hand will be at its next two keyframes, to learn from.
+        augmented: all views of a frame, to draw one each time it is shown, and not only the frame as it is.
     """
 
     cameras: Sequence[str]
@@ -142,12 +151,15 @@ class Wanted:
     history: int = 1
     stride: int = 1
     keyframes: bool = False
+    augmented: bool = False
 
     @classmethod
     def by(cls, policy: PolicyParams, keyframes: bool = False) -> "Wanted":
         """Return what the policy section asks for, and keyframes if training does."""
         kind: Literal["image", "grid"] = "grid" if policy.features == "grid" else "image"
-        return cls(policy.cameras, policy.proprio, kind, policy.history, policy.execute, keyframes)
+        return cls(
+            policy.cameras, policy.proprio, kind, policy.history, policy.execute, keyframes, policy.augmented_views
+        )
 
     @property
     def names(self) -> dict[str, str]:
@@ -176,7 +188,7 @@ def load_stores(
             history is asked for of images that do not fit into memory.
     """
     selected = [_select(suite, store, tasks, wanted, action) for suite, store, tasks in stores]
-    _require_alike(selected)
+    _require_alike(selected, ("views", "augment") if wanted.augmented else ())
     episodes, spans = _index(selected)
     rows = sum(episode.length for episode in episodes)
     lengths = torch.tensor([e.length for e in episodes])
@@ -213,6 +225,11 @@ def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: Wante
         raise DataError(
             f"{store.location}: has no patch tokens, which policy.features grid takes. Set embed.grid and embed again"
         )
+    if wanted.augmented and store.identity.get("views", 1) == 1:
+        raise DataError(
+            f"{store.location}: has one view of each frame, and policy.augmented_views draws from several. Set "
+            "embed.views to 2 or more and embed again, or policy.augmented_views to false"
+        )
     if f"lowdim/{action}" not in store.fields:
         raise DataError(
             f"{store.location}: has no lowdim/{action}, which train_flow.action asks for. Only scripted "
@@ -239,10 +256,10 @@ def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: Wante
     return Selection(suite, store, tuple(chosen))
 
 
-def _require_alike(selected: Sequence[Selection]) -> None:
+def _require_alike(selected: Sequence[Selection], also: Sequence[str]) -> None:
     first = selected[0]
     for other in selected[1:]:
-        for what in ("encoder", "transform", "sim", "grid", "depth"):
+        for what in ("encoder", "transform", "sim", "grid", "depth", *also):
             theirs, ours = (part.store.identity.get(what) for part in (other, first))
             if theirs != ours:
                 raise DataError(
@@ -274,7 +291,8 @@ def _images(
 ) -> Images:
     stores = [part.store for part in selected]
     shapes = {camera: feature_shape(stores[0], name) for camera, name in wanted.names.items()}
-    size = rows * sum(math.prod(shape) for shape in shapes.values()) * 2 / MIB
+    views = stores[0].layout(next(iter(wanted.names.values()))).row_shape[0] if wanted.augmented else 1
+    size = rows * views * sum(math.prod(shape) for shape in shapes.values()) * 2 / MIB
     resident = mode == "resident" or (mode == "auto" and size <= memory_mib)
     log.info(
         "%d rows, %.0f MiB of image features: %s (train_flow.data_mode %s, memory_mib %d)",
@@ -290,13 +308,14 @@ def _images(
                 f"policy.history is {wanted.history}, which needs all features in memory: set train_flow.data_mode: "
                 f"resident, or train_flow.memory_mib above {size:.0f}"
             )
-        return StreamedImages(stores, spans, [part.episodes for part in selected], wanted.names, memory_mib * MIB)
-    features = {camera: torch.empty(rows, *shape, dtype=torch.float16) for camera, shape in shapes.items()}
+        episodes = [part.episodes for part in selected]
+        return StreamedImages(stores, spans, episodes, wanted.names, memory_mib * MIB, views)
+    features = {camera: torch.empty(rows, views, *shape, dtype=torch.float16) for camera, shape in shapes.items()}
     for run in _joined(spans):
         for camera, out in features.items():
             part = out[run.first : run.first + run.length]
-            read_clean(stores[run.store], wanted.names[camera], run.start, run.start + run.length, part)
-    return ResidentImages(features)
+            read_views(stores[run.store], wanted.names[camera], run.start, run.start + run.length, part)
+    return ResidentImages(features if views > 1 else {camera: x[:, 0] for camera, x in features.items()}, views)
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

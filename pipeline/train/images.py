@@ -19,6 +19,15 @@ Features = dict[str, Tensor]
 """Camera -> (B, [L,] [P,] D) float16, or, to train through CLIP, frames (B, [L,] H, W, 3) uint8."""
 
 
+Views = Mapping[str, Int[Tensor, "B *look"]]
+"""Camera -> the number of a view of each row; view 0 is the frame as it is."""
+
+
+def pick(features: Features, views: Views) -> Features:
+    """Return one view of each row of features that are of all views, (B, V, [P,] D)."""
+    return {name: x[torch.arange(len(x), device=x.device), views[name].to(x.device)] for name, x in features.items()}
+
+
 @runtime_checkable
 class Images(Protocol):
     """Where the image features of a table's rows come from."""
@@ -27,27 +36,32 @@ class Images(Protocol):
     def dim(self) -> int:
         """D, width of a feature."""
 
+    @property
+    def views(self) -> int:
+        """V, views of a frame that there are to draw from; 1: the frame as it is."""
+
     def to(self, device: torch.device) -> "Images":
         """Return the same images, on `device` if they are held in memory."""
 
-    def at(self, rows: Int[Tensor, "B *look"]) -> Features:
-        """Return the features of these rows."""
+    def at(self, rows: Int[Tensor, "B *look"], views: Views | None = None) -> Features:
+        """Return the features of these rows: of the frames as they are, or of a view of each."""
 
     def epoch(
         self, counts: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int
     ) -> Iterator[tuple[Int[Tensor, " B"], Features | None]]:
         """Yield the global batches of an epoch, rows and their features: row i counts[i] times, the last one smaller.
 
-        None for features that `at` has at hand, so that each process takes its own share alone. The order is a
-        function of the arguments.
+        None for features that `at` has at hand, so that each process takes its own share alone; where there are several
+        views, else, those of all, (B, V, [P,] D). The order is a function of the arguments.
         """
 
 
 @dataclass(frozen=True)
 class ResidentImages:
-    """All of them in memory: `features` of every row."""
+    """All of them in memory: `features` of every row, (N, [P,] D), or, of several views, (N, V, [P,] D)."""
 
     features: Features
+    views: int = 1
 
     @property
     def dim(self) -> int:
@@ -56,11 +70,16 @@ class ResidentImages:
 
     def to(self, device: torch.device) -> "ResidentImages":
         """Return them on `device`."""
-        return ResidentImages({name: x.to(device) for name, x in self.features.items()})
+        return ResidentImages({name: x.to(device) for name, x in self.features.items()}, self.views)
 
-    def at(self, rows: Int[Tensor, "B *look"]) -> Features:
+    def at(self, rows: Int[Tensor, "B *look"], views: Views | None = None) -> Features:
         """Return the features of these rows."""
-        return {name: x[rows.to(x.device)] for name, x in self.features.items()}
+        if self.views == 1:
+            return {name: x[rows.to(x.device)] for name, x in self.features.items()}
+        return {
+            name: x[rows.to(x.device), 0 if views is None else views[name].to(x.device)]
+            for name, x in self.features.items()
+        }
 
     def epoch(
         self, counts: Int[Tensor, " N"], batch_size: int, seed: int, epoch: int
@@ -91,6 +110,7 @@ class StreamedImages:
         episodes: Sequence[Sequence[int]],
         names: Mapping[str, str],
         memory_bytes: int,
+        views: int = 1,
     ) -> None:
         """Stream from `stores`.
 
@@ -100,7 +120,9 @@ class StreamedImages:
             episodes: of each store, the numbers of the table's episodes.
             names: camera -> array of its features.
             memory_bytes: bound on the features that are held at a time.
+            views: to draw from.
         """
+        self.views = views
         self._stores = stores
         self._episodes = episodes
         self._names = names
@@ -120,20 +142,21 @@ class StreamedImages:
         """Return itself: batches are moved one by one."""
         return self
 
-    def at(self, rows: Int[Tensor, " B"]) -> Features:
+    def at(self, rows: Int[Tensor, " B"], views: Views | None = None) -> Features:
         """Read the features of these rows, ascending and one look each; neighbours are read together."""
         wanted = rows.cpu().numpy()
         span = np.searchsorted(self._first, wanted, side="right") - 1
         where = self._start[span] + wanted - self._first[span]
         cuts = np.flatnonzero((np.diff(where) != 1) | (np.diff(self._store[span]) != 0)) + 1
         edges = [0, *cuts.tolist(), len(wanted)]
-        out = {c: torch.empty(len(wanted), *shape, dtype=torch.float16) for c, shape in self._shapes().items()}
+        held = 1 if views is None else self.views
+        out = {c: torch.empty(len(wanted), held, *shape, dtype=torch.float16) for c, shape in self._shapes().items()}
         for a, b in pairwise(edges):
             if a < b:
                 store, start = self._stores[self._store[span[a]]], int(where[a])
                 for camera, features in out.items():
-                    read_clean(store, self._names[camera], start, start + b - a, features[a:b])
-        return out
+                    read_views(store, self._names[camera], start, start + b - a, features[a:b])
+        return pick(out, views) if views else {camera: features[:, 0] for camera, features in out.items()}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {camera: feature_shape(self._stores[0], name) for camera, name in self._names.items()}
@@ -154,7 +177,9 @@ class StreamedImages:
             lambda numbers: copies[self._rows(numbers)],
         )
         for batch in batches:
-            features = {camera: torch.from_numpy(batch.values[name][:, 0]) for camera, name in self._names.items()}
+            features = {camera: torch.from_numpy(batch.values[name]) for camera, name in self._names.items()}
+            if self.views == 1:
+                features = {camera: x[:, 0] for camera, x in features.items()}
             yield torch.from_numpy(self._rows(batch.rows)), features
 
     def _rows(self, numbers: np.ndarray) -> np.ndarray:
@@ -168,13 +193,13 @@ def feature_shape(store: Store, name: str) -> tuple[int, ...]:
     return store.layout(name).row_shape[1:]  # without the axis of views
 
 
-def read_clean(store: Store, name: str, start: int, stop: int, out: Float[Tensor, "N *shape"]) -> None:
-    """Read the features of the frames themselves, view 0, of rows start ... stop - 1 into `out`, shard by shard."""
+def read_views(store: Store, name: str, start: int, stop: int, out: Float[Tensor, "N V *shape"]) -> None:
+    """Read the first V views, of rows start ... stop - 1, into `out`, shard by shard."""
     target = out.numpy()
     edges = [start, *range(start - start % store.shard_rows + store.shard_rows, stop, store.shard_rows), stop]
     for a, b in pairwise(edges):
         part = target[a - start : b - start]
-        if store.layout(name).row_shape[0] == 1:
-            store.read(name, a, b, part[:, None])
+        if store.layout(name).row_shape[0] == out.shape[1]:
+            store.read(name, a, b, part)
         else:
-            part[:] = store.read(name, a, b)[:, 0]
+            part[:] = store.read(name, a, b)[:, : out.shape[1]]

@@ -42,11 +42,12 @@ class Update:
         `images` are the features of all of it, if they were read already.
         """
         accelerator = self.accelerator
-        noises, times, levels = self._draw(len(rows), step)
+        noises, times, views, levels = self._draw(len(rows), step)
         total = torch.zeros((), device=accelerator.device)
         for part, weight, sync in self._parts(len(rows)):
             features = images and {name: x[part.to(x.device)] for name, x in images.items()}
-            batch = self.table.batch(rows[part], self.arch.horizon, features)
+            shown = None if views is None else {name: x[part] for name, x in views.items()}
+            batch = self.table.batch(rows[part], self.arch.horizon, features, shown)
             noise, u = noises[part].to(accelerator.device), times[part].to(accelerator.device)
             extra = None
             if levels is not None:
@@ -81,19 +82,26 @@ class Update:
             sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
             yield (part, 1.0, sync) if len(part) else (torch.zeros(1, dtype=torch.int64), 0.0, sync)
 
-    def _draw(self, size: int, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
-        """Return a global batch's noise, times and levels of feature noise: by (seed, step) and the kind of device."""
+    def _draw(self, size: int, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor] | None, dict[str, Tensor] | None]:
+        """Return a global batch's noise, times, views and levels of feature noise.
+
+        They are a function of (seed, step) and the kind of device.
+        """
         seed = step_seed(self.cfg.seed, step)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(size, self.arch.horizon, ACTION_DIM, generator=generator)
         u = torch.rand(size, generator=generator)
+        views = None
+        if (count := self.table.images.views) > 1:
+            looks = () if self.table.looks is None else (self.arch.history,)
+            views = {c: torch.randint(count, (size, *looks), generator=generator) for c in self.arch.cameras}
         if self.feature_noise == 0:
-            return noise, u, None
+            return noise, u, views, None
         device = self.accelerator.device
         if device.type != "cpu":  # millions of numbers a step, for patch tokens
             generator = torch.Generator(device).manual_seed(seed)
         shape = (size, *self.arch.image_shape)
-        return noise, u, {c: noise_levels(shape, generator) for c in self.arch.cameras}
+        return noise, u, views, {c: noise_levels(shape, generator) for c in self.arch.cameras}
 
 
 def noise_levels(shape: Sequence[int], generator: torch.Generator) -> Int8[Tensor, "*shape"]:

@@ -66,6 +66,11 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ({"policy": {"cameras": ["front"]}}, "cameras"),
         ({"embed": {"cameras": ["agentview"]}}, "policy.cameras has 'eye_in_hand'.*add it there"),
         ({"policy": {"execute": 17}}, "policy.execute 17 is not between 1 and policy.horizon 16"),
+        ({"policy": {"augmented_views": True}}, "augmented_views is true, but embed.views is 1: set it to 2 or more"),
+        (
+            {"policy": {"augmented_views": True}, "embed": {"views": 2}, "train_flow": {"encoder": {"tune": "lora"}}},
+            "tune is lora, which reads frames",
+        ),
         ({"embed": {"shard_rows": 1000, "chunk_rows": 300}}, "1000 is not a multiple"),
         ({"demos": {"source": "path"}}, "demos.path is null"),
         ({"demos": {"source": "official"}}, "use 'action'"),

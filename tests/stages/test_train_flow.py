@@ -1,5 +1,6 @@
 """The training stage as a user starts it: one process, two real processes, killed and started again."""
 
+import itertools
 import json
 import math
 import os
@@ -46,8 +47,8 @@ def project(tmp_path: Path) -> Path:
     tree["data"]["tasks"] = {"libero_spatial": None}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     plan = make_plan(LENGTHS)
-    made = {"transform": "t", "sim": None, "frame_size": 128, "grid": {"size": 2, "layer": -1}}
-    plan = replace(plan, identity={**plan.identity, **made})
+    made = {"transform": "t", "sim": None, "frame_size": 128, "views": 2}
+    plan = replace(plan, identity={**plan.identity, **made, "grid": {"size": 2, "layer": -1}})
     build(plan, TEXT, MakeFake(lengths=LENGTHS), tmp_path / "data/embeddings/libero_spatial.zarr", tmp_path / "work")
     return tmp_path
 
@@ -105,6 +106,20 @@ def test_main_trains_and_publishes(
     before = {p: p.read_bytes() for p in (project / "runs/flow/policy").iterdir()}
     train_flow.main(["--track"])
     assert all(p.read_bytes() == content for p, content in before.items()), "the same bytes again"
+
+
+def test_augmented_views_are_learnt_from_in_memory_and_streamed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    change(project, epochs=2)
+    train_flow.main(["--track", "--out", "runs/plain"])
+    change(project, "embed", views=2)
+    change(project, "policy", augmented_views=True)
+    train_flow.main(["--track", "--out", "runs/views"])
+    change(project, data_mode="streaming", memory_mib=1)
+    train_flow.main(["--track", "--out", "runs/streamed"])
+    found = [weights(project, f"runs/{name}")["fusion.mlp.0.weight"] for name in ("plain", "views", "streamed")]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(found, 2))
+    assert torch.isfinite(torch.stack(found)).all()
 
 
 BOUNDED = {"standardise_actions": False}

@@ -24,7 +24,8 @@ def location(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of 8 episodes, alternately of tasks 3 and 7."""
     root = tmp_path_factory.mktemp("store")
     plan = make_plan()
-    identity = {**plan.identity, "transform": "t", "sim": None, "frame_size": 128, "grid": {"size": 2, "layer": -1}}
+    identity = {**plan.identity, "transform": "t", "sim": None, "frame_size": 128, "views": 2}
+    identity["grid"] = {"size": 2, "layer": -1}
     build(replace(plan, identity=identity), TEXT, MakeFake(), root / "a.zarr", root / "work")
     return root / "a.zarr"
 
@@ -147,6 +148,40 @@ def test_a_streamed_epoch_has_the_right_features_and_each_row_as_often_as_asked(
     assert not torch.equal(*orders)
 
 
+@pytest.mark.parametrize("kind", ["image", "grid"])
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_training_is_shown_the_views_that_are_drawn(location: Path, mode: Mode, kind: Literal["image", "grid"]) -> None:
+    cameras = ("agentview", "eye_in_hand") if kind == "image" else ("eye_in_hand",)
+    wanted = Wanted(cameras, ("joint_pos",), kind, augmented=True)
+    data = load_stores([("s", open_store(location), None)], wanted, "action", mode, memory_mib=1)
+    every = {c: np.concatenate([episode_rows(i, n)[f"{kind}/{c}"] for i, n in enumerate(LENGTHS)]) for c in cameras}
+    assert data.images.views == every["eye_in_hand"].shape[1] == 2
+    generator = torch.Generator().manual_seed(0)
+    drawn = set()
+    for rows, images in data.images.epoch(torch.ones(len(data), dtype=torch.int64), 16, seed=0, epoch=0):
+        views = {c: torch.randint(2, (len(rows),), generator=generator) for c in every}
+        shown = data.batch(rows, 2, images, views).images
+        for camera, features in every.items():
+            np.testing.assert_array_equal(shown[camera], features[rows.numpy(), views[camera].numpy()])
+            drawn |= set(views[camera].tolist())
+    assert drawn == {0, 1}
+    rows = torch.arange(len(data))
+    clean = data.batch(rows, 2).images
+    other = data.images.at(rows, {c: torch.ones_like(rows) for c in every})
+    for camera, features in every.items():
+        np.testing.assert_array_equal(clean[camera], features[:, 0], err_msg="what is not drawn is the frame as it is")
+        np.testing.assert_array_equal(other[camera], features[:, 1])
+
+
+def test_each_look_of_a_history_has_a_view_of_its_own(location: Path) -> None:
+    wanted = Wanted(("eye_in_hand",), (), history=2, stride=2, augmented=True)
+    data = load_stores([("s", open_store(location), None)], wanted, "action")
+    views = {"eye_in_hand": torch.tensor([[1, 0], [0, 1]])}
+    shown = data.batch(torch.tensor([9, 9]), 2, views=views).images["eye_in_hand"]
+    rows = np.concatenate([episode_rows(i, n)["image/eye_in_hand"] for i, n in enumerate(LENGTHS)])
+    np.testing.assert_array_equal(shown, [[rows[7, 1], rows[9, 0]], [rows[7, 0], rows[9, 1]]])
+
+
 def test_the_mode_follows_from_the_size(location: Path, caplog: pytest.LogCaptureFixture) -> None:
     stores = [("s", open_store(location), None)]
     with caplog.at_level("INFO"):
@@ -195,8 +230,10 @@ def test_with_a_history_a_row_is_seen_with_those_before_it(location: Path, kind:
         load_stores(stores, Wanted(("eye_in_hand",), (), history=3), "action", "streaming")
 
 
-def test_a_grid_that_the_store_lacks_is_refused(location: Path, tmp_path: Path) -> None:
+def test_a_grid_or_views_that_the_store_lacks_are_refused(location: Path, tmp_path: Path) -> None:
     plan = make_plan()
     build(replace(plan, identity={**plan.identity, "transform": "t"}), TEXT, MakeFake(), tmp_path / "a", tmp_path / "w")
+    with pytest.raises(DataError, match=r"one view of each frame.*Set embed\.views to 2 or more"):
+        load_stores([("s", open_store(tmp_path / "a"), None)], Wanted(("eye_in_hand",), (), augmented=True), "action")
     with pytest.raises(DataError, match=r"no patch tokens.*Set embed\.grid and embed again"):
         load_stores([("s", open_store(tmp_path / "a"), None)], Wanted(("eye_in_hand",), (), kind="grid"), "action")

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.policy.normaliser import Noise, Standardiser
+from pipeline.train.images import ResidentImages
 from pipeline.train.loop import train
 from pipeline.train.update import noise_levels
 from tests.train.synthetic import ARCH, table
@@ -25,6 +26,26 @@ def test_feature_noise_changes_what_is_learnt(tmp_path: Path) -> None:
         for noise in (0.1, 0.0)
     )
     assert not torch.equal(with_noise.fusion.mlp[0].weight, without.fusion.mlp[0].weight)
+
+
+def test_views_are_drawn_alike_in_each_run_and_learnt_from(tmp_path: Path) -> None:
+    """View 0 is blank: what differs from a training on blank frames alone was learnt from view 1."""
+    seen = table().images.at(torch.arange(len(table())))["agentview"]
+    blank = torch.zeros_like(seen)
+
+    def learnt(run: str, images: ResidentImages) -> torch.Tensor:
+        shown = replace(table(), images=images)
+        return (
+            train(Accelerator(cpu=True), shown, ARCH, replace(CFG, epochs=1), 0.0, tmp_path / run)[0]
+            .fusion.mlp[0]
+            .weight
+        )
+
+    of_views = learnt("views", ResidentImages({"agentview": torch.stack([blank, seen], 1)}, views=2))
+    again = learnt("again", ResidentImages({"agentview": torch.stack([blank, seen], 1)}, views=2))
+    of_blank = learnt("blank", ResidentImages({"agentview": blank}))
+    assert torch.equal(of_views, again)
+    assert not torch.equal(of_views, of_blank)
 
 
 def test_feature_noise_has_the_spread_that_was_asked_for() -> None:
