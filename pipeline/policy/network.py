@@ -143,6 +143,19 @@ class FlowPolicy(nn.Module):
         condition = self._condition(images, text, proprio)
         return self.normaliser.action.inverse(self.head.sample(condition, noise, steps or self.arch.sampling_steps))
 
+    @torch.no_grad()
+    def straightness(
+        self,
+        images: Mapping[str, Tensor],
+        text: Float[Tensor, "B D"],
+        proprio: Mapping[str, Tensor],
+        noise: Float[Tensor, "B H A"],
+    ) -> Float[Tensor, " B"] | None:
+        """Return how far from straight a flow's paths are (see `RectifiedFlow.straightness`); None of other heads."""
+        if not isinstance(self.head, RectifiedFlow):
+            return None
+        return self.head.straightness(self._condition(images, text, proprio), noise)
+
     def _condition(
         self,
         images: Mapping[str, Tensor],

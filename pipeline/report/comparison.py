@@ -164,16 +164,27 @@ def steps_head(columns: Sequence[int]) -> tuple[str, ...]:
     return tuple(f"{n} step{'s' if n > 1 else ''}" for n in columns)
 
 
+STRAIGHTNESS = "straightness (0: straight)"
+"""Of a flow: the mean squared difference between its velocity and the straight way, in standardised actions."""
+
+
+def straightness(by: Mapping[int, Mapping[str, Any]]) -> str:
+    """Return a flow's straightness, 0 of a straight one, as its training measured it."""
+    found = next(iter(by.values())).get("straightness")
+    return "–" if found is None else f"{found:.3f}"
+
+
 def _steps_table(rows: Sequence[Mapping[str, Any]]) -> Content:
     """A table of the policies that were sampled in several numbers of steps."""
     columns, several = by_steps(rows)
     if not several:
         return ()
-    cells = [
-        (name, *(f"{percent(by[n]['success_rate'])} ({interval(by[n])})" if n in by else "–" for n in columns))
-        for name, by in several.items()
-    ]
-    head = ("Policy", *steps_head(columns))
+
+    def rate(row: Mapping[str, Any] | None) -> str:
+        return f"{percent(row['success_rate'])} ({interval(row)})" if row else "–"
+
+    cells = [(name, straightness(by), *(rate(by.get(n)) for n in columns)) for name, by in several.items()]
+    head = ("Policy", STRAIGHTNESS.capitalize(), *steps_head(columns))
     return table("Success by sampling steps, with 95 % interval", head, cells, numbers=range(1, len(head)))
 
 
@@ -247,6 +258,7 @@ def _row(run: Run) -> dict[str, Any]:
         "sampling_steps": agent["sampling_steps"] if head in HEADS_IN_STEPS else None,
         **_rates(run.results),
         "val_action_mse": training.get("val_action_mse") if as_trained else None,
+        "straightness": training.get("val_straightness"),
         "training_s": training.get("wall_s"),
         "parameters": training.get("trainable_parameters", {}).get("total"),
         "policy_ms": run.results["timings"]["policy_ms"]["p50"],

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.report.comparison import by_condition, by_steps, lost_and_gained, steps_head, task_names
+from pipeline.report.comparison import (
+    STRAIGHTNESS,
+    by_condition,
+    by_steps,
+    lost_and_gained,
+    steps_head,
+    straightness,
+    task_names,
+)
 from pipeline.report.sections import condition_name, duration, interval, percent
 
 MARK = "<!-- table"
@@ -110,8 +118,11 @@ def comparison(compared: Tree) -> str:
 def steps(compared: Tree) -> str:
     """Success of each policy that was sampled in several numbers of steps."""
     columns, several = by_steps(compared["rows"])
-    rows = [(f"`{name}`", *(solved(by[n]) if n in by else "–" for n in columns)) for name, by in several.items()]
-    return grid(("policy", *steps_head(columns)), rows)
+    rows = [
+        (f"`{name}`", straightness(by), *(solved(by[n]) if n in by else "–" for n in columns))
+        for name, by in several.items()
+    ]
+    return grid(("policy", STRAIGHTNESS, *steps_head(columns)), rows)
 
 
 def compared_conditions(compared: Tree) -> str:

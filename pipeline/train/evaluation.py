@@ -19,7 +19,8 @@ def split_metrics(
 ) -> dict[str, Any]:
     """Return val_loss, and, where `sample`, the action error of both splits; None where there are no rows.
 
-    <split>_action_mse and <split>_action_mae are over all dimensions, <split>_action_mse_of by the dimension's name.
+    <split>_action_mse and <split>_action_mae are over all dimensions, <split>_action_mse_of by the dimension's name;
+    val_straightness is how much a flow's paths bend: 0 where one step gives what many give.
     """
     network.eval()
     metrics: dict[str, Any] = {
@@ -28,6 +29,7 @@ def split_metrics(
     if sample:
         for split, rows in (("train", train_rows), ("val", val_rows)):
             metrics |= {f"{split}_{name}": value for name, value in _action_metrics(network, table, rows, cfg).items()}
+        metrics["val_straightness"] = straightness(network, table, val_rows, cfg.metrics_rows, cfg.seed, at_once(cfg))
     network.train()
     return metrics
 
@@ -69,8 +71,7 @@ def action_error(
 
     At most `limit` rows, evenly spread over `rows`, are sampled, with the policy's own number of steps.
     """
-    if len(rows) > limit:
-        rows = rows[torch.linspace(0, len(rows) - 1, limit).round().long()]
+    rows = _spread(rows, limit)
     generator = torch.Generator().manual_seed(seed)
     device = table.action.device
     squared, absolute = torch.zeros(2, ACTION_DIM, dtype=torch.float64)
@@ -82,3 +83,25 @@ def action_error(
         absolute += error.double().abs().sum((0, 1)).cpu()
     count = len(rows) * network.arch.horizon
     return squared / count, absolute / count
+
+
+def straightness(
+    network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int, chunk: int = CHUNK
+) -> float | None:
+    """Return how far from straight a flow's paths are, the mean over at most `limit` rows; None of other heads."""
+    if len(rows) == 0:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    rows, total = _spread(rows, limit), 0.0
+    for part in rows.split(chunk):
+        noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
+        batch = table.batch(part, network.arch.horizon)
+        bent = network.straightness(batch.images, batch.text, batch.proprio, noise.to(table.action.device))
+        if bent is None:
+            return None
+        total += float(bent.sum())
+    return total / len(rows)
+
+
+def _spread(rows: Int[Tensor, " N"], limit: int) -> Int[Tensor, " n"]:
+    return rows if len(rows) <= limit else rows[torch.linspace(0, len(rows) - 1, limit).round().long()]

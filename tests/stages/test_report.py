@@ -399,6 +399,6 @@ def test_success_by_sampling_steps_stands_in_the_comparison_and_then_in_the_repo
     for page in (Path("results/against-a-0.html").read_text(), make(Path.cwd(), monkeypatch)):
         says = Page(page).says()
         # 8 and 18 of 20: Wilson by hand 21.9 to 61.3 and 69.9 to 97.2
-        assert "Policy1 step10 stepsa-040 % (21.9 – 61.3 %)90 % (69.9 – 97.2 %)" in says
+        assert "PolicyStraightness (0: straight)1 step10 stepsa-0–40 % (21.9 – 61.3 %)90 % (69.9 – 97.2 %)" in says
     found = drawn(Path("results/against-a-0.html").read_text(), tmp_path, 390)
     assert (found["over"], found["violations"]) == (0, [])
