@@ -118,10 +118,10 @@ def comparison(compared: Tree) -> str:
 def steps(compared: Tree) -> str:
     """Success of each policy that was sampled in several numbers of steps."""
     columns, several = by_steps(compared["rows"])
-    rows = [
-        (f"`{name}`", straightness(by), *(solved(by[n]) if n in by else "–" for n in columns))
-        for name, by in several.items()
-    ]
+    rows = []
+    for name, by in several.items():
+        rates = (solved(by[n]) if n in by else "–" for n in columns)
+        rows.append((f"`{name}`", straightness(by), *rates))
     return grid(("policy", STRAIGHTNESS, *steps_head(columns)), rows)
 
 
