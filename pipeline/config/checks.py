@@ -190,7 +190,7 @@ def _check_training(p: Params, require: Require) -> None:
     require(
         not p.policy.augmented_views or p.train_flow.encoder.tune == "none",
         f"policy.augmented_views draws from the store's features, but train_flow.encoder.tune is "
-        f"{p.train_flow.encoder.tune}, which reads frames: set one of them to false, or none",
+        f"{p.train_flow.encoder.tune}, which reads frames: set policy.augmented_views to false, or the other to none",
     )
     require(
         p.policy.history == 1 or p.train_flow.data_mode != "streaming",

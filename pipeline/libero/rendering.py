@@ -50,7 +50,8 @@ class Renderer:
 
     Args:
         size: pixels of the square images.
-        quality: "full" draws as LIBERO does. "fast" leaves out the reflection pass and multisampling.
+        quality: "full" draws as LIBERO does. "fast" leaves out the reflection pass, multisampling, and what the camera
+            does not see.
         backend: what `gl.activate` found.
     """
 

@@ -156,7 +156,7 @@ class Normaliser(nn.Module):
         proprio: Mapping[str, Tensor],
         noise: Mapping[str, Noise] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """Return the three inputs of Fusion, standardised, float32; image features with each camera's `noise`."""
+        """Return the three inputs of Fusion, standardised, float32; of images, with `noise`, what `noisy` gives."""
         scale = text.float().square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
         standardisers = {name: _standardiser(self.images, name) for name in self.images}
         return (

@@ -165,7 +165,7 @@ def steps_head(columns: Sequence[int]) -> tuple[str, ...]:
 
 
 STRAIGHTNESS = "straightness (0: straight)"
-"""Of a flow: the mean squared difference between its velocity and the straight way, in standardised actions."""
+"""Of a flow: the mean squared difference between its velocity and the straight way, in the head's units of actions."""
 
 
 def straightness(by: Mapping[int, Mapping[str, Any]]) -> str:

@@ -20,12 +20,12 @@ from pipeline.errors import DataError, did_you_mean
 from pipeline.policy.windows import action_windows, looks, next_changes
 from pipeline.train.images import (
     MIB,
+    Drawn,
     Features,
     Images,
     ResidentImages,
     Span,
     StreamedImages,
-    Views,
     feature_shape,
     pick,
     read_views,
@@ -95,20 +95,23 @@ class Table:
         return torch.tensor(of_episode).repeat_interleave(torch.tensor([e.length for e in self.episodes]))
 
     def batch(
-        self, rows: Int[Tensor, " B"], horizon: int, images: Features | None = None, views: Views | None = None
+        self, rows: Int[Tensor, " B"], horizon: int, images: Features | None = None, drawn: Drawn | None = None
     ) -> Batch:
         """Gather the rows with their action windows (B, H, 7) on the table's device.
 
-        `images` are their features, of all views if there are several, if they were read already. `views` says which
-        one to take of each row; None the frames as they are. They stay f16; the normaliser widens them.
+        Features stay f16; the normaliser widens them.
+
+        Args:
+            images: features of the rows, of all views if there are several, if they were read already.
+            drawn: the view to take of each row; None takes the frames as they are, or `images`.
         """
         device = self.action.device
         rows = rows.to(device)
         seen = rows if self.looks is None else self.looks[rows]
         if images is None:
-            images = self.images.at(seen, views)
-        elif views is not None:
-            images = pick(images, views)
+            images = self.images.at(seen, drawn)
+        elif drawn is not None:
+            images = pick(images, drawn)
         return Batch(
             images={name: x.to(device) for name, x in images.items()},
             text=self.text[self.text_of_row[rows]],
@@ -158,7 +161,13 @@ class Wanted:
         """Return what the policy section asks for, and keyframes if training does."""
         kind: Literal["image", "grid"] = "grid" if policy.features == "grid" else "image"
         return cls(
-            policy.cameras, policy.proprio, kind, policy.history, policy.execute, keyframes, policy.augmented_views
+            policy.cameras,
+            policy.proprio,
+            kind,
+            history=policy.history,
+            stride=policy.execute,
+            keyframes=keyframes,
+            augmented=policy.augmented_views,
         )
 
     @property

@@ -19,8 +19,7 @@ def split_metrics(
 ) -> dict[str, Any]:
     """Return val_loss, and, where `sample`, the action error of both splits; None where there are no rows.
 
-    <split>_action_mse and <split>_action_mae are over all dimensions, <split>_action_mse_of by the dimension's name;
-    val_straightness is how much a flow's paths bend: 0 where one step gives what many give.
+    <split>_action_mse and <split>_action_mae are over all dimensions, <split>_action_mse_of by the dimension's name.
     """
     network.eval()
     metrics: dict[str, Any] = {
@@ -29,7 +28,6 @@ def split_metrics(
     if sample:
         for split, rows in (("train", train_rows), ("val", val_rows)):
             metrics |= {f"{split}_{name}": value for name, value in _action_metrics(network, table, rows, cfg).items()}
-        metrics["val_straightness"] = straightness(network, table, val_rows, cfg.metrics_rows, cfg.seed, at_once(cfg))
     network.train()
     return metrics
 
@@ -88,7 +86,10 @@ def action_error(
 def straightness(
     network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int, chunk: int = CHUNK
 ) -> float | None:
-    """Return how far from straight a flow's paths are, the mean over at most `limit` rows; None of other heads."""
+    """Return how far from straight a flow's paths are, the mean over at most `limit` rows; None of other heads.
+
+    0 where one step gives what many give. It asks the network 50 times.
+    """
     if len(rows) == 0:
         return None
     generator = torch.Generator().manual_seed(seed)

@@ -19,13 +19,13 @@ Features = dict[str, Tensor]
 """Camera -> (B, [L,] [P,] D) float16, or, to train through CLIP, frames (B, [L,] H, W, 3) uint8."""
 
 
-Views = Mapping[str, Int[Tensor, "B *look"]]
+Drawn = Mapping[str, Int[Tensor, "B *look"]]
 """Camera -> the number of a view of each row; view 0 is the frame as it is."""
 
 
-def pick(features: Features, views: Views) -> Features:
+def pick(features: Features, drawn: Drawn) -> Features:
     """Return one view of each row of features that are of all views, (B, V, [P,] D)."""
-    return {name: x[torch.arange(len(x), device=x.device), views[name].to(x.device)] for name, x in features.items()}
+    return {name: x[torch.arange(len(x), device=x.device), drawn[name].to(x.device)] for name, x in features.items()}
 
 
 @runtime_checkable
@@ -43,7 +43,7 @@ class Images(Protocol):
     def to(self, device: torch.device) -> "Images":
         """Return the same images, on `device` if they are held in memory."""
 
-    def at(self, rows: Int[Tensor, "B *look"], views: Views | None = None) -> Features:
+    def at(self, rows: Int[Tensor, "B *look"], drawn: Drawn | None = None) -> Features:
         """Return the features of these rows: of the frames as they are, or of a view of each."""
 
     def epoch(
@@ -72,12 +72,12 @@ class ResidentImages:
         """Return them on `device`."""
         return ResidentImages({name: x.to(device) for name, x in self.features.items()}, self.views)
 
-    def at(self, rows: Int[Tensor, "B *look"], views: Views | None = None) -> Features:
+    def at(self, rows: Int[Tensor, "B *look"], drawn: Drawn | None = None) -> Features:
         """Return the features of these rows."""
         if self.views == 1:
             return {name: x[rows.to(x.device)] for name, x in self.features.items()}
         return {
-            name: x[rows.to(x.device), 0 if views is None else views[name].to(x.device)]
+            name: x[rows.to(x.device), 0 if drawn is None else drawn[name].to(x.device)]
             for name, x in self.features.items()
         }
 
@@ -142,21 +142,25 @@ class StreamedImages:
         """Return itself: batches are moved one by one."""
         return self
 
-    def at(self, rows: Int[Tensor, " B"], views: Views | None = None) -> Features:
-        """Read the features of these rows, ascending and one look each; neighbours are read together."""
+    def at(self, rows: Int[Tensor, " B"], drawn: Drawn | None = None) -> Features:
+        """Read the features of these rows, ascending and one look each; neighbours are read together.
+
+        Of the frames as they are: what is drawn is picked from the rows of an epoch, which come with all views.
+        """
+        if drawn is not None:
+            raise ValueError("streamed rows are read with all their views, by `epoch`")
         wanted = rows.cpu().numpy()
         span = np.searchsorted(self._first, wanted, side="right") - 1
         where = self._start[span] + wanted - self._first[span]
         cuts = np.flatnonzero((np.diff(where) != 1) | (np.diff(self._store[span]) != 0)) + 1
         edges = [0, *cuts.tolist(), len(wanted)]
-        held = 1 if views is None else self.views
-        out = {c: torch.empty(len(wanted), held, *shape, dtype=torch.float16) for c, shape in self._shapes().items()}
+        out = {c: torch.empty(len(wanted), 1, *shape, dtype=torch.float16) for c, shape in self._shapes().items()}
         for a, b in pairwise(edges):
             if a < b:
                 store, start = self._stores[self._store[span[a]]], int(where[a])
                 for camera, features in out.items():
                     read_views(store, self._names[camera], start, start + b - a, features[a:b])
-        return pick(out, views) if views else {camera: features[:, 0] for camera, features in out.items()}
+        return {camera: features[:, 0] for camera, features in out.items()}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {camera: feature_shape(self._stores[0], name) for camera, name in self._names.items()}

@@ -31,7 +31,7 @@ from pipeline.train import checkpoint
 from pipeline.train.curves import log_epoch
 from pipeline.train.data import Table, split_by_episode
 from pipeline.train.divergence import LOOK_EVERY, LossWatch, divergence
-from pipeline.train.evaluation import split_metrics
+from pipeline.train.evaluation import at_once, split_metrics, straightness
 from pipeline.train.plan import accumulation_steps, learning_rate_factor, row_counts, total_steps
 from pipeline.train.statistics import measure
 from pipeline.train.teacher import Teacher
@@ -151,6 +151,9 @@ def _publish(training: Training) -> None:
     if "train_action_mse" not in progress.published:
         rows = training.train_rows, training.val_rows
         progress.published |= split_metrics(training.network, training.update.table, *rows, cfg, sample=True)
+    progress.published["val_straightness"] = straightness(
+        training.network, training.update.table, training.val_rows, cfg.metrics_rows, cfg.seed, at_once(cfg)
+    )
 
 
 def _prepare(

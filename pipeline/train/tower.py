@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -29,31 +28,14 @@ class TunedPolicy(FlowPolicy):
         self.visual = visual
         self._preprocess = preprocess
 
-    def forward(
+    def _condition(
         self,
         images: Mapping[str, UInt8[Tensor, "B *look h w 3"]],
         text: Float[Tensor, "B D"],
         proprio: Mapping[str, Tensor],
-        actions: Float[Tensor, "B H A"],
-        noise: Float[Tensor, "B H A"],
-        u: Float[Tensor, " B"],
         feature_noise: Mapping[str, Noise] | None = None,
-        keyframes: Float[Tensor, "B 6"] | None = None,
-    ) -> Float[Tensor, " B"]:
-        """Return each row's loss, as FlowPolicy does."""
-        return super().forward(self._features(images), text, proprio, actions, noise, u, feature_noise, keyframes)
-
-    @torch.no_grad()
-    def act(
-        self,
-        images: Mapping[str, UInt8[Tensor, "B *look h w 3"]],
-        text: Float[Tensor, "B D"],
-        proprio: Mapping[str, Tensor],
-        noise: Float[Tensor, "B H A"],
-        steps: int | None = None,
-    ) -> Float[Tensor, "B H A"]:
-        """Return actions for the environment, as FlowPolicy does."""
-        return super().act(self._features(images), text, proprio, noise, steps)
+    ) -> Float[Tensor, "B W"]:
+        return super()._condition(self._features(images), text, proprio, feature_noise)
 
     def parameter_counts(self) -> dict[str, int]:
         """Return trainable parameters by component, those of the image tower as "encoder"."""

@@ -94,7 +94,7 @@ class Update:
         views = None
         if (count := self.table.images.views) > 1:
             looks = () if self.table.looks is None else (self.arch.history,)
-            views = {c: torch.randint(count, (size, *looks), generator=generator) for c in self.arch.cameras}
+            views = draw_views(count, self.arch.cameras, (size, *looks), generator)
         if self.feature_noise == 0:
             return noise, u, views, None
         device = self.accelerator.device
@@ -102,6 +102,13 @@ class Update:
             generator = torch.Generator(device).manual_seed(seed)
         shape = (size, *self.arch.image_shape)
         return noise, u, views, {c: noise_levels(shape, generator) for c in self.arch.cameras}
+
+
+def draw_views(
+    count: int, cameras: Sequence[str], shape: Sequence[int], generator: torch.Generator
+) -> dict[str, Int[Tensor, "*shape"]]:
+    """Return numbers of views, 0 to `count` - 1, for each camera by itself."""
+    return {camera: torch.randint(count, tuple(shape), generator=generator) for camera in cameras}
 
 
 def noise_levels(shape: Sequence[int], generator: torch.Generator) -> Int8[Tensor, "*shape"]:

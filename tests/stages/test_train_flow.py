@@ -95,6 +95,7 @@ def test_main_trains_and_publishes(
     report = json.loads((project / "runs/flow/train.json").read_text())
     assert [e["epoch"] for e in report["epochs"]] == list(range(6))
     assert {"train_loss", "val_loss", "train_action_mse", "train_action_mae", "val_action_mse"} <= set(report)
+    assert report["val_straightness"] > 0
     assert report["trainable_parameters"]["total"] == sum(
         p.numel() for p in bundle.load(project / "runs/flow/policy").network.parameters()
     )
@@ -111,6 +112,7 @@ def test_main_trains_and_publishes(
 def test_augmented_views_are_learnt_from_in_memory_and_streamed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     change(project, epochs=2)
+    change(project, "policy", feature_noise=0.0)  # of which other bytes would be drawn, too
     train_flow.main(["--track", "--out", "runs/plain"])
     change(project, "embed", views=2)
     change(project, "policy", augmented_views=True)

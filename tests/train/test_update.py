@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from pipeline.policy.normaliser import Noise, Standardiser
 from pipeline.train.images import ResidentImages
 from pipeline.train.loop import train
-from pipeline.train.update import noise_levels
+from pipeline.train.update import draw_views, noise_levels
 from tests.train.synthetic import ARCH, table
 from tests.train.test_loop import CFG
 
@@ -26,6 +26,18 @@ def test_feature_noise_changes_what_is_learnt(tmp_path: Path) -> None:
         for noise in (0.1, 0.0)
     )
     assert not torch.equal(with_noise.fusion.mlp[0].weight, without.fusion.mlp[0].weight)
+
+
+def test_views_are_drawn_evenly_and_for_each_camera_by_itself() -> None:
+    drawn = draw_views(3, ("a", "b"), (4000, 2), torch.Generator().manual_seed(1))
+    for views in drawn.values():
+        assert views.shape == (4000, 2)
+        share = torch.bincount(views.flatten(), minlength=3) / views.numel()
+        assert len(share) == 3 and (share - 1 / 3).abs().max() < 0.02
+    a, b = (views.flatten().float() for views in drawn.values())
+    looks = drawn["a"].float().T
+    assert torch.corrcoef(torch.stack([a, b]))[0, 1].abs() < 0.05
+    assert torch.corrcoef(looks)[0, 1].abs() < 0.06
 
 
 def test_views_are_drawn_alike_in_each_run_and_learnt_from(tmp_path: Path) -> None:
