@@ -14,10 +14,11 @@ from pipeline.encode.weights import load_model
 from pipeline.libero.demonstrations import demo_file
 from pipeline.libero.recording import write_demos
 from pipeline.libero.suites import Task, tasks
-from stages import demos, embed, eval_libero, report, train_flow
+from stages import demos, embed, eval_libero, report
 from tests.imports import ROOT
 from tests.libero.synthetic import SIM, make_episode
 from tests.official import OFFICIAL_ASSETS
+from tests.stages.test_train_flow import command, finish
 
 SUITE = "libero_spatial"
 MODEL = "ViT-B-16-quickgelu"
@@ -59,8 +60,11 @@ def test_it_runs_on_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     text = compose([*local, *SMALL], ROOT / "configs")
     (tmp_path / "params.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    for stage in (demos, embed, train_flow, eval_libero, report):
-        stage.main([])
+    demos.main([])
+    embed.main([])
+    finish(tmp_path, command("-m", "stages.train_flow"))  # by itself: Accelerate keeps a process to one precision
+    eval_libero.main([])
+    report.main([])
 
     store = open_store(tmp_path / f"data/embeddings/{SUITE}.zarr")
     assert store.identity["encoder"]["model"] == MODEL
