@@ -1,6 +1,7 @@
 """`experiment=libero_spatial` from end to end on files in the official layouts, as a user with a network runs it."""
 
 import json
+import sys
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,6 @@ from pipeline.encode.weights import load_model
 from pipeline.libero.demonstrations import demo_file
 from pipeline.libero.recording import write_demos
 from pipeline.libero.suites import Task, tasks
-from stages import demos, embed, eval_libero, report
 from tests.imports import ROOT
 from tests.libero.synthetic import SIM, make_episode
 from tests.official import OFFICIAL_ASSETS
@@ -45,7 +45,7 @@ def official(root: Path, task: Task) -> None:
 @pytest.mark.sim
 @pytest.mark.slow
 @pytest.mark.skipif(not OFFICIAL_ASSETS.is_dir(), reason="needs a copy of LIBERO's own assets")
-def test_it_runs_on_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_on_local_files(tmp_path: Path) -> None:
     (task,) = tasks(SUITE, [0])
     official(tmp_path / "own", task)
     weights = tmp_path / "clip.safetensors"
@@ -59,12 +59,13 @@ def test_it_runs_on_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]
     text = compose([*local, *SMALL], ROOT / "configs")
     (tmp_path / "params.yaml").write_text(text)
-    monkeypatch.chdir(tmp_path)
-    demos.main([])
-    embed.main([])
-    finish(tmp_path, command("-m", "stages.train_flow"))  # by itself: Accelerate keeps a process to one precision
-    eval_libero.main([])
-    report.main([])
+    # Each in a process of its own: Accelerate keeps one to a precision, and ViT-B/16 would stay in this one's memory.
+    stage = [sys.executable, "-m"]
+    finish(tmp_path, [*stage, "stages.demos"])
+    finish(tmp_path, [*stage, "stages.embed"])
+    finish(tmp_path, command("-m", "stages.train_flow"))
+    finish(tmp_path, [*stage, "stages.eval_libero"])
+    finish(tmp_path, [*stage, "stages.report"])
 
     store = open_store(tmp_path / f"data/embeddings/{SUITE}.zarr")
     assert store.identity["encoder"]["model"] == MODEL
