@@ -233,11 +233,7 @@ def flow_and_l1(project: Path, folder: Path) -> None:
         (place / "eval.json").write_text(json.dumps(tree))
         write_records(place / "episodes.jsonl", records)
     (folder / "runs/l1").mkdir(parents=True)
-    training = {
-        "wall_s": 61.0,
-        "val_action_mse": 0.0123,
-        "trainable_parameters": {"total": 4_300_000},
-    }
+    training = {"wall_s": 61.0, "val_action_mse": 0.0123, "trainable_parameters": {"total": 4_300_000}}
     (folder / "runs/l1/train.json").write_text(json.dumps(training))
 
 
