@@ -248,7 +248,11 @@ def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
             ) as cluster,
             Client(cluster) as client,
         ):
-            yield client
+            try:
+                yield client
+            except BaseException:  # the error is told by whoever catches it; of the cluster's end it is no news
+                logging.getLogger("distributed").setLevel(logging.CRITICAL)
+                raise
         return
     try:
         client = Client(compute.scheduler, timeout=CONNECT_TIMEOUT_S, security=_security(compute.tls))

@@ -255,15 +255,20 @@ def test_sharing_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SLEEPER = """
-import sys, time
+import logging, sys, time
+from distributed import Nanny
 from pipeline.compute import map_unordered
-from pipeline.config import Compute, Tls, from_dict
+from pipeline.config import Compute
 
 def nap(state, item):
     print("napping", flush=True)
     time.sleep(60)
 
+async def cancelled(nanny, code):  # as now and then, when the cluster closes beside its workers
+    logging.getLogger("distributed.nanny").error("Traceback (most recent call last): CancelledError")
+
 if __name__ == "__main__":
+    Nanny._on_worker_exit = cancelled
     try:
         list(map_unordered(nap, range(2), Compute("local", 1, 1)))
     except KeyboardInterrupt:
