@@ -236,6 +236,7 @@ def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
     logging.getLogger("distributed").setLevel(logging.ERROR)  # importing it set its own
     if compute.scheduler == "local":
         with (
+            contextlib.ExitStack() as until_closed,
             LocalCluster(
                 n_workers=worker_count(compute, len(items)),
                 threads_per_worker=lanes,
@@ -251,7 +252,7 @@ def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
             try:
                 yield client
             except BaseException:  # the error is told by whoever catches it; of the cluster's end it is no news
-                logging.getLogger("distributed").setLevel(logging.CRITICAL)
+                until_closed.enter_context(_silenced("distributed"))
                 raise
         return
     try:
@@ -264,6 +265,20 @@ def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
     with client:
         _check_workers(client, compute.scheduler, lanes)
         yield client
+
+
+@contextlib.contextmanager
+def _silenced(library: str) -> Iterator[None]:
+    """Log nothing of a library: parts of it may have levels of their own."""
+    names = [name for name in logging.root.manager.loggerDict if f"{name}.".startswith(f"{library}.")]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _security(tls: Tls | None) -> Any:

@@ -259,6 +259,7 @@ import logging, sys, time
 from distributed import Nanny
 from pipeline.compute import map_unordered
 from pipeline.config import Compute
+from stages.cli import setup_logging
 
 def nap(state, item):
     print("napping", flush=True)
@@ -268,6 +269,7 @@ async def cancelled(nanny, code):  # as now and then, when the cluster closes be
     logging.getLogger("distributed.nanny").error("Traceback (most recent call last): CancelledError")
 
 if __name__ == "__main__":
+    setup_logging()
     Nanny._on_worker_exit = cancelled
     try:
         list(map_unordered(nap, range(2), Compute("local", 1, 1)))
