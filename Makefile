@@ -1,11 +1,12 @@
 # `make repro` and `make test` do everything on a fresh machine. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup system browser repro test test-fast test-exhaustive lint format params requirements bench clean
+.PHONY: help setup system browser doctor repro test test-fast smoke test-exhaustive lint format params requirements bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON ?= python3.11
+# The newest that is there and runs (pyenv's shims are there, and may not).
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do $$python -c '' 2>/dev/null && echo $$python && break; done)
 # Threads that wait for each other give way: on a busy machine training is 4 times as fast, on an idle one as fast.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -22,14 +23,18 @@ system:
 browser:  ## Chromium, without which the tests of the HTML pages are skipped
 	@tools/system_libraries.sh --browser
 
-# uv installs in a fraction of pip's time. One dependency of LIBERO (egl-probe) is built from source with cmake below 4.
+# uv installs in a fraction of pip's time, and refuses a file whose hash is not in requirements.txt.
 $(READY): requirements.txt
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH. Install Python 3.11, or: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: $(PYTHON) is not Python 3.11, which LIBERO needs. Use: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.13, 3.12 or 3.11 runs from PATH. Install one, or: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: $(PYTHON) is not there, or not Python 3.11, 3.12 or 3.13. Use: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q 'uv>=0.9,<1' 'cmake>=3.25,<4'
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.txt
+	@$(BIN)/python -m pip install -q 'uv>=0.9,<1'
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
+
+doctor: setup  ## What this machine has of what the pipeline needs, and the remedy for what it lacks
+	@$(BIN)/python -m stages.doctor
 
 repro: setup  ## The main job: demonstrations, embeddings, training, evaluation, report (dvc repro)
 	@$(BIN)/dvc repro
@@ -40,6 +45,9 @@ test: setup  ## All tests that CI trusts
 
 test-fast: setup  ## The tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not exhaustive"
+
+smoke: setup  ## The tests that show that an environment works (make smoke VENV=.venv-3.12 PYTHON=python3.12)
+	$(BIN)/python -m pytest -m smoke
 
 test-exhaustive: setup  ## Tests that repeat for minutes what another shows once
 	$(BIN)/python -m pytest -m exhaustive
@@ -57,7 +65,7 @@ params: setup  ## Compose configs/ into params.yaml (make params EXPERIMENT=libe
 	$(BIN)/python -m pipeline.config compose $(if $(EXPERIMENT),experiment=$(EXPERIMENT))
 
 requirements: setup  ## Compile requirements.in into requirements.txt
-	$(BIN)/uv pip compile -q requirements.in --python-version 3.11 --custom-compile-command "make requirements" -o requirements.txt
+	$(BIN)/uv pip compile -q requirements.in --universal --python-version 3.11 --generate-hashes --custom-compile-command "make requirements" -o requirements.txt
 
 bench: $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))  ## Every benchmark; bench-NAME runs benchmarks/NAME.py
 

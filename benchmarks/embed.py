@@ -49,7 +49,7 @@ SMALLEST = "ViT-S-32"
 CAMERAS = ("agentview", "eye_in_hand")
 SUITE = "libero_spatial"
 SIDE = 128
-SIM = Sim("embedded", None, "fast", "auto", SIDE, 10, 0)
+SIM = Sim(assets_path=None, render="fast", gl="auto", image_size=SIDE, settle_steps=10, seed=0)
 STEPS = 128  # of a demonstration
 SERIAL = Compute("serial", None, 1)
 RESULT = Path(__file__).parent / "results" / "embed.json"

@@ -2,7 +2,7 @@
 
     python -m benchmarks.eval [--policy runs/flow/policy] [--steps 96] [--episodes 3] [--rounds 2]
 
-The trained policy (execute 8, both cameras) on libero_spatial task 0 with embedded assets. One process, by turns:
+The trained policy (execute 8, both cameras) on libero_spatial task 0. One process, by turns:
 - libero: LIBERO's own OffScreenRenderEnv, stepped as OpenVLA and openpi do; it knows full render quality only;
 - gymnasium: our LiberoEnv, which draws at each step, too;
 - engine: pipeline.rollout.episode, which draws when the policy looks.
@@ -27,11 +27,11 @@ import numpy as np
 from benchmarks.scale import cpu_name
 from pipeline.compute import cores, map_unordered
 from pipeline.config import Compute, Params, Sim, load
-from pipeline.encode.proprio import ee_pose_from_quat
-from pipeline.encode.transform import upright
 from pipeline.libero import gl
-from pipeline.libero.asset_source import asset_directory
-from pipeline.libero.headless import import_libero, use_assets
+from pipeline.libero.conventions import upright
+from pipeline.libero.headless import import_libero
+from pipeline.libero.installation import find_assets
+from pipeline.libero.proprio import ee_pose_from_quat
 from pipeline.libero.simulator import CAMERAS, NO_OP, Observation, Simulator
 from pipeline.libero.suites import Task, init_states, tasks
 from pipeline.policy.bundle import load_spec
@@ -50,7 +50,8 @@ class Anything(PolicyAgent):
     @classmethod
     def of(cls, path: Path, params: Params) -> "Anything":
         """Load it as if the simulator drew as in training."""
-        trained = replace(params.sim, **load_spec(path).data["sim"])
+        pictures = load_spec(path).data["sim"]
+        trained = replace(params.sim, render=pictures["render"], image_size=pictures["image_size"])
         return cls.load(path, params.embed.encoder, trained)  # type: ignore[return-value]
 
 
@@ -86,7 +87,7 @@ def one_process(params: Params, args: argparse.Namespace) -> dict[str, Any]:
 def _one_process(params: Params, args: argparse.Namespace, open_ones: ExitStack) -> dict[str, Any]:
     task = tasks("libero_spatial", [0])[0]
     agent = Anything.of(args.policy, params)
-    full, fast = (replace(params.sim, assets="embedded", render=render) for render in ("full", "fast"))
+    full, fast = (replace(params.sim, render=render) for render in ("full", "fast"))
     loops: dict[str, Callable[[int], int]] = {
         "libero_full": libero_loop(task, full, agent, args.steps, open_ones),
         "gymnasium_full": gymnasium_loop(full, agent, args.steps, open_ones),
@@ -115,9 +116,8 @@ def _one_process(params: Params, args: argparse.Namespace, open_ones: ExitStack)
 def libero_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int, open_ones: ExitStack) -> Callable[[int], int]:
     """Return a function that runs an episode as OpenVLA's and openpi's scripts do; it returns the steps taken."""
     gl.activate(sim.gl)
-    use_assets(asset_directory(sim, task.suite))
     size = sim.image_size
-    env = import_libero().OffScreenRenderEnv(
+    env = import_libero(find_assets(sim).directory).OffScreenRenderEnv(
         bddl_file_name=str(task.bddl_file), camera_heights=size, camera_widths=size, ignore_done=True
     )
     open_ones.callback(env.close)
@@ -179,7 +179,7 @@ def two_processes(params: Params, args: argparse.Namespace) -> dict[str, Any]:
     evaluation = Evaluation(
         make_agent=partial(Anything.of, args.policy.resolve(), params),
         identity={},
-        sim=replace(params.sim, assets="embedded"),
+        sim=params.sim,
         tasks=tuple(tasks("libero_spatial", [0])),
         episodes=50,
         settings=EpisodeSettings(0, args.steps, 1e6, 0, params.sim.seed),

@@ -1,8 +1,7 @@
 """How often the scripted expert solves each task, without noise and without a second attempt.
 
-    python -m benchmarks.expert                                  # libero_spatial, init states 0-19, embedded assets
-    python -m benchmarks.expert --assets official --assets-path DIR --out docs/results/expert-official.json
-    python -m benchmarks.expert --attempts 3                     # with further attempts where the first fails
+    python -m benchmarks.expert                 # libero_spatial, init states 0-19
+    python -m benchmarks.expert --attempts 3    # with further attempts where the first fails
 
 Writes docs/results/expert.json. Draws nothing, so it takes some 5 s of processor time an episode. Stopped and started
 again it goes on with the episodes that are left, which it keeps in .scratch/expert/.
@@ -50,8 +49,7 @@ def main() -> None:
     """Run what is left, write the table, print it."""
     args = arguments()
     params = load(args.params)
-    assets_path = str(Path(args.assets_path).expanduser().resolve()) if args.assets_path else None
-    sim = replace(params.sim, assets=args.assets, assets_path=assets_path)
+    sim = params.sim
     demos = replace(
         params.demos, first_init_state=args.first, episodes=args.rows, noise_sigma=args.noise, attempts=args.attempts
     )
@@ -79,7 +77,6 @@ def write(args: argparse.Namespace, rows: range, results: list[Result]) -> dict[
     table = [row for t in tasks(args.suite) if (row := per_task(t, [r for r in results if r.task == t.id]))]
     report = {
         "suite": args.suite,
-        "assets": args.assets,
         "rows": [rows.start, rows.stop - 1],
         "noise_sigma": args.noise,
         "variety": VARIETY,
@@ -102,8 +99,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=20, help="how many (default: %(default)s)")
     parser.add_argument("--attempts", type=int, default=1)
     parser.add_argument("--noise", type=float, default=0.0, help="sigma, as demos.noise_sigma (default: %(default)s)")
-    parser.add_argument("--assets", choices=["embedded", "official"], default="embedded")
-    parser.add_argument("--assets-path", help="directory with LIBERO's own assets")
     parser.add_argument("--out", type=Path, default=Path("docs/results/expert.json"))
     return parser.parse_args()
 

@@ -1,94 +1,95 @@
-"""What `sim.render: fast` saves, and how many pixels it changes.
+"""What `sim.render: fast` saves and what it changes, and what textures of LIBERO's full size would change.
 
-Usage: python -m benchmarks.render [--assets-path DIR] [--images N]
-Prints a table and writes benchmarks/results/render.json. Without a path it measures the embedded assets only.
+    python -m benchmarks.render [--images N]
+
+Per suite, task 0 from init state 0, both cameras at 128 pixels. Pictures are compared by the mean difference over
+pixels and channels, of 255. Prints a table and writes benchmarks/results/render.json.
 """
 
 import argparse
 import json
 import os
-import platform
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.config.params import Sim
+from benchmarks.scale import cpu_name
+from benchmarks.suites import milliseconds
+from pipeline.compute import cores
+from pipeline.config import Sim
+from pipeline.files import write_atomic
+from pipeline.libero import simulator as simulators
 from pipeline.libero.simulator import CAMERAS, Simulator
-from pipeline.libero.suites import init_states, tasks
+from pipeline.libero.suites import SUITES, init_states, tasks
 
 RESULT = Path(__file__).parent / "results" / "render.json"
+FULL = Sim(assets_path=None, render="full", gl="auto", image_size=128, settle_steps=10, seed=0)
 DIFFERENT = 20  # of 255, in any channel
 
 
-def measure(sim: Sim, images: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the timings of one quality, per camera the median in ms, and the pictures of the first state."""
-    task = tasks("libero_spatial", [0])[0]
-    row = init_states(task)[0]
-    timings: dict[str, Any] = {"ms_per_image": {}}
-    pictures = {}
-    for camera in CAMERAS:
-        with Simulator(task, sim, (camera,)) as simulator:
-            simulator.reset(row, sim.seed)
-            pictures[camera] = simulator.observe().images[camera]
-            timings["ms_per_image"][camera] = median_ms(simulator.observe, images)
-            timings["ms_per_reset"] = median_ms(lambda s=simulator: s.reset(row, sim.seed), 5)
-            timings["ms_per_step"] = median_ms(lambda s=simulator: s.step(np.zeros(7)), 20)
-            timings["ms_first_image_after_reset"] = median_ms(simulator.observe, 1)
-            timings["machine"] = {k: simulator.info[k] for k in ("gl_used", "renderer", "versions")}
-    return timings, pictures
+def draw(suite: str, sim: Sim, images: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return milliseconds of both cameras and the machine, and the pictures of the first state."""
+    task = tasks(suite, [0])[0]
+    with Simulator(task, sim) as simulator:
+        simulator.reset(init_states(task)[0], sim.seed)
+        pictures = simulator.observe().images
+        ms = [milliseconds(simulator.observe) for _ in range(images)]
+        machine = {k: simulator.info[k] for k in ("gl_used", "renderer", "versions")}
+    return {"ms": float(np.median(ms)), "ms_least": min(ms), **machine}, pictures
 
 
-def median_ms(function: Any, times: int) -> float:
-    elapsed = []
-    for _ in range(times):
-        start = time.perf_counter()
-        function()
-        elapsed.append(time.perf_counter() - start)
-    return round(1e3 * float(np.median(elapsed)), 1)
+def compare(suite: str, images: int) -> dict[str, Any]:
+    """Measure both qualities, and full quality with textures as large as LIBERO has them."""
+    fast, drawn_fast = draw(suite, replace(FULL, render="fast"), images)
+    full, drawn_full = draw(suite, FULL, images)
+    usual = simulators.TEXELS_PER_PIXEL
+    simulators.TEXELS_PER_PIXEL = 4096
+    try:
+        _, drawn_large = draw(suite, FULL, 1)
+    finally:
+        simulators.TEXELS_PER_PIXEL = usual
+    return {
+        "fast_ms": fast["ms"],
+        "fast_ms_least": fast["ms_least"],
+        "full_ms": full["ms"],
+        "full_over_fast": round(full["ms"] / fast["ms"], 1),
+        "fast_difference": difference(drawn_full, drawn_fast),
+        "fast_pixels_changed": changed(drawn_full, drawn_fast),
+        "texture_difference": difference(drawn_large, drawn_full),
+        "gl_used": full["gl_used"],
+        "renderer": full["renderer"],
+        "versions": full["versions"],
+    }
 
 
-def compare(sim: Sim, images: int) -> dict[str, Any]:
-    """Measure both qualities and the share of pixels in which they differ."""
-    full, full_pictures = measure(replace(sim, render="full"), images)
-    fast, fast_pictures = measure(replace(sim, render="fast"), images)
-    machine = full.pop("machine")
-    fast.pop("machine")
-    changed, speedup = {}, {}
-    for camera in CAMERAS:
-        difference = np.abs(full_pictures[camera].astype(int) - fast_pictures[camera]).max(-1)
-        changed[camera] = round(float((difference > DIFFERENT).mean()), 4)
-        speedup[camera] = round(full["ms_per_image"][camera] / fast["ms_per_image"][camera], 1)
-    return {"full": full, "fast": fast, "speedup": speedup, "share_of_pixels_changed": changed, **machine}
+def difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the mean difference of grey levels per camera."""
+    return {c: round(float(np.abs(one[c].astype(int) - other[c]).mean()), 2) for c in CAMERAS}
+
+
+def changed(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the share of pixels that differ by more than DIFFERENT, per camera."""
+    return {c: round(float((np.abs(one[c].astype(int) - other[c]).max(-1) > DIFFERENT).mean()), 4) for c in CAMERAS}
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--assets-path", help="a copy of LIBERO's own assets")
-    parser.add_argument("--images", type=int, default=10, help="per camera and quality")
+    parser.add_argument("--images", type=int, default=5, help="rounds of seven pictures of both cameras")
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=list(SUITES))
+    parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
-    sims = {"embedded": Sim("embedded", None, "full", "auto", 128, 10, 7)}
-    if args.assets_path:
-        sims["official"] = replace(sims["embedded"], assets="official", assets_path=args.assets_path)
-    result: dict[str, Any] = {
-        "scene": "libero_spatial task 0, 128x128",
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-        },
-        "pixel_threshold": DIFFERENT,
-    }
-    for name, sim in sims.items():
-        result[name] = found = compare(sim, args.images)
-        for camera in CAMERAS:
-            full, fast = (found[q]["ms_per_image"][camera] for q in ("full", "fast"))
-            share = found["share_of_pixels_changed"][camera]
-            print(f"{name:9} {camera:12} full {full:6.1f} ms   fast {fast:6.1f} ms   {share:.1%} of pixels changed")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    machine = {"cpu": cpu_name(), "cores": cores(), "load_before": round(os.getloadavg()[0], 1)}
+    result: dict[str, Any] = {"machine": machine, "pixel_threshold": DIFFERENT}
+    for suite in args.suites:
+        result[suite] = found = compare(suite, args.images)
+        print(
+            f"{suite:15} fast {found['fast_ms']:6.1f} ms   full {found['full_ms']:6.1f} ms   "
+            f"mean difference {found['fast_difference']}, by textures {found['texture_difference']}"
+        )
+    write_atomic(args.out, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

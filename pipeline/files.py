@@ -2,18 +2,26 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import DataError
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `path`, and the directories above it, so that a kill leaves the old file or the new one."""
+    write_atomic_with(
+        path, lambda partial: partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    )
+
+
+def write_atomic_with(path: Path, write: Callable[[Path], Any]) -> None:
+    """Do as `write_atomic` does with what `write`, given another name, puts there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    write(partial)
     partial.replace(path)
 
 

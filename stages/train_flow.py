@@ -27,9 +27,10 @@ from accelerate import Accelerator
 from cache.reader import Store, open_store
 from pipeline.compute import cores
 from pipeline.config import GridParams, Params
-from pipeline.encode.depth import is_depth
 from pipeline.errors import DataError
 from pipeline.files import exclusive, write_atomic
+from pipeline.libero.depth import is_depth
+from pipeline.libero.installation import official_picture_identity
 from pipeline.libero.suites import tasks
 from pipeline.memory import keep_freed_memory
 from pipeline.policy import bundle
@@ -44,9 +45,6 @@ from pipeline.train.tower import Tower, TunedPolicy
 from stages import cli
 
 log = logging.getLogger(__name__)
-
-LIBERO_RENDERING = {"assets": "official", "render": "full"}  # of demonstrations that this project did not record
-PICTURE_SETTINGS = ("assets", "render", "image_size")  # of section `sim`: what rollout has to draw alike
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,7 +144,9 @@ def publish(
 def training_identity(params: Params, arch: Architecture, stores: dict[str, Store]) -> dict[str, Any]:
     """Return everything that the trained weights depend on, as plain JSON values. Checkpoints are filed under it."""
     first = next(iter(stores.values())).identity
-    sim = first["sim"] or {**LIBERO_RENDERING, "image_size": first["frame_size"]}
+    pictures = official_picture_identity(first["frame_size"])
+    if first["sim"] is not None:  # recorded by this project
+        pictures = {name: first["sim"].get(name) for name in pictures}
     return {
         "architecture": arch.to_json(),
         "train_flow": asdict(params.train_flow),
@@ -156,7 +156,7 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
             "tasks": {suite: learnt_tasks(params, suite, store) for suite, store in stores.items()},
             "action": params.train_flow.action,
-            "sim": {name: sim[name] for name in PICTURE_SETTINGS if name in sim},
+            "sim": pictures,
             **({"depth": first["depth"]} if any(is_depth(camera) for camera in arch.cameras) else {}),
             "targets": params.train_flow.targets,
             "teacher": teacher_identity(params.train_flow.teacher),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make sure that the system's part is there: libraries for headless rendering (EGL or OSMesa with Mesa's software
-# driver), and a C++ compiler, which one dependency of LIBERO (egl-probe) is built with.
+# driver), and with a GPU a C compiler, which torch.compile calls there.
 # With --browser also Chromium, without which the tests of the HTML pages are skipped; it is an error then to have none.
 # Installs them on Debian and Ubuntu as root or with sudo; otherwise names them and the command.
 set -eu
@@ -13,12 +13,12 @@ missing() {
     for library in $libraries; do
         /sbin/ldconfig -p 2>/dev/null | grep -q "$library" || { echo "$library"; return; }
     done
-    command -v c++ >/dev/null || { echo "a C++ compiler"; return; }
+    ! command -v nvidia-smi >/dev/null || command -v cc >/dev/null || { echo "a C compiler"; return; }
     [ -z "$browser" ] || command -v chromium chromium-browser google-chrome >/dev/null || echo "Chromium"
 }
 
 [ -n "$(missing)" ] || exit 0
-command -v c++ >/dev/null || packages="$packages g++"
+! command -v nvidia-smi >/dev/null || command -v cc >/dev/null || packages="$packages gcc libc6-dev"
 packages="$packages $browser"
 install="apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages"
 if ! command -v apt-get >/dev/null; then

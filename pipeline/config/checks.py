@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.params import ATTENTION_HEAD, CONDITIONS, NOISE_LEVELS, Params, condition_parts
-from pipeline.encode.depth import is_depth
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.libero.depth import is_depth
 
 Require = Callable[[bool, str], None]
 # Settings that must be positive, where they are not null.
@@ -218,10 +218,6 @@ def _check_training(p: Params, require: Require) -> None:
 
 
 def _check_demos(p: Params, require: Require) -> None:
-    require(
-        p.sim.assets_path is None or p.sim.assets == "official",
-        f"sim.assets_path is {p.sim.assets_path}, but sim.assets is {p.sim.assets}, built here: use sim=official",
-    )
     share = p.demos.displaced_share
     for name in ("displaced_share", "second_tries", "variety"):
         value = getattr(p.demos, name)
@@ -251,9 +247,9 @@ def _check_demos(p: Params, require: Require) -> None:
         "of policy.proprio, or use demos=scripted",
     )
     require(
-        p.demos.source != "official" or (p.sim.assets, p.sim.render, p.sim.image_size) == ("official", "full", 128),
-        f"demos.source is 'official', whose frames LIBERO drew in full, at 128 pixels, but sim draws {p.sim.assets} "
-        f"assets, {p.sim.render}, at {p.sim.image_size}: the policy would see other pictures. Use sim=official",
+        p.demos.source != "official" or (p.sim.render, p.sim.image_size) == ("full", 128),
+        f"demos.source is 'official', whose frames LIBERO drew in full, at 128 pixels, but sim draws {p.sim.render}, "
+        f"at {p.sim.image_size}: the policy would see other pictures. Use sim=full",
     )
 
 

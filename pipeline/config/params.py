@@ -51,8 +51,7 @@ class Data:
 class Sim:
     """The simulator that records demonstrations and evaluates policies. Both must draw alike."""
 
-    assets: Literal["embedded", "official"]
-    assets_path: str | None  # a directory with LIBERO's own assets; null downloads them (official only)
+    assets_path: str | None  # a copy of LIBERO's assets of your own; null: those that are installed
     render: Literal["fast", "full"]
     gl: Literal["auto", "egl", "osmesa"]
     image_size: int  # pixels, square

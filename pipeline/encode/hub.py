@@ -29,7 +29,7 @@ def hub_file(place: str) -> str:
         cached = huggingface_hub.try_to_load_from_cache(repository, candidate)
         if isinstance(cached, str):
             return cached
-    _reach(constants.ENDPOINT)
+    require_hub()
     for candidate in names[:-1]:
         try:
             return huggingface_hub.hf_hub_download(repository, candidate)
@@ -45,14 +45,19 @@ def _alternatives(name: str) -> list[str]:
     return [f"{stem}.safetensors", name] if suffix in ("bin", "pth") else [name]
 
 
-def _reach(endpoint: str) -> None:
-    """Raise OSError if no server answers at `endpoint`. Any answer will do, also a refusal."""
+def endpoint() -> str:
+    """Return the address of the hub, which HF_ENDPOINT can set."""
+    return constants.ENDPOINT
+
+
+def require_hub() -> None:
+    """Raise OSError if no server answers there. Any answer will do, also a refusal."""
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set and the file is not in the cache")
-    request = urllib.request.Request(endpoint, method="HEAD")
+    request = urllib.request.Request(endpoint(), method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return
     except OSError as error:
-        raise OSError(f"no answer from {endpoint}: {error}") from error
+        raise OSError(f"no answer from {endpoint()}: {error}") from error

@@ -21,8 +21,8 @@ from pipeline.compute import tell, worker_index
 from pipeline.config import EncoderParams, GridParams
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, pick_device
-from pipeline.encode.depth import is_depth
 from pipeline.errors import AssetError, DataError
+from pipeline.libero.depth import is_depth
 
 Read = Callable[[Any, tuple[str, ...], int, int], dict[str, Any]]
 """read(payload, cameras, start, stop), as pipeline.libero.demonstrations.read gives it."""

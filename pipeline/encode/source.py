@@ -12,11 +12,11 @@ from cache.units import Episode
 from pipeline.config import Embed
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, default_batch_size, pick_device, resolve_precision
-from pipeline.encode.depth import DEPTH_ID, is_depth
 from pipeline.encode.rows import MakeRows, shared_encoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import DataError
 from pipeline.libero.demonstrations import Demo, Quarantined, manifest, read, recorded_with, scan
+from pipeline.libero.depth import DEPTH_ID, is_depth
 from pipeline.libero.suites import Task
 from pipeline.provenance import code_digest, versions
 

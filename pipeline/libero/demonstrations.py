@@ -20,10 +20,10 @@ import h5py
 import numpy as np
 
 from pipeline.config import Demos
-from pipeline.encode.depth import SUFFIX, depth_picture, is_depth
-from pipeline.encode.proprio import ee_pose_from_axis_angle
-from pipeline.encode.transform import upright
 from pipeline.errors import DataError, did_you_mean
+from pipeline.libero.conventions import upright
+from pipeline.libero.depth import SUFFIX, depth_picture, is_depth
+from pipeline.libero.proprio import ee_pose_from_axis_angle
 from pipeline.libero.suites import Task
 
 log = logging.getLogger(__name__)

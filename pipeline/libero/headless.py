@@ -1,47 +1,34 @@
-"""Import LIBERO and robosuite without a prompt, a log file in /tmp or a word on stderr.
+"""Import LIBERO and robosuite with the assets asked for, without a log file in /tmp or a word on stderr.
 
-`import libero.libero` asks a question with `input()` when it finds no config file, robosuite opens /tmp/robosuite.log
-(which another user may own) and prints three warnings. All of that is decided while they are imported, so everything
-here happens before. Nothing in site-packages is touched.
+LIBERO reads where its files lie from a config file, robosuite opens /tmp/robosuite.log (which another user may own)
+and prints three warnings. All of that is decided while they are imported, so everything here happens before. Nothing
+in site-packages is touched.
 """
 
+import hashlib
 import importlib.util
 import os
 import sys
-import tempfile
 import threading
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import yaml
 
 from pipeline.errors import SimulatorError
-
-CONFIG_DIR = Path(__file__).resolve().parents[2] / ".libero"
-"""The project's own LIBERO_CONFIG_PATH; ignored by git."""
+from pipeline.files import write_atomic
+from pipeline.libero.installation import STATE_DIR, package_dir
 
 _lock = threading.Lock()
 
 
-@cache
-def package_dir() -> Path:
-    """Return hf-libero's `libero/libero` directory, without importing it.
+def write_config(assets: Path, directory: Path = STATE_DIR) -> Path:
+    """Write LIBERO's config.yaml for these assets below `directory`, atomically and only if it differs.
 
-    Raises:
-        SimulatorError: hf-libero is not installed.
-    """
-    spec = importlib.util.find_spec("libero")
-    for root in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(root) / "libero" / "bddl_files").is_dir():
-            return Path(root) / "libero"
-    raise SimulatorError("LIBERO is not installed: no package 'libero' with bddl_files. Run: make setup")
+    Processes that write it at the same time write the same: one directory of assets has one file.
 
-
-def write_config(directory: Path = CONFIG_DIR) -> Path:
-    """Write LIBERO's config.yaml into `directory`, atomically and only if it differs; return its path.
-
-    Its content depends on the installation only, so processes that write it at the same time write the same.
+    Returns:
+        The file, in a directory of its own.
     """
     root = package_dir()
     content = yaml.safe_dump(
@@ -50,37 +37,35 @@ def write_config(directory: Path = CONFIG_DIR) -> Path:
             "bddl_files": str(root / "bddl_files"),
             "init_states": str(root / "init_files"),
             "datasets": str(root.parent / "datasets"),
-            "assets": str(root / "assets"),
+            "assets": str(assets),
         }
     )
-    path = directory / "config.yaml"
-    if path.is_file() and path.read_text() == content:
-        return path
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".partial", delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)
+    path = directory / "config" / hashlib.sha256(str(assets).encode()).hexdigest()[:16] / "config.yaml"
+    if not path.is_file() or path.read_text() != content:
+        write_atomic(path, content)
     return path
 
 
-def import_libero() -> ModuleType:
-    """Return the module `libero.libero.envs.env_wrapper`, imported with no input() and no output.
+def import_libero(assets: Path) -> ModuleType:
+    """Return the module `libero.libero.envs.env_wrapper`, imported with no prompt and no output.
 
     MUJOCO_GL must have been chosen before: see `pipeline.libero.gl.activate`.
+
+    Args:
+        assets: the directory that LIBERO loads objects and scenes from.
+
+    Raises:
+        SimulatorError: this process has loaded it with other assets. LIBERO keeps them.
     """
     with _lock:
-        if "libero.libero" not in sys.modules:
-            os.environ["LIBERO_CONFIG_PATH"] = str(write_config().parent)
+        config = str(write_config(assets).parent)
+        used = os.environ.get("LIBERO_CONFIG_PATH")
+        if "libero.libero.envs.env_wrapper" in sys.modules and used != config:
+            raise SimulatorError(f"this process uses LIBERO by {used}. Use the assets in {assets} in another process.")
+        os.environ["LIBERO_CONFIG_PATH"] = config
         if "robosuite" not in sys.modules:
             _preload_robosuite_macros()
         return importlib.import_module("libero.libero.envs.env_wrapper")
-
-
-def use_assets(directory: Path) -> None:
-    """Make LIBERO load objects and scenes from `directory`. Holds for the whole process until called again."""
-    import_libero()
-    # get_assets_path() returns this variable when it is set, and else downloads.
-    sys.modules["libero.libero"]._assets_path_cache = str(directory)  # type: ignore[attr-defined]
 
 
 def _preload_robosuite_macros() -> None:

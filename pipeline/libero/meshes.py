@@ -8,14 +8,18 @@ from jaxtyping import Float, Int
 
 log = logging.getLogger(__name__)
 
-CELL_M = 0.005
-"""Vertices within one cube of this edge become one. At 128 pixels, agentview sees some 8 mm in a pixel."""
+CELL_M = 0.004
+"""Edge of the cubes whose vertices become one. At 128 pixels, agentview sees some 8 mm in a pixel, the hand's 2 mm."""
+FACES = 2500
+"""Of a mesh, at most; one that still has more gets larger cubes. In a picture it covers no more pixels."""
+GROWTH = 1.25
+LARGE_M = 0.5
+"""A mesh that is longer is a piece of furniture or a wall: no limit to its faces, whose vertices lie far apart."""
+LARGE_CELL_M = 0.012
 
-ROBOT_PREFIXES = ("robot0_", "mount0_", "gripper0_")
 
-
-def simplify_robot(model: Any, cell_m: float = CELL_M) -> None:
-    """Cluster the vertices of robosuite's visual robot meshes: 80 % of the faces in a LIBERO scene.
+def simplify(model: Any) -> None:
+    """Cluster the vertices of meshes that are only drawn.
 
     Meshes that take part in collisions, by any of their geoms, are left alone: physics must not change.
 
@@ -28,14 +32,20 @@ def simplify_robot(model: Any, cell_m: float = CELL_M) -> None:
     collides = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
     physical = set(model.geom_dataid[is_mesh & collides].tolist())
     for i in range(model.nmesh):
-        if i not in physical and model.mesh(i).name.startswith(ROBOT_PREFIXES):
-            _simplify(model, i, cell_m)
+        if i not in physical:
+            _simplify(model, i)
 
 
-def _simplify(model: Any, i: int, cell_m: float) -> None:
+def _simplify(model: Any, i: int) -> None:
     faces = slice(model.mesh_faceadr[i], model.mesh_faceadr[i] + model.mesh_facenum[i])
     vertices = slice(model.mesh_vertadr[i], model.mesh_vertadr[i] + model.mesh_vertnum[i])
-    new, kept = cluster(model.mesh_vert[vertices], model.mesh_face[faces], cell_m)
+    points = model.mesh_vert[vertices]
+    large = float(np.ptp(points, axis=0).max()) > LARGE_M
+    cell = LARGE_CELL_M if large else CELL_M
+    new, kept = cluster(points, model.mesh_face[faces], cell)
+    while len(kept) > FACES and not large:
+        cell *= GROWTH
+        new, kept = cluster(points, model.mesh_face[faces], cell)
     start, n = faces.start, len(kept)
     model.mesh_face[start : start + n] = new
     # Corners keep their own normals and texture coordinates, so that shading stays as fine as it was.

@@ -21,11 +21,12 @@ import h5py
 import numpy as np
 
 from pipeline.config import Sim
-from pipeline.encode.depth import is_depth
-from pipeline.encode.proprio import axis_angle_from_quat
-from pipeline.encode.transform import upright
 from pipeline.errors import DataError
+from pipeline.libero.conventions import upright
 from pipeline.libero.demonstrations import image_key
+from pipeline.libero.depth import is_depth
+from pipeline.libero.installation import picture_identity
+from pipeline.libero.proprio import axis_angle_from_quat
 from pipeline.libero.simulator import CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task
 
@@ -213,7 +214,7 @@ def _file_attributes(task: Task, sim: Sim, env_name: str) -> dict[str, Any]:
         "bddl_file_content": task.bddl_file.read_text(),
         "macros_image_convention": "opengl",
         "tag": TAG,
-        "sim": json.dumps({key: value for key, value in asdict(sim).items() if key != "assets_path"}),
+        "sim": json.dumps(picture_identity(sim) | {"gl": sim.gl, "settle_steps": sim.settle_steps, "seed": sim.seed}),
     }
 
 

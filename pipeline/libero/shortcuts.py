@@ -4,16 +4,21 @@ robosuite compiles the scene anew for every reset (0.5 s) although its XML stays
 three times in every substep of 2 ms although the state changes once.
 """
 
+import ctypes
+import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-_last_compiled: "SceneCache | None" = None
+from pipeline.libero.textures import shrink
+
+_last_parsed: "SceneCache | None" = None
 """Whose XML MuJoCo, which remembers one per process, parsed last."""
 _lock = threading.Lock()
 
@@ -21,23 +26,55 @@ _lock = threading.Lock()
 class SceneCache:
     """Compile an environment's scene once and put it back to its first state at each reset.
 
-    It replaces two methods of `env`, on the object. Poses of fixtures and colours of sites are set in the model by
-    resets and by tasks (a stove's flame), so everything numeric in it is restored; meshes and textures, over 95 % of
-    it, never change.
+    Poses of fixtures and colours of sites are set in the model by resets and by tasks (a stove's flame), so everything
+    numeric in it is restored; meshes and textures, over 95 % of it, never change.
 
     Args:
-        env: a robosuite environment with hard resets.
         prepare: called with each newly compiled mujoco.MjModel, to change what is drawn.
+        largest_texture: pixels; larger ones are compiled as smaller copies.
     """
 
-    def __init__(self, env: Any, prepare: Any) -> None:
-        self._env = env
+    def __init__(self, prepare: Callable[[Any], None], largest_texture: int) -> None:
         self._prepare = prepare
+        self._largest_texture = largest_texture
+        self._env: Any = None
         self._xml = ""
+        self._small_xml = ""
+        self._originals: dict[str, str] = {}
         self._model: Any = None
         self._first_state: dict[str, np.ndarray] = {}
-        env._initialize_sim = self._initialize_sim
-        env._destroy_sim = self._destroy_sim
+
+    @contextmanager
+    def serving_new_environments(self) -> Iterator[None]:
+        """Within it, a robosuite environment that is built compiles its scene here, then and at each reset.
+
+        Two of its methods are replaced, on the object.
+        """
+        from robosuite.environments.base import MujocoEnv
+
+        original = MujocoEnv._initialize_sim
+
+        def attach(env: Any, xml_string: str | None = None) -> None:
+            self._env = env
+            env._initialize_sim = self._initialize_sim
+            env._destroy_sim = self._destroy_sim
+            self._initialize_sim(xml_string)
+
+        MujocoEnv._initialize_sim = attach
+        try:
+            yield
+        finally:
+            MujocoEnv._initialize_sim = original
+
+    def close(self) -> None:
+        """Let go of environment and model, and hand their memory back to the system."""
+        global _last_parsed
+        self._env = self._model = None
+        self._first_state = {}
+        gc.collect()  # LIBERO's environments are full of references in circles
+        with _lock:
+            forget_parsed()
+            _last_parsed = None
 
     def _initialize_sim(self, xml_string: str | None = None) -> None:
         """Do what MujocoEnv._initialize_sim does, without compiling what was compiled before."""
@@ -58,12 +95,13 @@ class SceneCache:
         self._env.sim = None
 
     def _compile(self, xml: str) -> None:
-        import mujoco
-
-        global _last_compiled
+        global _last_parsed
+        self._small_xml, self._originals = shrink(xml, self._largest_texture)
         with _lock:
-            self._model = mujoco.MjModel.from_xml_string(xml)
-            _last_compiled = self
+            self._model = _parse(self._small_xml)
+            # MuJoCo remembers what it parsed, with every mesh: some 300 MB, of use to nobody but `saved_xml`.
+            forget_parsed()
+            _last_parsed = None
         self._xml = xml
         self._prepare(self._model)
         self._first_state = {name: values.copy() for name, values in changeable_arrays(self._model).items()}
@@ -72,14 +110,43 @@ class SceneCache:
         """Return the scene's XML with the present poses and colours, as MuJoCo writes it."""
         import mujoco
 
-        global _last_compiled
+        global _last_parsed
         with _lock, TemporaryDirectory() as directory:
-            if _last_compiled is not self:
-                mujoco.MjModel.from_xml_string(self._xml)
-                _last_compiled = self
+            if _last_parsed is not self:
+                _parse(self._small_xml)
+                _last_parsed = self
             path = Path(directory) / "model.xml"
             mujoco.mj_saveLastXML(str(path), self._model)
-            return path.read_text()
+            xml = path.read_text()
+        for small, original in self._originals.items():
+            xml = xml.replace(f'"{small}"', f'"{original}"')
+        return xml
+
+
+def _parse(xml: str) -> Any:
+    """Return a new mujoco.MjModel, keeping nothing of its files: MuJoCo's own cache of them takes up to 500 MB."""
+    import mujoco
+
+    library = mujoco_library()
+    library.mj_globalCache.restype = ctypes.c_void_p
+    library.mj_setCacheSize(ctypes.c_void_p(library.mj_globalCache()), ctypes.c_size_t(0))
+    return mujoco.MjModel.from_xml_string(xml)
+
+
+def forget_parsed() -> None:
+    """Free MuJoCo's memory of the last scene that it parsed, and hand it back to the system."""
+    mujoco_library().mj_freeLastXML()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def mujoco_library() -> ctypes.CDLL:
+    """Return MuJoCo's C library, for the functions that its Python package has not."""
+    import mujoco
+
+    return ctypes.CDLL(str(next(Path(mujoco.__file__).parent.glob("libmujoco*"))))
 
 
 def changeable_arrays(model: Any) -> dict[str, np.ndarray]:

@@ -17,17 +17,17 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
 
 from pipeline.config.params import Sim
-from pipeline.encode import depth
-from pipeline.encode.proprio import ee_pose_from_quat
-from pipeline.encode.transform import upright
 from pipeline.errors import AssetError, ConfigError, DataError, SimulatorError, did_you_mean
-from pipeline.libero import gl
-from pipeline.libero.asset_source import asset_directory
-from pipeline.libero.headless import import_libero, use_assets
-from pipeline.libero.meshes import simplify_robot
+from pipeline.libero import depth, gl
+from pipeline.libero.conventions import upright
+from pipeline.libero.headless import import_libero
+from pipeline.libero.installation import PACKAGE, find_assets
+from pipeline.libero.meshes import simplify
+from pipeline.libero.proprio import ee_pose_from_quat
 from pipeline.libero.rendering import Renderer, Sampler
 from pipeline.libero.shortcuts import SceneCache, one_collision_check_per_substep
 from pipeline.libero.suites import Task
+from pipeline.libero.textures import TEXELS_PER_PIXEL
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Observation:
         ee_pose: metres and quaternion (xyzw, q_x >= 0).
         gripper: positions of the two fingers, metres.
         ee_wrench: force (N) and torque (N m) that the wrist's sensor measures, in the hand's frame.
-        images: per camera, upright; depth as `pipeline.encode.depth.depth_picture` shows it.
+        images: per camera, upright; depth as `pipeline.libero.depth.depth_picture` shows it.
         depths: per depth camera what that picture was made of, millimetres.
     """
 
@@ -92,23 +92,23 @@ class Simulator:
         self._sim = sim
         self._renderer: Renderer | None = None
         self._control: Any = None
-        assets = asset_directory(sim, task.suite)
+        assets = find_assets(sim)
         backend = gl.activate(sim.gl)
-        self._control = within(START_TIMEOUT_S, f"building {task.name}", lambda: _build(task, assets))
+        self._scene = SceneCache(self._prepare, TEXELS_PER_PIXEL * sim.image_size)
+        self._control = within(START_TIMEOUT_S, f"building {task.name}", lambda: self._build(assets.directory))
         self._initializers = len(self.env.object_property_initializers)
-        self._scene = SceneCache(self.env, self._prepare)
         self._poses = Sampler(self.env)
         _sample_wrench(self.env)
         self.info: dict[str, Any] = {
             "gl_asked": backend.asked,
             "gl_used": backend.used,
             "renderer": backend.renderer,
-            "assets": sim.assets,
-            "assets_version": assets.name if sim.assets_path is None else None,
+            "assets_digest": assets.digest,
+            "assets_version": assets.version,
             "render": sim.render,
             "image_size": sim.image_size,
             "settle_steps": sim.settle_steps,
-            "versions": {name: version(name) for name in ("mujoco", "robosuite", "hf-libero")},
+            "versions": {name: version(name) for name in ("mujoco", "robosuite", PACKAGE)},
         }
 
     def reset(self, init_state: Float[np.ndarray, "D"] | None, seed: int) -> None:
@@ -157,9 +157,30 @@ class Simulator:
         state[joints] += ARM_NOISE_STD * np.random.default_rng(seed).normal(size=len(joints))
         return state
 
+    def _build(self, assets: Path) -> Any:
+        """Return LIBERO's ControlEnv without any OpenGL context, ending no episode by itself."""
+        wrapper = import_libero(assets)
+        task = self.task
+        try:
+            with self._scene.serving_new_environments():
+                return _retry_placement(
+                    lambda: wrapper.ControlEnv(
+                        str(task.bddl_file),
+                        use_camera_obs=False,
+                        has_offscreen_renderer=False,
+                        has_renderer=False,
+                        ignore_done=True,
+                    )
+                )
+        except (OSError, ValueError, ParseError) as error:  # Python's own, MuJoCo's, ElementTree's: a file missing
+            raise AssetError(
+                f"cannot build {task.suite} task {task.id} from {task.bddl_file} with the assets in {assets}: {error}. "
+                "Put the file there, or set sim.assets_path: null for the installed assets"
+            ) from error
+
     def _prepare(self, model: Any) -> None:
         if self._sim.render == "fast":
-            simplify_robot(model)
+            simplify(model)
 
     def step(self, action: Float[np.ndarray, "7"]) -> bool:
         """Apply one action for one control step of 50 ms; return whether the task is solved. Draws nothing.
@@ -273,6 +294,7 @@ class Simulator:
         if self._control is not None:
             self._control.close()
             self._control = None
+            self._scene.close()
 
     def __enter__(self) -> "Simulator":
         return self
@@ -306,30 +328,6 @@ def within(seconds: float, doing: str, function: Callable[[], T]) -> T:
     frame = sys._current_frames().get(thread.ident or 0)
     where = "".join(traceback.format_stack(frame)[-3:]) if frame else "?"
     raise SimulatorError(f"{doing} took more than {seconds:g} s; it was at\n{where}")
-
-
-def _build(task: Task, assets: Path) -> Any:
-    """Return LIBERO's ControlEnv without any OpenGL context, ending no episode by itself."""
-    use_assets(assets)
-    wrapper = import_libero()
-    try:
-        return _retry_placement(
-            lambda: wrapper.ControlEnv(
-                str(task.bddl_file),
-                use_camera_obs=False,
-                has_offscreen_renderer=False,
-                has_renderer=False,
-                ignore_done=True,
-            )
-        )
-    except (
-        OSError,
-        ValueError,
-        ParseError,
-    ) as error:  # a file missing or damaged: Python's own, MuJoCo's, ElementTree's
-        raise AssetError(
-            f"cannot build {task.suite} task {task.id} from {task.bddl_file} with the assets in {assets}: {error}"
-        ) from error
 
 
 def _sample_wrench(env: Any) -> None:

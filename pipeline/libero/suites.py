@@ -1,6 +1,6 @@
 """LIBERO's suites: which tasks they have, in which order, with which words, from which init states.
 
-Reads hf-libero's files without importing it, so that listing tasks starts no simulator.
+Reads LIBERO's files without importing it, so that listing tasks starts no simulator.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.libero.headless import package_dir
+from pipeline.libero.installation import load_states, package_dir
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def tasks(suite: str, ids: Sequence[int] | None = None) -> tuple[Task, ...]:
             name=names[i],
             language=language_of(names[i]),
             bddl_file=root / "bddl_files" / suite / f"{names[i]}.bddl",
-            init_states_file=root / "init_files" / suite / f"{names[i]}.pruned_init",
+            init_states_file=root / "init_files" / suite / f"{names[i]}.pruned_init.npz",
         )
         for i in chosen
     )
@@ -106,39 +106,12 @@ def init_states(task: Task) -> Float64[np.ndarray, "episodes D"]:
     Raises:
         DataError: the file is missing or is not such an array.
     """
-    import torch
-
-    path = task.init_states_file
-    try:
-        # LIBERO loads these with weights_only=False, which runs whatever the file says.
-        with torch.serialization.safe_globals(_numpy_globals()):
-            states = torch.load(path, weights_only=True)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: the hf-libero installation is not whole. Run: make setup") from None
-    except Exception as e:
-        raise DataError(f"{path} is not a readable init-states file: {e}") from e
-    if not isinstance(states, np.ndarray) or states.ndim != 2:
-        raise DataError(f"{path} holds {type(states).__name__}, not a 2-D array of simulator states")
-    return np.asarray(states, np.float64)
-
-
-def _numpy_globals() -> list:
-    """The four globals that a pickled float64 array needs, under the names that NumPy 1 wrote."""
-    import codecs
-
-    reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-    return [
-        (reconstruct, "numpy.core.multiarray._reconstruct"),
-        (np.ndarray, "numpy.ndarray"),
-        (np.dtype, "numpy.dtype"),
-        (codecs.encode, "_codecs.encode"),
-        type(np.dtype(np.float64)),
-    ]
+    return load_states(task.init_states_file)
 
 
 @cache
 def _task_names() -> dict[str, list[str]]:
-    """hf-libero's map from suite to task names, in task order 0; its module is plain data, loaded by itself."""
+    """LIBERO's map from suite to task names, in task order 0; its module is plain data, loaded by itself."""
     path = package_dir() / "benchmark" / "libero_suite_task_map.py"
     spec = importlib.util.spec_from_file_location("_libero_suite_task_map", path)
     assert spec is not None and spec.loader is not None

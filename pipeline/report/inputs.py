@@ -10,7 +10,7 @@ from pipeline.errors import DataError
 from pipeline.rollout.record import EpisodeRecord, read_records
 
 EVAL_KEYS = ("suite", "episodes", "n", "successes", "failures", "errors", "success_rate", "wilson_low", "wilson_high")
-EXPERT_KEYS = ("suite", "assets", "rows", "per_task")
+EXPERT_KEYS = ("suite", "rows", "per_task")
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ def read_inputs(
         records=tuple(read_records(results / "episodes.jsonl")),
         training=None if training is None else read_json(training, ("epochs", "wall_s"), "dvc repro train_flow"),
         overfit=read_json(overfit, ("epochs", "wall_s"), "see README") if overfit.exists() else None,
-        expert=read_json(expert, ("suite", "assets", "rows", "per_task"), "python -m benchmarks.expert")
-        if expert.exists()
-        else None,
+        expert=read_json(expert, EXPERT_KEYS, "python -m benchmarks.expert") if expert.exists() else None,
         comparisons={p.stem: read_json(p, ("suite", "rows"), "stages.report --compare --record") for p in comparisons},
         recording=recording,
     )

@@ -281,7 +281,7 @@ def expert(inputs: Inputs) -> Content:
         )
     head = ("Task", "Success", "0 to 100 %", "95 % interval", "Solved", "Mean steps")
     first, last = e["rows"]
-    caption = f"Scripted expert with privileged state, init states {first} to {last}, {e['assets']} assets"
+    caption = f"Scripted expert with privileged state, init states {first} to {last}"
     made = table(caption, head, rows, (1, 4, 5))
     return el("section", el("h2", "The expert behind the demonstrations"), made)
 
@@ -320,7 +320,7 @@ def provenance(inputs: Inputs) -> Markup:
     protocol = {k: v for k, v in r["protocol"].items() if not isinstance(v, Mapping | list)}
     rows = [(name.replace("_", " "), "default" if value is None else str(value)) for name, value in protocol.items()]
     sim = r["protocol"].get("sim", {})
-    rows += [(f"sim: {name.replace('_', ' ')}", str(value)) for name, value in sim.items() if name != "assets_path"]
+    rows += [(f"sim: {name.replace('_', ' ')}", str(value)) for name, value in sim.items()]
     for used in r["protocol"].get("simulators", []):
         rows.append(("drawn by", f"{used['gl_used']}, {used['renderer']}"))
     rows += [("code", str(made.get("git"))), ("command", " ".join(made.get("argv", [])))]

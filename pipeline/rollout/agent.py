@@ -11,9 +11,10 @@ from jaxtyping import Float
 
 from pipeline.config import EncoderParams, Sim
 from pipeline.encode.clip import ClipEncoder
-from pipeline.encode.depth import DEPTH_ID
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import ConfigError, DataError
+from pipeline.libero.depth import DEPTH_ID
+from pipeline.libero.installation import picture_identity
 from pipeline.libero.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec, weights_digest
@@ -223,11 +224,15 @@ def check_spec(spec: PolicySpec, sim: Sim) -> None:
             f"the policy was trained on depth drawn as {drawn!r}; this code draws {DEPTH_ID!r}. "
             "Embed and train again: dvc repro train_flow"
         )
+    drawn = picture_identity(sim)
     for name, trained in spec.data["sim"].items():
-        if trained != (now := getattr(sim, name)):
+        if trained != (now := drawn.get(name)):
+            what, remedy = f"sim.{name}", f"Set sim.{name}: {trained}"
+            if name == "assets":
+                what, remedy = "assets with digest", "Set sim.assets_path to a copy of the assets it was trained with"
             raise DataError(
-                f"the policy was trained on pictures of sim.{name} {trained!r}; the simulator is to draw {now!r}. "
-                f"Set sim.{name}: {trained}, or make the demonstrations again and train on them: dvc repro train_flow"
+                f"the policy was trained on pictures of {what} {trained!r}; the simulator is to draw {now!r}. "
+                f"{remedy}, or make the demonstrations again and train on them: dvc repro train_flow"
             )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config import PLAIN, Sim, condition_parts
-from pipeline.encode.depth import lens
+from pipeline.libero.depth import lens
 from pipeline.libero.displacement import displaced
 from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task, tasks

@@ -19,7 +19,7 @@ from pipeline.compute import map_unordered
 from pipeline.config import Compute, Sim
 from pipeline.errors import SimulatorError
 from pipeline.files import exclusive, write_atomic
-from pipeline.libero.asset_source import require_assets
+from pipeline.libero.installation import picture_identity, require_assets
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
 from pipeline.provenance import code_digest, versions
@@ -63,7 +63,8 @@ class Evaluation:
         """Return all of it as plain JSON values."""
         return {
             "agent": self.identity,
-            "sim": asdict(self.sim),
+            "sim": {name: value for name, value in asdict(self.sim).items() if name != "assets_path"}
+            | picture_identity(self.sim),
             "tasks": [{"suite": t.suite, "task": t.id, "max_steps": step_limit(t, self.settings)} for t in self.tasks],
             "episodes": self.episodes,
             "videos_per_task": self.videos_per_task,
@@ -114,7 +115,7 @@ def evaluate(evaluation: Evaluation, compute: Compute, work: Path) -> list[Episo
         first = evaluation.settings.first_init_state
         check_row(task, first, rows)
         check_row(task, first + evaluation.episodes - 1, rows)
-    require_assets(evaluation.sim, {task.suite for task in evaluation.tasks}, compute)
+    require_assets(evaluation.sim, compute)
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(work / "lock", "evaluation"), Journal(work / "episodes.jsonl") as journal:
         todo = [item for item in _items(evaluation) if item.key not in journal.records]

@@ -47,7 +47,7 @@ def test_every_experiment_composes_and_names_itself(experiment: str) -> None:
 
 def test_reference_experiment_has_the_reference_settings() -> None:
     params = from_dict(yaml.safe_load(compose(["experiment=single_task_overfit"], ROOT / "configs")))
-    assert params.demos.source == params.sim.assets == "official"
+    assert (params.demos.source, params.sim.render) == ("official", "full")
     assert (params.embed.encoder.model, params.embed.encoder.pretrained) == ("ViT-B-16-quickgelu", "openai")
     assert len(params.data.tasks["libero_spatial"] or ()) == 1
     train = params.train_flow
@@ -109,7 +109,7 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ),
         ({"eval_libero": {"videos_per_task": -3}}, "eval_libero.videos_per_task is -3; it must not be negative"),
         ({"demos": {"variety": 5.0}}, r"demos.variety is 5.0"),
-        ({"sim": {"assets_path": "my/assets"}}, "sim.assets_path is my/assets, but sim.assets is embedded"),
+        ({"sim": {"assets": "official"}}, "unknown key 'sim.assets'"),
         ({"policy": {"time_dim": 255}}, "time_dim is 255; it must be even"),
         ({"policy": {"head": "tokens"}}, "policy.head tokens clips or bins.*standardise_actions: false"),
         ({"policy": {"velocity": "transformer", "velocity_width": 100}}, "velocity_width is 100.*multiple of 64"),
@@ -132,7 +132,7 @@ def test_reference_experiment_has_the_reference_settings() -> None:
             "targets distill needs policy.head flow, which is l1",
         ),
         ({"demos": {"source": "path", "path": "data/demos/mine"}}, "where the stage writes"),
-        ({"demos": {"source": "official"}, "train_flow": {"action": "action"}}, "Use sim=official"),
+        ({"demos": {"source": "official"}, "train_flow": {"action": "action"}}, "Use sim=full"),
     ],
 )
 def test_wrong_values_are_refused_with_the_remedy(change: dict, message: str) -> None:

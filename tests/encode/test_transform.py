@@ -7,8 +7,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from pipeline.encode import transform
-from pipeline.encode.transform import Preprocess, upright
+from pipeline.encode.transform import Preprocess
 from pipeline.errors import DataError
+from pipeline.libero.conventions import upright
 
 CFG = {"size": 224, "mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28), "interpolation": "bicubic"}
 

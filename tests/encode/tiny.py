@@ -18,7 +18,7 @@ CONFIG = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-SIM = Sim("embedded", None, "fast", "auto", 24, 10, 0)
+SIM = Sim(None, "fast", "auto", 24, 10, 0)
 
 
 def register(folder: Path) -> None:

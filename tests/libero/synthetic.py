@@ -3,10 +3,10 @@
 import numpy as np
 
 from pipeline.config import Sim
-from pipeline.encode.proprio import ee_pose_from_quat
+from pipeline.libero.proprio import ee_pose_from_quat
 from pipeline.libero.recording import Episode, Origin
 
-SIM = Sim(assets="embedded", assets_path=None, render="fast", gl="auto", image_size=16, settle_steps=10, seed=0)
+SIM = Sim(assets_path=None, render="fast", gl="auto", image_size=16, settle_steps=10, seed=0)
 
 
 def make_episode(length: int, seed: int = 0, depth: bool = False, size: int = 16) -> Episode:

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encode.depth import depth_picture
 from pipeline.errors import DataError
 from pipeline.libero.demonstrations import demo_file, manifest, no_ops, read, recorded_with, scan
+from pipeline.libero.depth import depth_picture
 from pipeline.libero.recording import write_demos
 from pipeline.libero.suites import Task, tasks
 from tests.libero.synthetic import SIM, make_episode

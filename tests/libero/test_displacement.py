@@ -11,7 +11,7 @@ from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import init_states, tasks
 
 RADIUS = 0.08
-SIM = Sim("embedded", None, "fast", "auto", 32, 10, 0)
+SIM = Sim(None, "fast", "auto", 32, 10, 0)
 
 
 def places(simulator: Simulator) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import expert as expert_benchmark
 from pipeline.config import Sim
 from pipeline.config.compose import compose
-from pipeline.encode.transform import upright
+from pipeline.libero.conventions import upright
 from pipeline.libero.expert import Attempt, Expert, Noise, attempt
 from pipeline.libero.expert.attempt import _reset
 from pipeline.libero.expert.grasp import DEPTHS, candidates, choose, place_position
@@ -24,7 +24,7 @@ from tests.imports import ROOT
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
-SIM = Sim("embedded", None, "fast", "auto", 64, 10, 0)
+SIM = Sim(None, "fast", "auto", 64, 10, 0)
 ORIGIN = Origin(init_row=23, seed=0, attempt=0)
 NOISE = Noise(sigma=0.2, ar=0.5)
 TASK = tasks("libero_spatial", [0])[0]

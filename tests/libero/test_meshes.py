@@ -1,6 +1,6 @@
 import numpy as np
 
-from pipeline.libero.meshes import cluster, simplify_robot
+from pipeline.libero.meshes import FACES, cluster, simplify
 
 
 def grid(n: int, size: float) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,15 @@ MODEL = """
 """
 
 
-def test_only_robot_meshes_without_collisions_change() -> None:
+ONE_MESH = """
+<mujoco>
+  <asset><mesh name="seen" vertex="{vertices}" face="{faces}" inertia="shell"/></asset>
+  <worldbody><geom type="mesh" mesh="seen" contype="0" conaffinity="0"/></worldbody>
+</mujoco>
+"""
+
+
+def test_only_meshes_without_collisions_change() -> None:
     import mujoco
 
     vertices, faces = grid(31, 0.03)
@@ -70,9 +78,23 @@ def test_only_robot_meshes_without_collisions_change() -> None:
     flat = {"vertices": " ".join(map(str, vertices.ravel())), "faces": " ".join(map(str, faces.ravel()))}
     model = mujoco.MjModel.from_xml_string(MODEL.format(**flat))
     before = model.mesh_face.copy()
-    simplify_robot(model)
+    simplify(model)
     counts = {model.mesh(i).name: int(model.mesh_facenum[i]) for i in range(model.nmesh)}
-    assert counts["robot0_touched"] == counts["bowl"] == len(faces)
-    assert 0 < counts["robot0_seen"] < len(faces) / 10
-    start = int(model.mesh_faceadr[1])
-    np.testing.assert_array_equal(model.mesh_face[start:], before[start:])
+    assert counts["robot0_touched"] == len(faces)
+    assert 0 < counts["robot0_seen"] < len(faces) / 5
+    assert counts["bowl"] == counts["robot0_seen"]
+    touched = slice(int(model.mesh_faceadr[1]), int(model.mesh_faceadr[2]))
+    np.testing.assert_array_equal(model.mesh_face[touched], before[touched])
+
+
+def test_a_mesh_with_many_faces_gets_larger_cubes_unless_it_is_furniture() -> None:
+    import mujoco
+
+    for side, limited in ((0.3, True), (1.2, False)):
+        vertices, faces = grid(121, side)
+        vertices[:, 2] = vertices[:, 0] * vertices[:, 1]
+        flat = {"vertices": " ".join(map(str, vertices.ravel())), "faces": " ".join(map(str, faces.ravel()))}
+        model = mujoco.MjModel.from_xml_string(ONE_MESH.format(**flat))
+        simplify(model)
+        assert (model.mesh_facenum[0] <= FACES) == limited
+        assert model.mesh_facenum[0] > FACES / 3

@@ -10,7 +10,6 @@ from pipeline.libero import rendering
 from pipeline.libero.rendering import in_view
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import init_states, tasks
-from tests.official import OFFICIAL_ASSETS
 
 
 def test_a_sphere_is_in_view_if_it_reaches_into_the_pyramid() -> None:
@@ -35,12 +34,9 @@ def test_a_sphere_is_in_view_if_it_reaches_into_the_pyramid() -> None:
 
 @pytest.mark.sim
 @pytest.mark.slow
-@pytest.mark.parametrize("assets", ["embedded", "official"])
-def test_pictures_are_the_same_without_what_is_out_of_view(assets: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if assets == "official" and not OFFICIAL_ASSETS.is_dir():
-        pytest.skip("needs a copy of LIBERO's own assets")
+def test_pictures_are_the_same_without_what_is_out_of_view(monkeypatch: pytest.MonkeyPatch) -> None:
     task = tasks("libero_spatial", [4])[0]
-    sim = Sim(assets, str(OFFICIAL_ASSETS) if assets == "official" else None, "fast", "auto", 128, 2, 0)
+    sim = Sim(None, "fast", "auto", 128, 2, 0)
     rng = np.random.default_rng(0)
     hidden: list[int] = []
 

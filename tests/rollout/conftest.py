@@ -8,7 +8,7 @@ from pipeline.libero.suites import Task, tasks
 
 @pytest.fixture(scope="session")
 def sim() -> Sim:
-    return Sim("embedded", None, "fast", "auto", 64, 3, 0)
+    return Sim(None, "fast", "auto", 64, 3, 0)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pipeline.config import EncoderParams, GridParams, Sim
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import ConfigError, DataError
+from pipeline.libero.installation import own_digest, picture_identity
 from pipeline.libero.simulator import Observation
 from pipeline.libero.suites import Task, tasks
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, save
@@ -17,7 +18,7 @@ from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, policy_identity
 from pipeline.rollout.baselines import NoopAgent, RandomAgent
 
-SIM = Sim("embedded", None, "fast", "auto", 64, 3, 0)
+SIM = Sim(None, "fast", "auto", 64, 3, 0)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def untrained(encoder: ClipEncoder, grid: GridParams | None = None, history: int
     arch = Architecture(**inputs, **fusion, **sizes, **flow, standardise_actions=True)
     torch.manual_seed(0)
     network = FlowPolicy(arch).eval()
-    data = {"sim": {"assets": "embedded", "render": "fast", "image_size": 64}}
+    data = {"sim": picture_identity(SIM)}
     spec = PolicySpec(arch, encoder.identity, "none", TRANSFORM_ID, data, {})
     return PolicyBundle(spec, network, torch.device("cpu"), None)
 
@@ -125,6 +126,10 @@ def test_a_policy_for_other_pictures_is_refused(bundle: PolicyBundle, encoder: C
         PolicyAgent(bundle, encoder, replace(SIM, render="full"))
     with pytest.raises(DataError, match=r"sim\.image_size 64.*128"):
         check_spec(bundle.spec, replace(SIM, image_size=128))
+    # As every policy is that was trained on the low-poly scenes of before.
+    elsewhere = replace(bundle.spec, data={"sim": picture_identity(SIM) | {"assets": "embedded"}})
+    with pytest.raises(DataError, match=rf"assets with digest 'embedded'.*{own_digest()}.*sim\.assets_path.*dvc repro"):
+        check_spec(elsewhere, SIM)
     turned = replace(bundle.spec, transform="half-turn/v0")
     with pytest.raises(DataError, match=rf"'half-turn/v0'.*{TRANSFORM_ID}.*dvc repro train_flow"):
         check_spec(turned, SIM)

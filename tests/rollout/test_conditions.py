@@ -36,7 +36,7 @@ class Attentive(RandomAgent):
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
-    sim = Sim("embedded", None, "fast", "auto", 64, 3, 0)
+    sim = Sim(None, "fast", "auto", 64, 3, 0)
     with Simulator(tasks("libero_spatial", [0])[0], sim) as made:
         yield made
 

@@ -127,7 +127,7 @@ def test_missing_assets_are_found_before_a_worker_starts(
         raise AssertionError("a worker was started")
 
     monkeypatch.setattr(engine, "map_unordered", start)
-    evaluation = plan(sim=replace(sim, assets="official", assets_path=str(tmp_path / "nowhere")))
+    evaluation = plan(sim=replace(sim, assets_path=str(tmp_path / "nowhere")))
     for compute in (SERIAL, replace(SERIAL, scheduler="local")):
         with pytest.raises(AssetError, match="nowhere"):
             evaluate(evaluation, compute, tmp_path / "work")
@@ -139,7 +139,8 @@ def test_assets_that_a_worker_lacks_end_the_run(
     plan, sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "require_assets", lambda *_: None)  # this machine has them
-    evaluation = plan(sim=replace(sim, assets="official", assets_path=str(tmp_path / "nowhere")))
+    monkeypatch.setattr(engine, "picture_identity", lambda _: {})
+    evaluation = plan(sim=replace(sim, assets_path=str(tmp_path / "nowhere")))
     with pytest.raises(AssetError, match="nowhere"):
         evaluate(evaluation, SERIAL, tmp_path / "work")
     with Journal(tmp_path / "work/episodes.jsonl") as journal:

@@ -122,7 +122,7 @@ def test_official_without_network_says_what_to_do(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(AssetError, match=r"(?s)'official'.*_demo\.hdf5.*hf download.*'path'.*'scripted'"):
-        demos.main(settings(tmp_path, [0], demos={"source": "official"}, sim={"assets": "official", "render": "full"}))
+        demos.main(settings(tmp_path, [0], demos={"source": "official"}, sim={"render": "full"}))
     assert not (tmp_path / "data").exists()
 
 
@@ -131,7 +131,7 @@ def test_official_without_network_says_what_to_do(tmp_path: Path, monkeypatch: p
 def test_scripted_killed_and_repeated_gives_the_same_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     small = {
         "demos": {"source": "scripted", "episodes": 2, "first_init_state": 20, "noise_sigma": 0.1},
-        "sim": {"assets": "embedded", "assets_path": None, "render": "fast", "image_size": 32},
+        "sim": {"assets_path": None, "render": "fast", "image_size": 32},
     }
     demos.main(settings(tmp_path / "whole", [0], **small))
     argv = settings(tmp_path / "killed", [0], **small)

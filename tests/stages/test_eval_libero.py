@@ -20,6 +20,7 @@ from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import ConfigError, DataError, SimulatorError
 from pipeline.libero.demonstrations import demo_file
 from pipeline.libero.expert import Noise, attempt
+from pipeline.libero.installation import picture_identity
 from pipeline.libero.recording import Origin, write_demos
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import tasks
@@ -28,7 +29,6 @@ from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.rollout.record import read_records
 from pipeline.rollout.video import read_frames
 from stages import eval_libero
-from tests.official import OFFICIAL_ASSETS
 from tests.rollout.make import record
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def params(tmp_path: Path) -> Params:
     p = load(ROOT / "params.yaml")
     return replace(
         p,
-        sim=replace(p.sim, assets="embedded", image_size=32, settle_steps=2),
+        sim=replace(p.sim, image_size=32, settle_steps=2),
         eval_libero=replace(p.eval_libero, episodes=3, max_steps=9, videos_per_task=1, conditions={}),
         compute=replace(p.compute, scheduler="serial"),
     )
@@ -188,7 +188,7 @@ def policy(params: Params, tmp_path: Path) -> Path:
     small = replace(params.policy, width=16, velocity_width=16, velocity_layers=1, time_dim=8, sampling_steps=2)
     arch = Architecture.of(small, encoder.dim, encoder.dim)
     torch.manual_seed(0)
-    sim = {name: getattr(params.sim, name) for name in ("assets", "render", "image_size")}
+    sim = picture_identity(params.sim)
     spec = PolicySpec(arch, encoder.identity, "none", TRANSFORM_ID, {"sim": sim, "tasks": {"libero_spatial": [3]}}, {})
     save(tmp_path / "policy", FlowPolicy(arch), spec)
     return tmp_path / "policy"
@@ -278,16 +278,11 @@ def test_results_replace_older_ones_whole(tmp_path: Path) -> None:
 
 @pytest.mark.sim
 @pytest.mark.slow
-@pytest.mark.skipif(not OFFICIAL_ASSETS.is_dir(), reason="needs a copy of LIBERO's own assets")
-def test_official_assets_from_a_directory(
-    params: Params, write: Callable[[Params], list[str]], policy: Path, tmp_path: Path
+def test_a_policy_of_other_pictures_is_refused_before_a_worker_starts(
+    params: Params, write: Callable[[Params], list[str]], policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sim = replace(params.sim, assets="official", assets_path=str(OFFICIAL_ASSETS), render="full")
-    params = replace(params, sim=sim, eval_libero=replace(params.eval_libero, episodes=1))
-    eval_libero.main([*write(params), "--agent", "random", "--out", str(tmp_path / "out")])
-    tree = json.loads((tmp_path / "out/eval.json").read_text())
-    assert (tree["n"], tree["errors"]) == (1, 0)
-    used = tree["protocol"]["simulators"][0]
-    assert (used["assets"], used["render"]) == ("official", "full")
-    with pytest.raises(DataError, match=r"trained on pictures of sim\.assets 'embedded'"):
-        eval_libero.main([*write(params), "--policy", str(policy), "--out", str(tmp_path / "policy_out")])
+    monkeypatch.setattr("pipeline.rollout.engine.map_unordered", lambda *_, **__: pytest.fail("a worker was started"))
+    full = replace(params, sim=replace(params.sim, render="full"))
+    with pytest.raises(DataError, match=r"trained on pictures of sim\.render 'fast'"):
+        eval_libero.main([*write(full), "--policy", str(policy), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

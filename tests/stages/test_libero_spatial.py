@@ -13,11 +13,11 @@ from pipeline.config import EncoderParams
 from pipeline.config.compose import compose
 from pipeline.encode.weights import load_model
 from pipeline.libero.demonstrations import demo_file
+from pipeline.libero.installation import own_digest
 from pipeline.libero.recording import write_demos
 from pipeline.libero.suites import Task, tasks
 from tests.imports import ROOT
 from tests.libero.synthetic import SIM, make_episode
-from tests.official import OFFICIAL_ASSETS
 from tests.stages.test_train_flow import command, finish
 
 SUITE = "libero_spatial"
@@ -44,7 +44,6 @@ def official(root: Path, task: Task) -> None:
 
 @pytest.mark.sim
 @pytest.mark.slow
-@pytest.mark.skipif(not OFFICIAL_ASSETS.is_dir(), reason="needs a copy of LIBERO's own assets")
 def test_it_runs_on_local_files(tmp_path: Path) -> None:
     (task,) = tasks(SUITE, [0])
     official(tmp_path / "own", task)
@@ -54,7 +53,6 @@ def test_it_runs_on_local_files(tmp_path: Path) -> None:
         "experiment=libero_spatial",
         "demos=path",
         f"demos.path={tmp_path / 'own'}",
-        f"sim.assets_path={OFFICIAL_ASSETS}",
         f"embed.encoder.pretrained={weights}",
     ]
     text = compose([*local, *SMALL], ROOT / "configs")
@@ -76,5 +74,5 @@ def test_it_runs_on_local_files(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "results/flow/eval.json").read_text())
     assert (result["n"], result["errors"]) == (1, 0)
     used = result["protocol"]["simulators"][0]
-    assert (used["assets"], used["render"]) == ("official", "full")
+    assert (used["assets_digest"], used["render"]) == (own_digest(), "full")
     assert (tmp_path / "results/report.html").is_file()

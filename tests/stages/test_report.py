@@ -63,7 +63,7 @@ def project(tmp_path_factory) -> Path:
         **summary(records),
         "protocol": {
             "agent": {"name": "policy", "spec": {"note": "<script>alert(1)</script>"}},
-            "sim": {"assets": "embedded", "render": "fast", "assets_path": None},
+            "sim": {"assets": "0123abcd", "render": "fast"},
             "order": "seed, reset, set init state, settle",
             "max_steps": None,
             "simulators": [{"gl_used": "egl", "renderer": "llvmpipe"}],
@@ -85,7 +85,7 @@ def project(tmp_path_factory) -> Path:
     (root / "docs/results").mkdir(parents=True)
     (root / "docs/results/single_task_overfit_scripted.json").write_text(json.dumps({**training, "epochs": curve(500)}))
     row = {"task": 3, "language": "lift the cup", "successes": 19, "n": 20, "mean_steps": 117.5}
-    expert = {"suite": "libero_spatial", "assets": "embedded", "rows": [0, 19], "per_task": [row]}
+    expert = {"suite": "libero_spatial", "rows": [0, 19], "per_task": [row]}
     (root / "docs/results/expert.json").write_text(json.dumps(expert))
     (root / "data/demos").mkdir(parents=True)
     (root / "data/demos/libero_spatial.provenance.json").write_text(json.dumps({"took": {"seconds": 61.2}}))
@@ -148,7 +148,7 @@ def test_overfit_table_has_ours_beside_the_reference(html: str) -> None:
 
 def test_expert_table_has_rates_and_intervals(html: str) -> None:
     says = Page(html).says()
-    assert "init states 0 to 19, embedded assets" in says
+    assert "init states 0 to 19" in says
     # 19 of 20: Wilson by hand 76.4 to 99.1
     assert "lift the cup95 %76.4 – 99.1 %19 of 20118" in says.replace("libero_spatial 3 ", "")
 

@@ -22,6 +22,7 @@ from cache.build import build
 from pipeline.config import GridParams, HeadName
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError, DataError
+from pipeline.libero.installation import official_picture_identity
 from pipeline.policy import bundle
 from pipeline.train import checkpoint
 from stages import train_flow
@@ -101,7 +102,7 @@ def test_main_trains_and_publishes(
     )
     assert len((project / "runs/flow/curves.csv").read_text().splitlines()) == 7
     spec = bundle.load_spec(project / "runs/flow/policy")
-    assert spec.data["sim"] == {"assets": "official", "render": "full", "image_size": 128}
+    assert spec.data["sim"] == official_picture_identity(128)
     assert not list((project / ".scratch/train").iterdir()), "checkpoints of a finished training are gone"
 
     before = {p: p.read_bytes() for p in (project / "runs/flow/policy").iterdir()}

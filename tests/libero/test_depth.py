@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.encode.depth import FAR, NEAR, depth_picture, to_millimetres
+from pipeline.libero.depth import FAR, NEAR, depth_picture, to_millimetres
 
 
 def test_near_is_white_far_is_black_and_equal_steps_are_equal_ratios() -> None:

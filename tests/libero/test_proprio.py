@@ -5,7 +5,7 @@ import pytest
 from robosuite.utils.transform_utils import quat2axisangle
 from scipy.spatial.transform import Rotation
 
-from pipeline.encode.proprio import axis_angle_from_quat, ee_pose_from_axis_angle, ee_pose_from_quat
+from pipeline.libero.proprio import axis_angle_from_quat, ee_pose_from_axis_angle, ee_pose_from_quat
 
 RNG = np.random.default_rng(0)
 QUATS = RNG.normal(size=(200, 4))
