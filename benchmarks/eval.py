@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.scale import cpu_name
 from pipeline.compute import cores, map_unordered
 from pipeline.config import Compute, Params, Sim, load
-from pipeline.libero import gl
+from pipeline.libero import gl, headless
 from pipeline.libero.conventions import upright
 from pipeline.libero.headless import import_libero
 from pipeline.libero.installation import find_assets
@@ -116,6 +116,8 @@ def _one_process(params: Params, args: argparse.Namespace, open_ones: ExitStack)
 def libero_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int, open_ones: ExitStack) -> Callable[[int], int]:
     """Return a function that runs an episode as OpenVLA's and openpi's scripts do; it returns the steps taken."""
     gl.activate(sim.gl)
+    # MuJoCo's cache of files speeds LIBERO's resets up.
+    headless.cache_no_files = lambda: None  # type: ignore[assignment]
     size = sim.image_size
     env = import_libero(find_assets(sim).directory).OffScreenRenderEnv(
         bddl_file_name=str(task.bddl_file), camera_heights=size, camera_widths=size, ignore_done=True

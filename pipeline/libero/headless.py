@@ -18,6 +18,7 @@ import yaml
 from pipeline.errors import SimulatorError
 from pipeline.files import write_atomic
 from pipeline.libero.installation import STATE_DIR, package_dir
+from pipeline.libero.shortcuts import cache_no_files
 
 _lock = threading.Lock()
 
@@ -64,6 +65,7 @@ def import_libero(assets: Path) -> ModuleType:
             raise SimulatorError(f"this process uses LIBERO by {used}. Use the assets in {assets} in another process.")
         os.environ["LIBERO_CONFIG_PATH"] = config
         if "robosuite" not in sys.modules:
+            cache_no_files()
             _preload_robosuite_macros()
         return importlib.import_module("libero.libero.envs.env_wrapper")
 

@@ -6,6 +6,7 @@ three times in every substep of 2 ms although the state changes once.
 
 import ctypes
 import gc
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,7 @@ import numpy as np
 
 from pipeline.libero.textures import shrink
 
-_last_parsed: "SceneCache | None" = None
-"""Whose XML MuJoCo, which remembers one per process, parsed last."""
-_lock = threading.Lock()
+_lock = threading.Lock()  # MuJoCo remembers one scene per process: the last that was parsed
 
 
 class SceneCache:
@@ -39,7 +38,7 @@ class SceneCache:
         self._largest_texture = largest_texture
         self._env: Any = None
         self._xml = ""
-        self._small_xml = ""
+        self._small_xml = self._saved_xml = ""
         self._originals: dict[str, str] = {}
         self._model: Any = None
         self._first_state: dict[str, np.ndarray] = {}
@@ -68,13 +67,10 @@ class SceneCache:
 
     def close(self) -> None:
         """Let go of environment and model, and hand their memory back to the system."""
-        global _last_parsed
         self._env = self._model = None
         self._first_state = {}
         gc.collect()  # LIBERO's environments are full of references in circles
-        with _lock:
-            forget_parsed()
-            _last_parsed = None
+        return_freed_memory()
 
     def _initialize_sim(self, xml_string: str | None = None) -> None:
         """Do what MujocoEnv._initialize_sim does, without compiling what was compiled before."""
@@ -95,58 +91,89 @@ class SceneCache:
         self._env.sim = None
 
     def _compile(self, xml: str) -> None:
-        global _last_parsed
         self._small_xml, self._originals = shrink(xml, self._largest_texture)
         with _lock:
             self._model = _parse(self._small_xml)
-            # MuJoCo remembers what it parsed, with every mesh: some 300 MB, of use to nobody but `saved_xml`.
-            forget_parsed()
-            _last_parsed = None
+            self._saved_xml = self._write_last_parsed()
         self._xml = xml
         self._prepare(self._model)
         self._first_state = {name: values.copy() for name, values in changeable_arrays(self._model).items()}
 
     def saved_xml(self) -> str:
         """Return the scene's XML with the present poses and colours, as MuJoCo writes it."""
+        first, now = self._first_state, changeable_arrays(self._model)
+        changed = {name for name, values in now.items() if not np.array_equal(values, first[name], equal_nan=True)}
+        if changed <= {"body_pos", "body_quat"}:
+            return self._with_present_poses()
+        with _lock:
+            _parse(self._small_xml)
+            return self._write_last_parsed()
+
+    def _with_present_poses(self) -> str:
+        """Do it by replacing text: parsing takes seconds, and MuJoCo would hold every mesh a second time, 300 MB."""
+        xml = self._saved_xml
+        for i in range(1, self._model.nbody):
+            pos, quat = self._model.body_pos[i], self._model.body_quat[i]
+            if (pos != self._first_state["body_pos"][i]).any() or (quat != self._first_state["body_quat"][i]).any():
+                xml = _with_pose(xml, self._model.body(i).name, pos, quat)
+        return xml
+
+    def _write_last_parsed(self) -> str:
+        """Return the XML of what MuJoCo parsed last with the model's values, and have MuJoCo forget it."""
         import mujoco
 
-        global _last_parsed
-        with _lock, TemporaryDirectory() as directory:
-            if _last_parsed is not self:
-                _parse(self._small_xml)
-                _last_parsed = self
+        with TemporaryDirectory() as directory:
             path = Path(directory) / "model.xml"
             mujoco.mj_saveLastXML(str(path), self._model)
             xml = path.read_text()
+        _parse("<mujoco/>")  # not mj_freeLastXML, after which whoever saves the last scene crashes
+        return_freed_memory()
         for small, original in self._originals.items():
             xml = xml.replace(f'"{small}"', f'"{original}"')
         return xml
 
 
+def _with_pose(xml: str, body: str, pos: np.ndarray, quat: np.ndarray) -> str:
+    """Return MuJoCo's XML with one body elsewhere. Numbers that are the default are left out, as MuJoCo does."""
+
+    def tag(match: re.Match[str]) -> str:
+        named = dict(re.findall(r'(\w+)="([^"]*)"', match[0]))
+        others = {key: value for key, value in named.items() if key not in ("name", "pos", "quat")}
+        pose = {
+            key: " ".join(f"{number:g}" for number in values)
+            for key, values, default in (("pos", pos, (0, 0, 0)), ("quat", quat, (1, 0, 0, 0)))
+            if tuple(values) != default
+        }
+        return "<body " + " ".join(f'{k}="{v}"' for k, v in ({"name": body} | pose | others).items()) + match[1]
+
+    return re.sub(rf'<body name="{re.escape(body)}"[^>]*?(/?>)', tag, xml)
+
+
 def _parse(xml: str) -> Any:
-    """Return a new mujoco.MjModel, keeping nothing of its files: MuJoCo's own cache of them takes up to 500 MB."""
+    """Return a new mujoco.MjModel."""
     import mujoco
 
-    library = mujoco_library()
-    library.mj_globalCache.restype = ctypes.c_void_p
-    library.mj_setCacheSize(ctypes.c_void_p(library.mj_globalCache()), ctypes.c_size_t(0))
     return mujoco.MjModel.from_xml_string(xml)
 
 
-def forget_parsed() -> None:
-    """Free MuJoCo's memory of the last scene that it parsed, and hand it back to the system."""
-    mujoco_library().mj_freeLastXML()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
-
-
 @cache
-def mujoco_library() -> ctypes.CDLL:
-    """Return MuJoCo's C library, for the functions that its Python package has not."""
+def cache_no_files() -> None:
+    """Have MuJoCo keep nothing of the files that it reads: up to 500 MB in this process.
+
+    Before it has read any: its cache does not shrink well.
+    """
     import mujoco
 
-    return ctypes.CDLL(str(next(Path(mujoco.__file__).parent.glob("libmujoco*"))))
+    library = ctypes.CDLL(str(next(Path(mujoco.__file__).parent.glob("libmujoco*"))))  # not in the Python package
+    library.mj_globalCache.restype = ctypes.c_void_p
+    library.mj_setCacheSize(ctypes.c_void_p(library.mj_globalCache()), ctypes.c_size_t(0))
+
+
+def return_freed_memory() -> None:
+    """Hand back to the system what was freed, where the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def changeable_arrays(model: Any) -> dict[str, np.ndarray]:

@@ -17,13 +17,14 @@ from pipeline.libero import demonstrations
 from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS
 from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.rollout.environment import STATE_BOUNDS
+from tests import base
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
 
 
 def committed() -> dict:
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+    return base.tree()
 
 
 def test_committed_params_are_the_composed_default() -> None:

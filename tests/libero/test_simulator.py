@@ -87,19 +87,20 @@ def test_states_pixels_and_sensors_are_liberos_own(monkeypatch: pytest.MonkeyPat
     rng = np.random.default_rng(0)
     actions = [*rng.uniform(-1, 1, (3, 7))]
     wrenches: list[np.ndarray] = []
+    theirs.seed(seed)
+    theirs.reset()
+    listen(theirs.env, wrenches)
+    theirs.set_init_state(row)
+    for _ in range(sim.settle_steps):
+        theirs.step(NO_OP)
+    seen = [theirs.step(action) for action in actions]
+    xml = theirs.sim.model.get_xml()  # MuJoCo has it of the scene that was parsed last, in the whole process
     with Simulator(task, sim) as ours:
-        theirs.seed(seed)
-        theirs.reset()
-        listen(theirs.env, wrenches)
-        theirs.set_init_state(row)
-        for _ in range(sim.settle_steps):
-            theirs.step(NO_OP)
-        seen = [theirs.step(action) for action in actions]
         ours.reset(row, seed)
         done = [ours.step(action) for action in actions]
         np.testing.assert_array_equal(ours.state(), theirs.get_sim_state())
         assert done == [d for _, _, d, _ in seen]
-        assert ours.model_xml() == theirs.sim.model.get_xml()
+        assert ours.model_xml() == xml
         obs, expected = ours.observe(), seen[-1][0]
     for camera, name in (("agentview", "agentview_image"), ("eye_in_hand", "robot0_eye_in_hand_image")):
         np.testing.assert_array_equal(obs.images[camera], expected[name][::-1])
@@ -133,6 +134,10 @@ def test_a_used_simulator_resets_like_a_new_one() -> None:
         assert xml == new_xml
         assert not np.array_equal(other[0], state)
         assert used.model_xml() == xml  # MuJoCo has compiled the other one's scene since
+        used.model.site_rgba[0] = (0.5, 0.25, 0, 1)  # no pose: MuJoCo itself writes it
+        written = used.model_xml()
+        assert 'rgba="0.5 0.25 0 1"' in written
+        assert re.findall(r"<body .*", written) == re.findall(r"<body .*", xml)
         assert other[2] != xml  # fixtures stand elsewhere with another seed
 
 
@@ -207,7 +212,8 @@ def test_depth_is_the_distance_that_rays_go(render: str) -> None:
             assert len(errors) > 150
             # With several samples a pixel OpenGL gives the depth of one of them, which is not in its middle.
             assert np.median(np.abs(errors)) < 0.005
-            assert np.quantile(np.abs(errors), 0.9) < 0.02, "but for outlines, and what the drawing has simplified"
+            outlines = 0.03 if render == "fast" else 0.02  # where the drawing has fewer faces
+            assert np.quantile(np.abs(errors), 0.9) < outlines
         for camera in DEPTH_CAMERAS:
             np.testing.assert_array_equal(seen.images[camera], depth_picture(seen.depths[camera]))
         assert same(seen, simulator.observe())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import GridParams, load
+from pipeline.config import GridParams
 from pipeline.config.compose import compose
 from pipeline.config.load import from_dict
 from pipeline.errors import DataError
@@ -17,6 +17,7 @@ from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.policy.normaliser import BLOCK, Moments, Noise, Normaliser, Standardiser
 from pipeline.policy.velocity import sinusoid
 from pipeline.policy.windows import action_windows, looks, next_changes
+from tests import base
 
 REFERENCE_TABLE = {"joint_pos": 3.6e3, "ee_pose": 3.6e3, "fusion": 1.3e6, "velocity": 3.0e6, "total": 4.3e6}
 
@@ -60,7 +61,7 @@ def test_trainable_parameters_are_within_5_percent_of_the_reference() -> None:
 
 
 def test_quickstart_differs_from_the_reference_only_where_it_says() -> None:
-    quick = load("params.yaml").policy
+    quick = base.params().policy
     assert quick.cameras == ("agentview", "eye_in_hand")
     assert (quick.horizon, quick.execute) == (16, 8)
     reference = reference_architecture()

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.libero.suites import tasks
+from tests import base
 from tests.encode import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ def demonstrations(folder: Path, lengths: list[int] = LENGTHS) -> None:
 
 def settings(folder: Path, scheduler: str = "serial", workers: int | None = None, **embed: object) -> Path:
     """Write params.yaml: the repository's, with a tiny encoder and small shards."""
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree = base.tree()
     tree["data"] = {"suites": [SUITE], "tasks": {SUITE: TASKS}}
     tree["embed"] |= {"shard_rows": 32, "chunk_rows": 16, "batch_size": 12, **embed}
     tree["embed"]["encoder"] = {"model": tiny.MODEL, "pretrained": "seeded", "seed": 0, "precision": "fp32"}

@@ -18,6 +18,7 @@ from pipeline.libero.demonstrations import demo_file, read, scan
 from pipeline.libero.recording import write_demos
 from pipeline.libero.suites import Task, tasks
 from stages import demos
+from tests import base
 from tests.libero.synthetic import SIM, make_episode
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ SUITE = "libero_spatial"
 
 def settings(directory: Path, ids: list[int], **sections: dict[str, Any]) -> list[str]:
     """Write a variant of params.yaml; return the stage's arguments, with outputs below `directory`."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = base.tree()
     params["data"] = {"suites": [SUITE], "tasks": {SUITE: ids}}
     params["compute"]["scheduler"] = "serial"
     params["train_flow"]["action"] = "action"

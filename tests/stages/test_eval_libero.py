@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import Params, load
+from pipeline.config import Params
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.transform import TRANSFORM_ID
 from pipeline.errors import ConfigError, DataError, SimulatorError
@@ -29,6 +29,7 @@ from pipeline.policy.network import Architecture, FlowPolicy
 from pipeline.rollout.record import read_records
 from pipeline.rollout.video import read_frames
 from stages import eval_libero
+from tests import base
 from tests.rollout.make import record
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def params(tmp_path: Path) -> Params:
     """The quickstart's settings, made small."""
-    p = load(ROOT / "params.yaml")
+    p = base.params()
     return replace(
         p,
         sim=replace(p.sim, image_size=32, settle_steps=2),

@@ -20,12 +20,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cache.build import build
 from pipeline.config import GridParams, HeadName
-from pipeline.config.compose import compose
 from pipeline.errors import ConfigError, DataError
 from pipeline.libero.installation import official_picture_identity
 from pipeline.policy import bundle
 from pipeline.train import checkpoint
 from stages import train_flow
+from tests import base
 from tests.cache.synthetic import TEXT, MakeFake, make_plan
 from tests.imports import ROOT
 
@@ -41,7 +41,7 @@ SETTINGS = {
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A directory with params.yaml and a small store, as the stages before would have left it."""
-    tree = yaml.safe_load(compose([], ROOT / "configs"))
+    tree = base.tree()
     for section, values in SETTINGS.items():
         tree[section].update(values)
     tree["policy"]["horizon"] = tree["policy"]["execute"] = 4

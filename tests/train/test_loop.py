@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipeline.config import TrainFlow, load
+from pipeline.config import TrainFlow
 from pipeline.errors import DataError, PipelineError
 from pipeline.policy import bundle
 from pipeline.policy.network import FlowPolicy
@@ -17,11 +17,12 @@ from pipeline.train import checkpoint
 from pipeline.train.data import split_by_episode
 from pipeline.train.evaluation import action_error, mean_loss
 from pipeline.train.loop import Progress, train
+from tests import base
 from tests.disk import small_disk
 from tests.train.synthetic import ARCH, table
 
 CFG = replace(
-    load("params.yaml").train_flow,
+    base.params().train_flow,
     action="action",
     keyframe_weight=0.1,
     epochs=4,

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.train.data import Episode, split_by_episode
 from pipeline.train.plan import accumulation_steps, epoch_batches, learning_rate_factor, row_counts, step_seed
+from tests import base
 
-CFG = load("params.yaml").train_flow
+CFG = base.params().train_flow
 
 
 def test_an_epoch_has_every_row_once_and_its_own_order() -> None:

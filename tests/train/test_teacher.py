@@ -7,7 +7,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipeline.config import load
 from pipeline.errors import DataError
 from pipeline.policy import bundle
 from pipeline.policy.flow import RectifiedFlow
@@ -15,11 +14,12 @@ from pipeline.policy.network import FlowPolicy
 from pipeline.train.data import Batch, Table
 from pipeline.train.loop import train
 from pipeline.train.teacher import load_teacher
+from tests import base
 from tests.train.synthetic import ARCH, table
 
 LEARNT = {"tasks": {"libero_spatial": (0, 2)}}
 CFG = replace(
-    load("params.yaml").train_flow,
+    base.params().train_flow,
     action="action",
     epochs=80,
     learning_rate=3e-3,

@@ -1,0 +1,40 @@
+"""Settings for tests: the simplest policy there is, whatever the quickstart has."""
+
+from functools import cache
+from typing import Any
+
+import yaml
+
+from pipeline.config import Params, from_dict
+from pipeline.config.compose import compose
+from tests.imports import ROOT
+
+PLAIN = (
+    "demos.episodes=30",
+    "demos.first_init_state=0",
+    "demos.second_tries=0.0",
+    "embed.encoder.precision=fp32",
+    "embed.grid=null",
+    "policy.features=pooled",
+    "policy.execute=8",
+    "policy.sampling_steps=10",
+    "train_flow.keyframe_weight=0.0",
+    "train_flow.precision='no'",
+    "train_flow.epochs=140",
+    "eval_libero.first_init_state=30",
+)
+
+
+@cache
+def _text() -> str:
+    return compose(PLAIN, ROOT / "configs")
+
+
+def tree() -> dict[str, Any]:
+    """Return a params.yaml as nested dicts: pooled features of a seeded ViT-S-32, two cameras, an MLP, ten steps."""
+    return yaml.safe_load(_text())
+
+
+def params() -> Params:
+    """Return it loaded."""
+    return from_dict(tree())
