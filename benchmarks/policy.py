@@ -2,9 +2,9 @@
 
     python -m benchmarks.policy [--repeat 200] [--rounds 3]
 
-The reference's head (one action, from configs/policy/reference.yaml) and the quickstart's (16 actions), then the other
-heads and networks at the quickstart's sizes, on seeded weights: latency does not depend on their values. Fusion is part
-of it, CLIP is not. Compiled is the network that is asked at every step; on a GPU the whole call, as a CUDA graph. By
+The reference's head (one action, from configs/policy/reference.yaml) and that of action chunks (16 actions), then the
+other heads and networks at its sizes, on seeded weights: latency does not depend on their values. Fusion is part of it,
+CLIP is not. Compiled is the network that is asked at every step; on a GPU the whole call, as a CUDA graph. By
 turns, in one run; medians. Writes benchmarks/results/policy.json.
 """
 
@@ -37,16 +37,17 @@ STEPS = (1, 2, 4, 10, 50)
 COMPILED_STEPS = (10,)
 # Width and depth of a token-wise transformer with about as many parameters as the MLPs.
 TRANSFORMER = ("policy.velocity_width=256", "policy.velocity_layers=4")
+CHUNK = "policy=chunk"
 BOUNDED = "policy.standardise_actions=false"
 POLICIES: dict[str, list[str]] = {
     "reference": ["policy=reference"],
-    "quickstart": [],
-    "flow, residual": ["policy.velocity=residual"],
-    "flow, transformer": ["policy.velocity=transformer", *TRANSFORMER],
-    "diffusion, mlp": ["policy.head=diffusion", BOUNDED],
-    "l1": ["policy.head=l1"],
-    "cvae": ["policy.head=cvae"],
-    "tokens": ["policy.head=tokens", BOUNDED],
+    "chunk": [CHUNK],
+    "flow, residual": [CHUNK, "policy.velocity=residual"],
+    "flow, transformer": [CHUNK, "policy.velocity=transformer", *TRANSFORMER],
+    "diffusion, mlp": [CHUNK, "policy.head=diffusion", BOUNDED],
+    "l1": [CHUNK, "policy.head=l1"],
+    "cvae": [CHUNK, "policy.head=cvae"],
+    "tokens": [CHUNK, "policy.head=tokens", BOUNDED],
 }
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.train [--rows 16384] [--rounds 3] [--model ViT-B-32]
 
-The quickstart's policy and batch, on a store of noise with two cameras of 512 features. By turns, in one run:
+The policy of configs/policy/chunk.yaml, the quickstart's batch, a store of noise with two cameras of 512 features.
+By turns, in one run:
 - bare: forward, backward, clipping, AdamW and average on tensors of the same shapes that are at hand;
 - compiled: the same through torch.compile;
 - resident, streaming: `pipeline.train.loop.train` with features in memory, and streamed in a bounded window from files
@@ -23,17 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.read import forget, share, write
 from benchmarks.scale import cpu_name
 from cache.reader import Store
-from pipeline.config import EncoderParams, Params, load
+from pipeline.config import EncoderParams, Params, from_dict
+from pipeline.config.compose import compose
 from pipeline.encode.transform import Preprocess
 from pipeline.encode.weights import load_model
 from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
+from pipeline.policy.normaliser import Noise
 from pipeline.provenance import versions
 from pipeline.train.data import Mode, Wanted, load_stores
 from pipeline.train.loop import train
@@ -67,7 +71,7 @@ def main() -> None:
 def measure(store: Store, folder: Path, rounds: int, model: str) -> dict[str, Any]:
     """Return the figures; rates are in samples (rows) per second."""
     load_before = round(os.getloadavg()[0], 1)
-    params = quickstart()
+    params = settings()
     arch = Architecture.of(params.policy, DIM, DIM)
     batch = params.train_flow.batch_size
     steps = store.rows // batch
@@ -114,9 +118,9 @@ def measure(store: Store, folder: Path, rounds: int, model: str) -> dict[str, An
     }
 
 
-def quickstart() -> Params:
-    """Return the settings, with what only measures accuracy reduced to nothing."""
-    params = load("params.yaml")
+def settings() -> Params:
+    """Return the quickstart's with that policy, in fp32, with what only measures accuracy reduced to nothing."""
+    params = from_dict(yaml.safe_load(compose(["policy=chunk"])))
     train_flow = replace(
         params.train_flow,
         action="action",
@@ -125,6 +129,8 @@ def quickstart() -> Params:
         metrics_rows=1,
         memory_mib=WINDOW_MIB,
         warmup_steps=0,
+        keyframe_weight=0.0,
+        precision="no",
     )
     return replace(params, train_flow=train_flow)
 
@@ -155,7 +161,8 @@ def bare_step(network: FlowPolicy, params: Params, inputs: tuple[dict[str, torch
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay)) if cfg.ema_decay else None
     shape = (rows, network.arch.horizon, ACTION_DIM)
     text, actions = torch.randn(rows, DIM, device=DEVICE), torch.rand(shape, device=DEVICE)
-    spread = {name: torch.zeros(rows, DIM, device=DEVICE) for name in images}
+    levels = torch.zeros(rows, DIM, dtype=torch.int8, device=DEVICE)
+    spread = {name: Noise.of(levels, params.policy.feature_noise) for name in images}
 
     def step() -> None:
         noise, t = torch.randn(shape, device=DEVICE), torch.rand(rows, device=DEVICE)
