@@ -70,6 +70,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.sim
+@pytest.mark.smoke
 @pytest.mark.timeout(900)
 def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
     compose(checkout)
