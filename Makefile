@@ -24,12 +24,13 @@ browser:  ## Chromium, without which the tests of the HTML pages are skipped
 	@tools/system_libraries.sh --browser
 
 # uv installs in a fraction of pip's time, and refuses a file whose hash is not in requirements.txt.
-$(READY): requirements.txt
+$(READY): requirements.txt tests/requirements.txt
 	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.13, 3.12 or 3.11 runs from PATH. Install one, or: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: $(PYTHON) is not there, or not Python 3.11, 3.12 or 3.13. Use: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q 'uv>=0.9,<1'
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r tests/requirements.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 

@@ -25,7 +25,7 @@ from pipeline.errors import DataError
 from pipeline.libero.conventions import upright
 from pipeline.libero.demonstrations import image_key
 from pipeline.libero.depth import is_depth
-from pipeline.libero.installation import picture_identity
+from pipeline.libero.installation import find_assets, picture_identity
 from pipeline.libero.proprio import axis_angle_from_quat
 from pipeline.libero.simulator import CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task
@@ -206,6 +206,7 @@ def _file_attributes(task: Task, sim: Sim, env_name: str) -> dict[str, Any]:
         "bddl_file": bddl,
         "env_kwargs": env_kwargs,
     }
+    others = {"assets_version": find_assets(sim).version, "settle_steps": sim.settle_steps, "seed": sim.seed}
     return {
         "env_name": env_name,
         "problem_info": json.dumps(problem),
@@ -214,7 +215,7 @@ def _file_attributes(task: Task, sim: Sim, env_name: str) -> dict[str, Any]:
         "bddl_file_content": task.bddl_file.read_text(),
         "macros_image_convention": "opengl",
         "tag": TAG,
-        "sim": json.dumps(picture_identity(sim) | {"gl": sim.gl, "settle_steps": sim.settle_steps, "seed": sim.seed}),
+        "sim": json.dumps(picture_identity(sim) | others),
     }
 
 
