@@ -19,6 +19,7 @@ PLAIN = (
     "train_flow.keyframe_weight=0.0",
     "train_flow.precision='no'",
     "train_flow.epochs=140",
+    "train_flow.val_fraction=0.1",
     "eval_libero.first_init_state=30",
 )
 
