@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from pipeline.config.compose import compose
+from pipeline.libero.installation import own_digest
 from pipeline.report.markdown import fill
+from pipeline.rollout.metrics import wilson
 from tests.imports import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
@@ -81,19 +83,31 @@ def test_paths_that_are_named_exist() -> None:
 
 
 def figures(name: str) -> dict:
-    file = ROOT / "docs/results" / f"{name}.json"
-    if not file.exists():
-        pytest.skip(f"{file.name} has not been recorded")
-    return json.loads(file.read_text())
+    return json.loads((ROOT / "docs/results" / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("experiment", ["quickstart", "spatial_scripted"])
-def test_figures_are_what_the_stages_wrote(experiment: str) -> None:
-    trained = figures(experiment)
+def rate(successes: int, n: int) -> str:
+    low, high = (f"{100 * bound:.1f}" for bound in wilson(successes, n))
+    return f"**{successes} of {n}**, {low} to {high} %"
+
+
+def test_figures_are_what_the_stages_wrote() -> None:
+    trained = figures("quickstart")
     result = trained["evaluation"]
-    low, high = (f"{100 * result[k]:.1f}" for k in ("wilson_low", "wilson_high"))
-    assert f"**{result['successes']} of {result['n']}** episodes, {low} to {high} %" in TEXT
+    assert f"| {rate(result['successes'], result['n'])} on init states 0-19 |" in TEXT
     assert f"{trained['steps']:,} steps, {trained['trainable_parameters']['total'] / 1e6:.1f}M parameters" in TEXT
+    blanked = result["conditions"]["blank_cameras"]
+    assert f"With its cameras blanked it solves {rate(blanked['successes'], blanked['n'])}" in TEXT
+    used = result["protocol"]["sim"]
+    assert (used["assets"], used["render"]) == (own_digest(), "fast"), "measured in LIBERO's own scenes"
+
+
+def test_three_seeds_are_what_the_stages_wrote() -> None:
+    rows = figures("quickstart-against-flow")["rows"]
+    assert [row["name"] for row in rows] == ["flow", "flow-1", "flow-2"]
+    solved = [row["successes"] for row in rows]
+    assert f"three training seeds solve {rate(sum(solved), sum(row['n'] for row in rows))}" in TEXT
+    assert f"({solved[0]}, {solved[1]} and {solved[2]} of 20)" in TEXT
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda p: p.name)

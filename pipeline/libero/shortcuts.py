@@ -101,21 +101,33 @@ class SceneCache:
 
     def saved_xml(self) -> str:
         """Return the scene's XML with the present poses and colours, as MuJoCo writes it."""
-        first, now = self._first_state, changeable_arrays(self._model)
-        changed = {name for name, values in now.items() if not np.array_equal(values, first[name], equal_nan=True)}
-        if changed <= {"body_pos", "body_quat"}:
-            return self._with_present_poses()
-        with _lock:
-            _parse(self._small_xml)
-            return self._write_last_parsed()
+        xml = self._with_present_values()
+        if xml is None:
+            with _lock:
+                _parse(self._small_xml)
+                xml = self._write_last_parsed()
+        return xml
 
-    def _with_present_poses(self) -> str:
-        """Do it by replacing text: parsing takes seconds, and MuJoCo would hold every mesh a second time, 300 MB."""
-        xml = self._saved_xml
-        for i in range(1, self._model.nbody):
-            pos, quat = self._model.body_pos[i], self._model.body_quat[i]
-            if (pos != self._first_state["body_pos"][i]).any() or (quat != self._first_state["body_quat"][i]).any():
-                xml = _with_pose(xml, self._model.body(i).name, pos, quat)
+    def _with_present_values(self) -> str | None:
+        """Put them into the text of the compiled scene; None where something else has changed.
+
+        Parsing it again takes more than a second, and MuJoCo would hold every mesh a second time, 300 MB.
+        """
+        changed = {
+            name: np.flatnonzero((values != self._first_state[name]).reshape(len(values), -1).any(1))
+            for name, values in changeable_arrays(self._model).items()
+            if not np.array_equal(values, self._first_state[name], equal_nan=True)
+        }
+        if not changed.keys() <= {"body_pos", "body_quat", "site_rgba"}:
+            return None
+        model, xml = self._model, self._saved_xml
+        for i in sorted({*changed.get("body_pos", ()), *changed.get("body_quat", ())}):
+            xml = _with_pose(xml, model.body(i).name, model.body_pos[i], model.body_quat[i])
+        for i in changed.get("site_rgba", ()):  # robosuite hides sites by a negative opacity
+            before, name = xml, re.escape(model.site(i).name)
+            xml = re.sub(rf'(<site name="{name}"[^>]* rgba=)"[^"]*"', rf'\1"{_numbers(model.site_rgba[i])}"', xml)
+            if xml == before:
+                return None
         return xml
 
     def _write_last_parsed(self) -> str:
@@ -133,6 +145,11 @@ class SceneCache:
         return xml
 
 
+def _numbers(values: np.ndarray) -> str:
+    """Return numbers as MuJoCo writes them: six digits, and none where it is whole but for rounding."""
+    return " ".join(f"{round(x) if abs(x - round(x)) < 1e-12 else x:g}" for x in values.tolist())
+
+
 def _with_pose(xml: str, body: str, pos: np.ndarray, quat: np.ndarray) -> str:
     """Return MuJoCo's XML with one body elsewhere. Numbers that are the default are left out, as MuJoCo does."""
 
@@ -140,7 +157,7 @@ def _with_pose(xml: str, body: str, pos: np.ndarray, quat: np.ndarray) -> str:
         named = dict(re.findall(r'(\w+)="([^"]*)"', match[0]))
         others = {key: value for key, value in named.items() if key not in ("name", "pos", "quat")}
         pose = {
-            key: " ".join(f"{number:g}" for number in values)
+            key: _numbers(values)
             for key, values, default in (("pos", pos, (0, 0, 0)), ("quat", quat, (1, 0, 0, 0)))
             if tuple(values) != default
         }

@@ -134,10 +134,11 @@ def test_a_used_simulator_resets_like_a_new_one() -> None:
         assert xml == new_xml
         assert not np.array_equal(other[0], state)
         assert used.model_xml() == xml  # MuJoCo has compiled the other one's scene since
-        used.model.site_rgba[0] = (0.5, 0.25, 0, 1)  # no pose: MuJoCo itself writes it
-        written = used.model_xml()
-        assert 'rgba="0.5 0.25 0 1"' in written
-        assert re.findall(r"<body .*", written) == re.findall(r"<body .*", xml)
+        used.model.dof_damping[0] += 1  # what is not put into the text: MuJoCo itself writes all of it
+        written, text = used.model_xml(), used._scene._with_present_values()
+        assert text is None
+        assert re.findall(r"<(?:body|site) .*", written) == re.findall(r"<(?:body|site) .*", xml)
+        assert written != xml
         assert other[2] != xml  # fixtures stand elsewhere with another seed
 
 
