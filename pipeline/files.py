@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def write_atomic_with(path: Path, write: Callable[[Path], Any]) -> None:
     """Do as `write_atomic` does with what `write`, given another name, puts there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
     write(partial)
     partial.replace(path)
 

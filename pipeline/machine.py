@@ -40,7 +40,15 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Look at everything, in turn."""
     for check in (python, packages, *LIBERO_CHECKS, opengl, gpu, memory, disk, hub):
-        yield check()
+        yield _safely(check)
+
+
+def _safely(check: Callable[[], Finding]) -> Finding:
+    """A package that is broken, in whatever way, is a finding."""
+    try:
+        return check()
+    except Exception as error:
+        return Finding(check.__name__, "error", f"{type(error).__name__}: {error}", SETUP)
 
 
 def python() -> Finding:
@@ -90,13 +98,13 @@ def _libero(kind: str) -> Callable[[], Finding]:
         what = f"LIBERO's {kind}"
         try:
             installation.check_versions()
-            found = installation.compare_installed(anew=True)[kind]
+            found = installation.compare_installed(kind, anew=True)
         except PipelineError as error:
-            return Finding(what, "error", str(error), SETUP)
+            return Finding(what, "error", str(error))
         number = len(installation.manifest()[installation.KINDS[kind]])
         if found.same:
             return Finding(what, "ok", f"all {number} as in LIBERO's repository (manifest.json)")
-        return Finding(what, "error", f"of {number}: {found.in_full()}", SETUP)
+        return Finding(what, "error", f"{found.directory}: of {number} {found.in_full()}", installation.REMEDY)
 
     return check
 
@@ -130,7 +138,8 @@ def gpu() -> Finding:
     if installed is None:
         return Finding("GPU", "ok", f"none, all runs on the CPU; {built}")
     if torch.version.cuda is None:
-        return Finding("GPU", "warning", f"driver {installed}, but {built}", SETUP)
+        remedy = "Install torch's CUDA build: .venv/bin/uv pip install --reinstall-package torch -r requirements.txt"
+        return Finding("GPU", "warning", f"driver {installed}, but {built}", remedy)
     needed = DRIVER_FOR_CUDA.get(int(torch.version.cuda.partition(".")[0]), 0)
     remedy = f"Update the driver to {needed} or newer, or install a torch built for an older CUDA (pytorch.org)."
     if int(installed.partition(".")[0]) >= needed:

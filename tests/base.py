@@ -21,6 +21,7 @@ PLAIN = (
     "train_flow.epochs=140",
     "train_flow.val_fraction=0.1",
     "eval_libero.first_init_state=30",
+    "eval_libero.condition_episodes=null",
 )
 
 

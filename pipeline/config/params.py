@@ -67,7 +67,7 @@ class Demos:
     path: str | None  # source=path: directory that holds <suite>/<task>_demo.hdf5
     episodes: int  # scripted: demonstrations per task
     depth: bool  # scripted: keep the depth of both cameras, too; path: your files have it
-    first_init_state: int  # scripted: row of the task's .pruned_init that the first one starts from
+    first_init_state: int  # scripted: row of the task's init states that the first one starts from
     displaced: float  # scripted: metres within which what lies on the table is moved in x and y, in a share of them
     displaced_share: float  # scripted: that share, 0 to 1, spread evenly over the rows
     second_tries: float  # scripted: share of them that begin where the hand has missed the object or the target
@@ -190,7 +190,7 @@ class EvalLibero:
     """Rollouts in the simulator, by the protocol of OpenVLA and openpi."""
 
     episodes: int  # per task
-    first_init_state: int  # row of .pruned_init for episode 0
+    first_init_state: int  # row of init states for episode 0
     max_steps: int | None  # control steps after settling; null is the suite's usual limit
     timeout_s: float  # wall-clock limit of one episode
     videos_per_task: int

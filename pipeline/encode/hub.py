@@ -53,11 +53,11 @@ def endpoint() -> str:
 def require_hub() -> None:
     """Raise OSError if no server answers there. Any answer will do, also a refusal."""
     if constants.HF_HUB_OFFLINE:
-        raise OSError("HF_HUB_OFFLINE is set and the file is not in the cache")
-    request = urllib.request.Request(endpoint(), method="HEAD")
+        raise OSError("HF_HUB_OFFLINE is set")
     try:
+        request = urllib.request.Request(endpoint(), method="HEAD")
         urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return
-    except OSError as error:
+    except (OSError, ValueError) as error:  # an HF_ENDPOINT that is no address
         raise OSError(f"no answer from {endpoint()}: {error}") from error

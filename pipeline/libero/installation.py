@@ -8,9 +8,8 @@ import hashlib
 import importlib.util
 import json
 import logging
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.params import Compute, Sim
+from pipeline.config.params import Sim
 from pipeline.errors import AssetError, DataError, SimulatorError
 from pipeline.files import write_atomic
 
@@ -33,7 +32,7 @@ MANIFEST = Path(__file__).with_name("manifest.json")
 STATE_DIR = Path(__file__).resolve().parents[2] / ".libero"
 """The project's own directory for LIBERO's configuration and what is derived from its files; ignored by git."""
 
-REMEDY = "Install LIBERO's packages anew: rm .venv/.ready && make setup"
+REMEDY = "Install LIBERO's packages anew: make reinstall"
 KINDS = {"assets": "assets", "task definitions": "bddl_files", "init states": "init_states"}
 """What is compared with the manifest, and the manifest's key for it."""
 NAMED = 3  # files that a message names, of many
@@ -59,11 +58,13 @@ class Comparison:
     """What a directory of LIBERO's files is, beside the manifest.
 
     Attributes:
-        digest: of names and contents of the files that the manifest lists.
+        directory: of the files.
+        digest: of names and contents of those that the manifest lists.
         missing: of these, names.
         changed: likewise.
     """
 
+    directory: Path
     digest: str
     missing: tuple[str, ...]
     changed: tuple[str, ...]
@@ -106,8 +107,14 @@ def find_assets(sim: Sim) -> Assets:
         raise AssetError(f"sim.assets_path={sim.assets_path} has no directory 'scenes'. {remedy}")
     found = compare_assets(directory)
     if not found.same:
-        log.warning("sim.assets_path=%s: of LIBERO's %d files %s", directory, len(manifest()["assets"]), found)
+        _warn(f"sim.assets_path={directory}: of LIBERO's {len(manifest()['assets'])} files {found}")
     return Assets(directory, None, found.digest)
+
+
+@cache
+def _warn(text: str) -> None:
+    """Log it, once."""
+    log.warning(text)
 
 
 def picture_identity(sim: Sim) -> dict[str, Any]:
@@ -130,22 +137,14 @@ def own_digest() -> str:
     return _digest(manifest()["assets"])
 
 
-def require_assets(sim: Sim, compute: Compute) -> None:
-    """Raise what `find_assets` would in this machine's workers, before any is started.
-
-    A cluster's machines have packages of their own, which nobody here can look at.
-    """
-    if compute.scheduler in ("serial", "local"):
-        find_assets(sim)
-
-
 @cache
 def _installed() -> Assets:
     check_versions()
-    directory = assets_dir()
-    for what, found in compare_installed().items():
+    for kind in KINDS:
+        found = compare_installed(kind)
         if not found.same:
-            raise AssetError(f"LIBERO's {what}, installed for {package_dir()}: {found}. {REMEDY}")
+            raise AssetError(f"{found.directory}: of LIBERO's {kind} {found}. {REMEDY}")
+    directory = assets_dir()
     return Assets(directory, VERSIONS[ASSET_PACKAGES[0]], compare_assets(directory).digest)
 
 
@@ -160,25 +159,23 @@ def check_versions() -> None:
             raise AssetError(f"{package} {found} is installed, {wanted} is needed. {REMEDY}")
 
 
-def compare_installed(anew: bool = False) -> dict[str, Comparison]:
-    """Return how what is installed compares with the manifest, by KINDS.
+def compare_installed(kind: str, anew: bool = False) -> Comparison:
+    """Return how what is installed compares with the manifest.
 
     Args:
+        kind: of KINDS.
         anew: read every file, also those whose size and time are what they were when they were read before.
     """
-    if anew:
-        shutil.rmtree(STATE_DIR / "compared", ignore_errors=True)
-    root = package_dir()
-    return {
-        "assets": compare_assets(assets_dir()),
-        "task definitions": _compare(root / "bddl_files", "bddl_files", "", _sha256),
-        "init states": _compare(root / "init_files", "init_states", ".pruned_init.npz", _sha256_of_states),
-    }
+    if kind == "assets":
+        return compare_assets(assets_dir(), anew)
+    if kind == "task definitions":
+        return _compare(package_dir() / "bddl_files", "bddl_files", "", _sha256, anew)
+    return _compare(package_dir() / "init_files", "init_states", ".pruned_init.npz", _sha256_of_states, anew)
 
 
-def compare_assets(directory: Path) -> Comparison:
+def compare_assets(directory: Path, anew: bool = False) -> Comparison:
     """Return how the assets in `directory` compare with LIBERO's own. What LIBERO does not have is not looked at."""
-    return _compare(directory, "assets", "", _sha256)
+    return _compare(directory, "assets", "", _sha256, anew)
 
 
 def assets_dir() -> Path:
@@ -222,36 +219,38 @@ def load_states(path: Path) -> np.ndarray:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            states = file["states"]
+            states = np.asarray(file["states"], np.float64)
     except FileNotFoundError:
         raise DataError(f"{path} is missing. {REMEDY}") from None
     except Exception as error:  # zipfile's, zlib's and NumPy's own
         raise DataError(f"{path} is not a readable init-states file: {error}. {REMEDY}") from error
     if states.ndim != 2:
         raise DataError(f"{path} holds an array of shape {states.shape}, not rows of simulator states. {REMEDY}")
-    return np.asarray(states, np.float64)
+    return states
 
 
-def _compare(directory: Path, kind: str, suffix: str, hash_file: Callable[[Path], str]) -> Comparison:
+def _compare(directory: Path, kind: str, suffix: str, hash_file: Callable[[Path], str], anew: bool) -> Comparison:
     """Hash files that the manifest lists, or take what an earlier call found if none was touched since."""
     names = manifest()[kind]
     stats = [_stat(directory / f"{name}{suffix}") for name in names]
     touched = hashlib.sha256(json.dumps([kind, names, stats]).encode()).hexdigest()
     memory = STATE_DIR / "compared" / f"{kind}-{hashlib.sha256(str(directory).encode()).hexdigest()[:16]}.json"
     try:
-        known = json.loads(memory.read_text())
-        if known.pop("touched") == touched:
-            return Comparison(known["digest"], tuple(known["missing"]), tuple(known["changed"]))
-    except (OSError, ValueError, KeyError):
+        known = {} if anew else json.loads(memory.read_text())
+        if known.get("touched") == touched:
+            return Comparison(directory, known["digest"], tuple(known["missing"]), tuple(known["changed"]))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
         log.debug("no record of an earlier comparison of %s", directory)
     found = _hash(directory, names, suffix, hash_file)
-    write_atomic(memory, json.dumps({"touched": touched, **asdict(found)}))
+    kept = {"touched": touched, "digest": found.digest, "missing": found.missing, "changed": found.changed}
+    write_atomic(memory, json.dumps(kept))
     return found
 
 
 def _hash(directory: Path, names: dict[str, str], suffix: str, hash_file: Callable[[Path], str]) -> Comparison:
     found = {name: hash_file(path) for name in names if (path := directory / f"{name}{suffix}").is_file()}
     return Comparison(
+        directory=directory,
         digest=_digest(found),
         missing=tuple(name for name in names if name not in found),
         changed=tuple(name for name, sha256 in found.items() if sha256 != names[name]),

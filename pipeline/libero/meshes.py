@@ -1,12 +1,9 @@
 """Simplify meshes of a compiled MuJoCo model in place, for drawing only."""
 
-import logging
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-
-log = logging.getLogger(__name__)
 
 CELL_M = 0.004
 """Edge of the cubes whose vertices become one. At 128 pixels, agentview sees some 8 mm in a pixel, the hand's 2 mm."""

@@ -10,7 +10,6 @@ The same episodes always give the same bytes.
 
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ import numpy as np
 
 from pipeline.config import Sim
 from pipeline.errors import DataError
+from pipeline.files import write_atomic_with
 from pipeline.libero.conventions import upright
 from pipeline.libero.demonstrations import image_key
 from pipeline.libero.depth import is_depth
@@ -82,11 +82,12 @@ def save_part(path: Path, episode: Episode) -> None:
     for kind in ("images", "depths"):
         arrays |= {f"{kind}/{camera}": frames for camera, frames in getattr(episode, kind).items()}
     meta = {"model_xml": episode.model_xml, "env_name": episode.env_name, "origin": asdict(episode.origin)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
-    partial.replace(path)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
+
+    write_atomic_with(path, write)
 
 
 def load_part(path: Path) -> Episode:

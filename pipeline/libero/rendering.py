@@ -152,9 +152,10 @@ class Renderer:
         if self._context is not None:
             self._context.free()
         # A buffer no larger than the pictures: clearing and averaging 640 x 480 pixels of 4 samples takes a few ms.
-        model.vis.global_.offwidth = self._size
-        model.vis.global_.offheight = self._size
+        window, size = model.vis.global_, (model.vis.global_.offwidth, model.vis.global_.offheight)
+        window.offwidth = window.offheight = self._size
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        window.offwidth, window.offheight = size  # as LIBERO's scenes have it, and demonstrations keep it
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
         if self._quality == "fast":

@@ -19,6 +19,9 @@ import numpy as np
 
 from pipeline.libero.textures import shrink
 
+CONTENT_TYPE = re.compile(r' content_type="[^"]*"')
+"""Of a mesh's file: MuJoCo tells it or not, by what this process has read before. A demonstration's bytes must not."""
+
 _lock = threading.Lock()  # MuJoCo remembers one scene per process: the last that was parsed
 
 
@@ -142,7 +145,7 @@ class SceneCache:
         return_freed_memory()
         for small, original in self._originals.items():
             xml = xml.replace(f'"{small}"', f'"{original}"')
-        return xml
+        return CONTENT_TYPE.sub("", xml)
 
 
 def _numbers(values: np.ndarray) -> str:

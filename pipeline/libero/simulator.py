@@ -1,6 +1,5 @@
 """One LIBERO task in the simulator, by the protocol that published numbers use, drawing only when somebody looks."""
 
-import logging
 import sys
 import threading
 import traceback
@@ -21,15 +20,13 @@ from pipeline.errors import AssetError, ConfigError, DataError, SimulatorError, 
 from pipeline.libero import depth, gl
 from pipeline.libero.conventions import upright
 from pipeline.libero.headless import import_libero
-from pipeline.libero.installation import PACKAGE, find_assets
+from pipeline.libero.installation import PACKAGE, REMEDY, find_assets
 from pipeline.libero.meshes import simplify
 from pipeline.libero.proprio import ee_pose_from_quat
 from pipeline.libero.rendering import Renderer, Sampler
 from pipeline.libero.shortcuts import SceneCache, one_collision_check_per_substep
 from pipeline.libero.suites import Task
 from pipeline.libero.textures import TEXELS_PER_PIXEL
-
-log = logging.getLogger(__name__)
 
 ARM_NOISE_STD = 0.02  # rad: of the joints in LIBERO's init states, and robosuite's default; its environments have none
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
@@ -175,7 +172,7 @@ class Simulator:
         except (OSError, ValueError, ParseError) as error:  # Python's own, MuJoCo's, ElementTree's: a file missing
             raise AssetError(
                 f"cannot build {task.suite} task {task.id} from {task.bddl_file} with the assets in {assets}: {error}. "
-                "Put the file there, or set sim.assets_path: null for the installed assets"
+                + (REMEDY if self._sim.assets_path is None else "Set sim.assets_path: null for the installed assets")
             ) from error
 
     def _prepare(self, model: Any) -> None:

@@ -19,7 +19,7 @@ from pipeline.compute import map_unordered
 from pipeline.config import Compute, Sim
 from pipeline.errors import SimulatorError
 from pipeline.files import exclusive, write_atomic
-from pipeline.libero.installation import picture_identity, require_assets
+from pipeline.libero.installation import find_assets, picture_identity
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
 from pipeline.provenance import code_digest, versions
@@ -115,7 +115,7 @@ def evaluate(evaluation: Evaluation, compute: Compute, work: Path) -> list[Episo
         first = evaluation.settings.first_init_state
         check_row(task, first, rows)
         check_row(task, first + evaluation.episodes - 1, rows)
-    require_assets(evaluation.sim, compute)
+    find_assets(evaluation.sim)  # before any worker is started
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(work / "lock", "evaluation"), Journal(work / "episodes.jsonl") as journal:
         todo = [item for item in _items(evaluation) if item.key not in journal.records]

@@ -39,7 +39,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     Args:
         sim: section `sim` of params.yaml. Its seed is that of every reset, as in published evaluations.
-        first_init_state: row of the task's .pruned_init of the first episode; each reset takes the next, after the last
+        first_init_state: row of the task's init states of the first episode; each reset takes the next, after the last
             the first of all.
         max_steps: None is the suite's usual limit.
 

@@ -28,7 +28,7 @@ class EpisodeSettings:
     """What decides an episode besides simulator, agent, task and episode id.
 
     Attributes:
-        first_init_state: row of the task's .pruned_init that episode 0 starts from; episode i has row first + i.
+        first_init_state: row of the task's init states that episode 0 starts from; episode i has row first + i.
         max_steps: control steps after settling; None is the suite's usual limit.
         timeout_s: wall-clock limit of one episode.
         seed: of the agent; each episode derives its own from it.

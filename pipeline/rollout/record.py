@@ -21,7 +21,7 @@ class EpisodeRecord:
 
     Attributes:
         task: LIBERO's task id in the suite.
-        init_row: row of the task's .pruned_init that the episode started from (a replay then goes to its
+        init_row: row of the task's init states that the episode started from (a replay then goes to its
             demonstration's own state).
         outcome: `error` is a crash or a timeout, which says nothing about the policy: never counted as failure.
         error_kind: agent (it raised, or gave no usable action), simulator, timeout (of the episode), or lost (its

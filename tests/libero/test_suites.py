@@ -103,5 +103,5 @@ def test_damaged_init_states_are_named(content: bytes, tmp_path: Path) -> None:
 
 
 def test_missing_init_states_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.pruned_init\.npz is missing.*make setup"):
+    with pytest.raises(DataError, match=r"gone\.pruned_init\.npz is missing.*make reinstall"):
         init_states(replace(tasks("libero_spatial", [0])[0], init_states_file=tmp_path / "gone.pruned_init.npz"))

@@ -1,6 +1,5 @@
 """Textures are made smaller, and nothing else of a scene changes."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +68,7 @@ def test_pictures_are_those_of_liberos_textures(monkeypatch: pytest.MonkeyPatch)
     drawn, xml, texels = [], [], []
     for largest in (simulator.TEXELS_PER_PIXEL, 4096):
         monkeypatch.setattr(simulator, "TEXELS_PER_PIXEL", largest)
-        with Simulator(task, replace(SIM)) as sim:
+        with Simulator(task, SIM) as sim:
             sim.reset(init_states(task)[0], 0)
             drawn.append(sim.observe().images)
             xml.append(sim.model_xml())

@@ -138,7 +138,7 @@ def test_missing_assets_are_found_before_a_worker_starts(
 def test_assets_that_a_worker_lacks_end_the_run(
     plan, sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "require_assets", lambda *_: None)  # this machine has them
+    monkeypatch.setattr(engine, "find_assets", lambda _: None)  # this machine has them
     monkeypatch.setattr(engine, "picture_identity", lambda _: {})
     evaluation = plan(sim=replace(sim, assets_path=str(tmp_path / "nowhere")))
     with pytest.raises(AssetError, match="nowhere"):
