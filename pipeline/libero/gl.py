@@ -3,13 +3,16 @@
 PyOpenGL and robosuite read the choice from the environment once, when they are imported; so `activate` comes first.
 """
 
+import ctypes
 import importlib
+import importlib.util
 import json
 import logging
 import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +84,22 @@ def probe(name: str, timeout_s: float = PROBE_TIMEOUT_S) -> str:
 
 def context(backend: str) -> Any:
     """Return a new off-screen OpenGL context of an activated backend, with make_current() and free()."""
+    load_triton_first()
     logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # "no OpenGL_accelerate", at level INFO
     return importlib.import_module(f"mujoco.{backend}").GLContext(640, 480)
+
+
+@cache
+def load_triton_first() -> None:
+    """Load Triton's library, if it is installed, before Mesa's.
+
+    Each brings an LLVM. Where Mesa's comes first, importing Triton, as open_clip and torch.compile do, is a
+    segmentation fault.
+    """
+    triton = importlib.util.find_spec("triton")
+    library = triton and triton.origin and Path(triton.origin).parent / "_C" / "libtriton.so"
+    if library and library.is_file():
+        ctypes.CDLL(str(library))
 
 
 def release(backend: str) -> None:

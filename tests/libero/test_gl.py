@@ -98,3 +98,23 @@ def test_a_probe_that_hangs_is_given_up() -> None:
 def test_a_probe_that_dies_gives_its_last_words() -> None:
     with pytest.raises(SimulatorError, match=r"nonsense: .*nonsense"):
         gl.probe("nonsense")
+
+
+AFTERWARDS = """
+from pipeline.libero import gl
+backend = gl.activate("auto")
+context = gl.context(backend.used)
+context.make_current()
+import open_clip, triton
+print("both")
+"""
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_what_brings_an_llvm_of_its_own_can_be_imported_after_drawing() -> None:
+    """In a process of its own: the order of imports is what matters."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", AFTERWARDS], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "both\n", done.stderr
