@@ -2,7 +2,7 @@
 
     python -m benchmarks.eval [--policy runs/flow/policy] [--steps 96] [--episodes 3] [--rounds 2]
 
-The trained policy (execute 8, both cameras) on libero_spatial task 0. One process, by turns:
+The trained policy (both cameras) on libero_spatial task 0. One process, by turns:
 - libero: LIBERO's own OffScreenRenderEnv, stepped as OpenVLA and openpi do; it knows full render quality only;
 - gymnasium: our LiberoEnv, which draws at each step, too;
 - engine: pipeline.rollout.episode, which draws when the policy looks.
