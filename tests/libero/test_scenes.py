@@ -1,12 +1,13 @@
 """LIBERO's own scenes: every task of the five suites builds, settles where it should, and is drawn."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from benchmarks.suites import SETTLED_MM, measure_all
+from benchmarks.suites import RESULT, measure_all
 from pipeline.config import Sim
 from pipeline.libero.simulator import Simulator
 from pipeline.libero.suites import SUITES, init_states, tasks
@@ -30,8 +31,6 @@ SETTLED = (
     ((0.0071, 0.2982, 0.8984), (0.0552, 0.1890, 0.9025), (-0.1949, 0.2097, 0.8993), (0.0701, 0.0446, 0.9094)),
     ((0.0390, -0.2652, 1.1264), (0.0482, 0.2147, 0.9025), (-0.2020, 0.2048, 0.8993), (0.0667, 0.0282, 0.9094)),
 )
-RESTLESS: dict[str, set[int]] = {}
-"""Tasks, by suite, in which something moves by more than SETTLED_MM while settling: docs/suites.md."""
 
 
 @contextmanager
@@ -98,8 +97,9 @@ def check(suite: str, chosen: list[int]) -> None:
     for row in rows:
         assert row.peak_mb <= MEMORY_MB, row
         assert 0 < row.difference < 6, row
-    moved = {row.task for row in rows if row.slide_mm > SETTLED_MM}
-    assert moved == RESTLESS.get(suite, set()) & set(chosen)
+    measured = {(row["suite"], row["task"]): row["moved"] for row in json.loads(RESULT.read_text())["tasks"]}
+    for row in rows:
+        assert list(row.moved) == measured[suite, row.task], "what docs/suites.md says to slide while settling"
 
 
 @pytest.mark.slow
