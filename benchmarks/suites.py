@@ -33,7 +33,10 @@ from pipeline.provenance import versions
 
 RESULT = Path(__file__).parent / "results" / "suites.json"
 PAGE = Path(__file__).parents[1] / "docs" / "suites.md"
-BEGIN, END = "<!-- made by python -m benchmarks.suites: begin -->\n", "<!-- end -->\n"
+BEGIN, END = (
+    "<!-- made by python -m benchmarks.suites: begin -->\n",
+    "<!-- made by python -m benchmarks.suites: end -->\n",
+)
 SETTLED_MM = 5.0  # what slides farther while settling was not at rest; many of LIBERO's init states let things fall
 REPEATS = 7
 

@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             tune = params.train_flow.encoder.tune
             facts = (source["encoder"], tune, source["transform"], identity["data"])
             publish(out, network, bundle.PolicySpec(arch, *facts, provenance()), progress, accelerator)
-            shutil.rmtree(scratch)
+            checkpoint.remove(scratch)
     accelerator.end_training()
 
 

@@ -55,6 +55,7 @@ def activate(asked: str) -> Backend:
             f"PyOpenGL was imported for {loaded!r} before sim.gl={asked} chose {backend.used!r}, and it cannot change. "
             f"Start the process with MUJOCO_GL={backend.used} PYOPENGL_PLATFORM={backend.used}."
         )
+    load_triton_first()
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend.used
     os.environ[PROBE_MEMORY] = json.dumps({**asdict(backend), "device": _device()})
     return backend
@@ -84,7 +85,6 @@ def probe(name: str, timeout_s: float = PROBE_TIMEOUT_S) -> str:
 
 def context(backend: str) -> Any:
     """Return a new off-screen OpenGL context of an activated backend, with make_current() and free()."""
-    load_triton_first()
     logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # "no OpenGL_accelerate", at level INFO
     return importlib.import_module(f"mujoco.{backend}").GLContext(640, 480)
 
@@ -94,8 +94,11 @@ def load_triton_first() -> None:
     """Load Triton's library, if it is installed, before Mesa's.
 
     Each brings an LLVM. Where Mesa's comes first, importing Triton, as open_clip and torch.compile do, is a
-    segmentation fault.
+    segmentation fault; where Mesa's is there already, it is too late.
     """
+    loaded = Path("/proc/self/maps")
+    if not loaded.is_file() or "libLLVM" in loaded.read_text():
+        return
     triton = importlib.util.find_spec("triton")
     library = triton and triton.origin and Path(triton.origin).parent / "_C" / "libtriton.so"
     if library and library.is_file():

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 KEEP = 2
 IDENTITY = "identity.json"
+DELETED = ".deleted"  # of a directory that is being deleted
 _NAME = re.compile(r"step-(\d{9})")
 
 
@@ -30,6 +31,8 @@ def claim(scratch: Path, identity: Mapping[str, Any]) -> Path:
         scratch: directory of all trainings' checkpoints.
         identity: all that the weights depend on, as plain JSON values.
     """
+    for half in scratch.glob(f"*{DELETED}"):
+        shutil.rmtree(half, ignore_errors=True)
     mine = scratch / digest(identity)[:16]
     if not mine.exists():
         for path in sorted(scratch.glob(f"*/{IDENTITY}")):
@@ -83,11 +86,20 @@ def save(accelerator: Accelerator, directory: Path, step: int) -> None:
 
 def _publish(partial: Path, final: Path) -> None:
     _flush(partial)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        remove(final)
     partial.rename(final)
     fsync_directory(final.parent)
     for old in checkpoints(final.parent)[:-KEEP]:
-        shutil.rmtree(old)
+        remove(old)
+
+
+def remove(directory: Path) -> None:
+    """Delete a checkpoint, or all of a training. Killed in the middle, no half of one is left under its name."""
+    doomed = directory.with_name(directory.name + DELETED)
+    shutil.rmtree(doomed, ignore_errors=True)
+    directory.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def resume(accelerator: Accelerator, directory: Path) -> bool:

@@ -101,8 +101,10 @@ def test_a_probe_that_dies_gives_its_last_words() -> None:
 
 
 AFTERWARDS = """
+import sys
 from pipeline.libero import gl
-backend = gl.activate("auto")
+backend = gl.activate(sys.argv[1])
+import mujoco, robosuite
 context = gl.context(backend.used)
 context.make_current()
 import open_clip, triton
@@ -112,9 +114,9 @@ print("both")
 
 @pytest.mark.sim
 @pytest.mark.slow
-def test_what_brings_an_llvm_of_its_own_can_be_imported_after_drawing() -> None:
+@pytest.mark.parametrize("backend", ["egl", "osmesa"])
+def test_what_brings_an_llvm_of_its_own_can_be_imported_after_drawing(backend: str) -> None:
     """In a process of its own: the order of imports is what matters."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", AFTERWARDS], capture_output=True, text=True, timeout=120
-    )
+    program = [sys.executable, "-W", "ignore", "-c", AFTERWARDS, backend]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
     assert done.stdout == "both\n", done.stderr
