@@ -111,6 +111,25 @@ def test_a_kill_while_writing_a_checkpoint_leaves_the_older_ones(tmp_path: Path)
     assert len(checkpoint.checkpoints(tmp_path / "a")) == 2
 
 
+def test_a_kill_while_deleting_a_checkpoint_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = run(tmp_path / "a")
+    newest = checkpoint.checkpoints(tmp_path / "a")[-1]
+
+    def killed(directory: Path, **_: object) -> None:
+        if directory.exists():
+            (directory / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("pipeline.train.checkpoint.shutil.rmtree", killed)
+        checkpoint.remove(newest)
+    assert newest not in checkpoint.checkpoints(tmp_path / "a")
+    again, _ = run(tmp_path / "a")
+    assert same(whole, again)
+
+
 def test_a_full_disk_leaves_the_older_checkpoints_and_training_goes_on_when_there_is_room(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole")
     pages = sum(1 + path.stat().st_size // 4096 for path in checkpoint.checkpoints(tmp_path / "whole")[0].rglob("*"))
