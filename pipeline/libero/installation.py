@@ -144,8 +144,7 @@ def _installed() -> Assets:
         found = compare_installed(kind)
         if not found.same:
             raise AssetError(f"{found.directory}: of LIBERO's {kind} {found}. {REMEDY}")
-    directory = assets_dir()
-    return Assets(directory, VERSIONS[ASSET_PACKAGES[0]], compare_assets(directory).digest)
+    return Assets(assets_dir(), VERSIONS[ASSET_PACKAGES[0]], own_digest())
 
 
 def check_versions() -> None:
