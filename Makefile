@@ -58,10 +58,11 @@ smoke: setup  ## The tests that show that an environment works (make smoke VENV=
 test-exhaustive: setup  ## Tests that repeat for minutes what another shows once
 	$(BIN)/python -m pytest -m exhaustive
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: setup  ## Format the code, sort imports
 	$(BIN)/ruff check --fix .

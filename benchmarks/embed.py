@@ -32,16 +32,17 @@ import torch
 from benchmarks.scale import cpu_name
 from cache import schema, units
 from cache.build import build
-from cache.fingerprint import Plan
 from cache.ledger import Receipt
-from pipeline.compute import cores, map_unordered
-from pipeline.config import Compute, EncoderParams, Sim
+from cache.plan import Plan
+from pipeline.compute import Compute, cores, map_unordered
+from pipeline.embed.worker import LANES, Embedder, MakeRows, shared_encoder
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import default_batch_size, pick_device, resolve_precision
-from pipeline.encode.rows import LANES, Embedder, MakeRows, shared_encoder
-from pipeline.encode.transform import Preprocess
-from pipeline.libero.demonstrations import Demo, demo_file, read, scan
-from pipeline.libero.recording import Episode, Origin, write_demos
+from pipeline.encode.preprocess import Preprocess
+from pipeline.encode.settings import EncoderParams
+from pipeline.libero.demos.read import Demo, demo_file, read, scan
+from pipeline.libero.demos.write import Episode, Origin, write_demos
+from pipeline.libero.settings import Sim
 from pipeline.libero.suites import tasks
 from pipeline.provenance import versions
 
@@ -201,7 +202,7 @@ class MakeCheapRows(MakeRows):
         return Embedder(self, Mean())
 
 
-VIEWS = Views(1, 0.0, 0.0, 0)
+VIEWS = Views(1, 0.0, 0.0)
 
 
 def job(folder: Path, model: str, device: str, rows: int, batch_size: int) -> tuple[MakeRows, list[Demo]]:

@@ -25,20 +25,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scale import cpu_name
-from pipeline.compute import cores, map_unordered
-from pipeline.config import Compute, Params, Sim, load
-from pipeline.libero import gl, headless
+from pipeline.compute import Compute, cores, map_unordered
+from pipeline.config import Params, load
 from pipeline.libero.conventions import upright
-from pipeline.libero.headless import import_libero
+from pipeline.libero.gym_env import LiberoEnv, to_observation
 from pipeline.libero.installation import find_assets
 from pipeline.libero.proprio import ee_pose_from_quat
-from pipeline.libero.simulator import CAMERAS, NO_OP, Observation, Simulator
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim import gl, robosuite_import
+from pipeline.libero.sim.robosuite_import import import_libero
+from pipeline.libero.sim.simulator import CAMERAS, NO_OP, Observation, Simulator
 from pipeline.libero.suites import Task, init_states, tasks
 from pipeline.policy.bundle import load_spec
 from pipeline.provenance import versions
 from pipeline.rollout.agent import PolicyAgent
 from pipeline.rollout.engine import Evaluation, Finished, Item, Worker
-from pipeline.rollout.environment import LiberoEnv, to_observation
 from pipeline.rollout.episode import EpisodeSettings, run_episode
 
 SUITE_EPISODES, SUITE_STEPS = 500, 220  # of libero_spatial, at most
@@ -117,7 +118,7 @@ def libero_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int, open_ones:
     """Return a function that runs an episode as OpenVLA's and openpi's scripts do; it returns the steps taken."""
     gl.activate(sim.gl)
     # MuJoCo's cache of files speeds LIBERO's resets up.
-    headless.cache_no_files = lambda: None  # type: ignore[assignment]
+    robosuite_import.cache_no_files = lambda: None  # type: ignore[assignment]
     size = sim.image_size
     env = import_libero(find_assets(sim).directory).OffScreenRenderEnv(
         bddl_file_name=str(task.bddl_file), camera_heights=size, camera_widths=size, ignore_done=True

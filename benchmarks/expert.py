@@ -21,11 +21,11 @@ from tqdm import tqdm
 from pipeline.compute import map_unordered
 from pipeline.config import load
 from pipeline.files import write_atomic
-from pipeline.libero import collection
-from pipeline.libero.collection import Item, Worker
+from pipeline.libero.demos import collect
+from pipeline.libero.demos.collect import Item, Worker
+from pipeline.libero.demos.write import Origin
 from pipeline.libero.expert import Noise, attempt
-from pipeline.libero.recording import Origin
-from pipeline.libero.simulator import CAMERAS
+from pipeline.libero.sim.simulator import CAMERAS
 from pipeline.libero.suites import Task, tasks
 from pipeline.provenance import provenance
 from stages import cli
@@ -50,16 +50,14 @@ def main() -> None:
     args = arguments()
     params = load(args.params)
     sim = params.sim
-    demos = replace(
-        params.demos, first_init_state=args.first, episodes=args.rows, noise_sigma=args.noise, attempts=args.attempts
-    )
+    demos = replace(params.demos, first_init_state=args.first, episodes=args.rows, noise_sigma=args.noise)
     chosen = tasks(args.suite, args.tasks)
-    kept = Path(".scratch/expert") / f"{collection.fingerprint(args.suite, tasks(args.suite), sim, demos)}.jsonl"
+    kept = Path(".scratch/expert") / f"{collect.fingerprint(args.suite, tasks(args.suite), sim, demos)}.jsonl"
     results = read(kept)
     done = {(r.task, r.row) for r in results}
     rows = range(args.first, args.first + args.rows)
     todo = [Item(t, row, kept) for t in chosen for row in rows if (t.id, row) not in done]
-    run = partial(solve, attempts=args.attempts, noise=Noise(args.noise, params.demos.noise_ar))
+    run = partial(solve, attempts=args.attempts, noise=Noise(args.noise))
     setup = partial(Worker, sim, tuple(CAMERAS))
     progress = tqdm(map_unordered(run, todo, params.compute, setup=setup), total=len(todo))
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -24,26 +24,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scale import cpu_name
 from pipeline.compute import cores
-from pipeline.config import HEADS_IN_STEPS
 from pipeline.config.compose import compose
 from pipeline.config.load import from_dict
 from pipeline.policy.fusion import PROPRIO_DIMS
-from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
+from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
+from pipeline.policy.settings import HEADS_IN_STEPS
 from pipeline.policy.velocity import VelocityNetwork
 from pipeline.provenance import versions
 
 DIM = 512
 STEPS = (1, 2, 4, 10, 50)
 COMPILED_STEPS = (10,)
-# Width and depth of a token-wise transformer with about as many parameters as the MLPs.
-TRANSFORMER = ("policy.velocity_width=256", "policy.velocity_layers=4")
 CHUNK = "policy=chunk"
 BOUNDED = "policy.standardise_actions=false"
 POLICIES: dict[str, list[str]] = {
     "reference": ["policy=reference"],
     "chunk": [CHUNK],
     "flow, residual": [CHUNK, "policy.velocity=residual"],
-    "flow, transformer": [CHUNK, "policy.velocity=transformer", *TRANSFORMER],
     "diffusion, mlp": [CHUNK, "policy.head=diffusion", BOUNDED],
     "l1": [CHUNK, "policy.head=l1"],
     "cvae": [CHUNK, "policy.head=cvae"],
@@ -77,7 +74,7 @@ def measure(overrides: list[str], repeat: int, rounds: int) -> dict[str, Any]:
     params = from_dict(yaml.safe_load(compose(overrides)))
     arch = Architecture.of(params.policy, DIM, DIM)
     torch.manual_seed(0)
-    network = FlowPolicy(arch).to(DEVICE).eval()
+    network = PolicyNetwork(arch).to(DEVICE).eval()
     steps = STEPS if arch.head in HEADS_IN_STEPS else (1,)
     ways: dict[tuple[str, int], Callable[[], Any]] = {("eager", n): call(network.act, arch, n) for n in steps}
     if arch.head in HEADS_IN_STEPS:
@@ -102,7 +99,7 @@ def measure(overrides: list[str], repeat: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def compiled(network: FlowPolicy) -> Callable[..., Any]:
+def compiled(network: PolicyNetwork) -> Callable[..., Any]:
     """Return `act` of a copy of the network that is compiled."""
     copied = copy.deepcopy(network)
     if DEVICE.type == "cuda":

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.scale import cpu_name
 from cache import Store, open_store, schema, stream
 from cache.build import build
-from cache.fingerprint import Plan
+from cache.plan import Plan
 from cache.units import Episode, Unit
 from pipeline.provenance import versions
 

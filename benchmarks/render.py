@@ -18,10 +18,10 @@ import numpy as np
 from benchmarks.scale import cpu_name
 from benchmarks.suites import milliseconds
 from pipeline.compute import cores
-from pipeline.config import Sim
 from pipeline.files import write_atomic
-from pipeline.libero import simulator as simulators
-from pipeline.libero.simulator import CAMERAS, Simulator
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim import simulator as simulators
+from pipeline.libero.sim.simulator import CAMERAS, Simulator
 from pipeline.libero.suites import SUITES, init_states, tasks
 
 RESULT = Path(__file__).parent / "results" / "render.json"

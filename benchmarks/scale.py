@@ -27,7 +27,7 @@ import numpy as np
 
 from cache import open_store, schema, stream
 from cache.build import build
-from cache.fingerprint import Plan, digest
+from cache.plan import Plan, digest
 from cache.units import Episode, Unit
 from cache.verify import verify
 from pipeline.provenance import versions

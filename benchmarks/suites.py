@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from benchmarks.scale import cpu_name
 from pipeline.compute import cores
-from pipeline.config import Sim, load
+from pipeline.config import load
 from pipeline.files import write_atomic
-from pipeline.libero.simulator import NO_OP, Simulator
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import NO_OP, Simulator
 from pipeline.libero.suites import SUITES, Task, init_states, tasks
 from pipeline.provenance import versions
 

@@ -31,17 +31,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from benchmarks.read import forget, share, write
 from benchmarks.scale import cpu_name
 from cache.reader import Store
-from pipeline.config import EncoderParams, Params, from_dict
+from pipeline.config import Params, from_dict
 from pipeline.config.compose import compose
-from pipeline.encode.transform import Preprocess
+from pipeline.encode.preprocess import Preprocess
+from pipeline.encode.settings import EncoderParams
 from pipeline.encode.weights import load_model
+from pipeline.policy.finetuned import TunedPolicy
 from pipeline.policy.fusion import PROPRIO_DIMS
-from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
+from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
 from pipeline.policy.normaliser import Noise
 from pipeline.provenance import versions
 from pipeline.train.data import Mode, Wanted, load_stores
 from pipeline.train.loop import train
-from pipeline.train.tower import TunedPolicy
 
 CAMERAS, DIM, SUITE = ("agentview", "eye_in_hand"), 512, "libero_spatial"
 WINDOW_MIB = 8
@@ -76,7 +77,7 @@ def measure(store: Store, folder: Path, rounds: int, model: str) -> dict[str, An
     batch = params.train_flow.batch_size
     steps = store.rows // batch
     files = [Path(store.location) / store.shard_key(n, unit) for n in store.fields for unit in range(store.units)]
-    network, compiled = FlowPolicy(arch), FlowPolicy(arch)
+    network, compiled = PolicyNetwork(arch), PolicyNetwork(arch)
     compiled.compile()
     bare = bare_step(network, params, features(arch, batch))
     fused = bare_step(compiled, params, features(arch, batch))
@@ -140,7 +141,7 @@ def epoch_seconds(store: Store, params: Params, arch: Architecture, mode: Mode, 
     cfg = params.train_flow
     table = load_stores([(SUITE, store, None)], Wanted(CAMERAS, arch.proprio), cfg.action, mode, cfg.memory_mib)
     scratch = Path(tempfile.mkdtemp(dir=folder))
-    _, progress = train(Accelerator(cpu=DEVICE.type == "cpu"), table, arch, cfg, params.policy.feature_noise, scratch)
+    _, progress = train(Accelerator(cpu=DEVICE.type == "cpu"), table, arch, cfg, scratch)
     shutil.rmtree(scratch)
     return progress.wall_s
 
@@ -151,7 +152,9 @@ def features(arch: Architecture, rows: int) -> tuple[dict[str, torch.Tensor], ..
     return images, {name: torch.randn(rows, PROPRIO_DIMS[name], device=DEVICE) for name in arch.proprio}
 
 
-def bare_step(network: FlowPolicy, params: Params, inputs: tuple[dict[str, torch.Tensor], ...]) -> Callable[[], None]:
+def bare_step(
+    network: PolicyNetwork, params: Params, inputs: tuple[dict[str, torch.Tensor], ...]
+) -> Callable[[], None]:
     """Return one optimiser step on the same batch each time."""
     network.to(DEVICE)
     cfg, (images, proprio) = params.train_flow, inputs

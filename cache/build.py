@@ -19,17 +19,16 @@ from typing import Any
 import numpy as np
 import zarr
 
-from cache import keep as keeping
-from cache import schema
-from cache.decode import shard_key
+from cache import reuse, schema
+from cache.codec import shard_key
 from cache.errors import StoreError, not_written
-from cache.fingerprint import Plan
 from cache.ledger import Ledger, Receipt, fsync_directory, fsync_file
 from cache.lock import exclusive
+from cache.plan import Plan
 from cache.reader import REBUILD, REPLACE, Store, open_store
-from cache.shard import MakeWriter, Rows, Task, write_unit
 from cache.units import starts
 from cache.verify import THREADS, verify
+from cache.writer import MakeWriter, Rows, Task, write_unit
 
 log = logging.getLogger(__name__)
 
@@ -236,12 +235,12 @@ def _take(plan: Plan, store: Path, ledger: Ledger, tasks: Sequence[Task], find: 
                 continue
             receipt, sources = found
             for name, path in _shards(store, plan, receipt.unit).items():
-                keeping.adopt(sources[name], path)
+                reuse.adopt(sources[name], path)
             ledger.add(receipt)
 
 
 def _kept(keep: Path, execution: Mapping[str, Any], task: Task) -> Found | None:
-    receipt = keeping.find(keep, task.key, execution)
+    receipt = reuse.find(keep, task.key, execution)
     if receipt is None:
         return None
     return replace(receipt, unit=task.unit.index), {name: keep / task.key / name for name in receipt.shards}
@@ -319,10 +318,10 @@ def _keep(plan: Plan, target: Path, keep: Path, ledger: Ledger, execution: Mappi
     try:
         keep.mkdir(parents=True, exist_ok=True)
         for receipt in ledger.receipts.values():
-            keeping.put(keep, receipt, _shards(target, plan, receipt.unit), execution)
+            reuse.put(keep, receipt, _shards(target, plan, receipt.unit), execution)
     except OSError as error:
         log.warning("%s: no hard links to %s (%s): a build of a changed plan will compute all", keep, target, error)
-    keeping.sweep(keep, {receipt.key for receipt in ledger.receipts.values()})
+    reuse.sweep(keep, {receipt.key for receipt in ledger.receipts.values()})
 
 
 def publish(store: Path, target: Path, fields: Sequence[schema.Field]) -> None:

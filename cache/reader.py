@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from cache.decode import Damage, Layout, layout, read_rows, shard_key
+from cache.codec import Damage, Layout, layout, read_rows, shard_key
 from cache.errors import StoreError
 from cache.files import LocalFiles, RemoteFiles, open_files, unreachable
 from cache.schema import SCHEMA_VERSION, check_codecs

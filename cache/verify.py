@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.decode import Damage, read_rows
+from cache.codec import Damage, read_rows
 from cache.files import MemoryFile, unreachable
 from cache.reader import Store, open_store
 

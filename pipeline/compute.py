@@ -18,13 +18,12 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config import Compute, Tls
 from pipeline.errors import PipelineError
 from pipeline.memory import WORKER_ENVIRONMENT, keep_freed_memory
 
@@ -37,6 +36,25 @@ CLOSE_TIMEOUT_S = 20.0
 START_TIMEOUT_S = 120  # of local workers: a busy machine takes long to import torch
 # A worker may die of something that is not the item's doing; one that dies at the same item three times is.
 ALLOWED_DEATHS = 2
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files (PEM) that a Dask cluster is entered with; its scheduler and workers have their own of the same CA."""
+
+    ca: str  # certificate of the authority that signed the others
+    cert: str  # of this client
+    key: str  # to the certificate
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where demos, embed and eval_libero run. Results do not depend on it, but for rollouts on threads_per_worker."""
+
+    scheduler: str  # "serial", "local" (Dask workers on this machine), tcp://host:port or tls://host:port
+    workers: int | None  # local: processes; null is the number of cores
+    threads_per_worker: int | None  # torch threads; null shares the cores among the workers (rollouts: one each)
+    tls: Tls | None = None  # for tls://
 
 
 def map_unordered(

@@ -14,7 +14,8 @@ from typing import Literal
 
 from pipeline.compute import cores
 from pipeline.errors import PipelineError
-from pipeline.libero import gl, installation
+from pipeline.libero import installation
+from pipeline.libero.sim import gl
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 PYTHONS = ((3, 11), (3, 12), (3, 13))

@@ -40,7 +40,7 @@ def versions() -> dict[str, str | None]:
 
 @cache
 def code_digest(*parts: str) -> str:
-    """Return the SHA-256 of all files in these parts of `pipeline/` ("libero", "encode/rows.py"), names included.
+    """Return the SHA-256 of all files in these parts of `pipeline/` ("libero", "libero/depth.py"), names included.
 
     What was computed by other code must not be gone on with.
     """

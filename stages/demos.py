@@ -23,8 +23,8 @@ from typing import Any
 from pipeline.config import Params
 from pipeline.errors import DataError
 from pipeline.files import exclusive, write_atomic
-from pipeline.libero import collection, official_demos
-from pipeline.libero.demonstrations import Demo, Quarantined, cameras_of, demo_file, recorded_with, scan
+from pipeline.libero.demos import collect, download
+from pipeline.libero.demos.read import Demo, Quarantined, cameras_of, demo_file, recorded_with, scan
 from pipeline.libero.suites import Task, tasks
 from pipeline.provenance import provenance
 from stages import cli
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch: Path) -> None:
     """Bring the demonstrations of one suite into `<out>/<suite>`, whole or not at all."""
-    fingerprint = collection.fingerprint(suite, chosen, params.sim, params.demos)
+    fingerprint = collect.fingerprint(suite, chosen, params.sim, params.demos)
     if params.demos.source == "scripted" and is_current(out, suite, chosen, fingerprint):
         print(f"{out / suite}: up to date (fingerprint {fingerprint})")
         return
@@ -61,7 +61,7 @@ def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch:
     work = scratch.resolve() / suite / fingerprint
     took: dict[str, Any] = {}
     if params.demos.source == "scripted":
-        took = collection.collect(chosen, params.sim, params.demos, params.compute, work)
+        took = collect.collect(chosen, params.sim, params.demos, params.compute, work)
     else:
         link(params, suite, chosen, work, out / suite)
     demos, quarantine = scan(work, suite, chosen, cameras_of(params.demos))
@@ -104,7 +104,7 @@ def link(params: Params, suite: str, chosen: Sequence[Task], work: Path, target:
     """
     for task in chosen:
         if params.demos.source == "official":
-            source = official_demos.download(task)
+            source = download.download(task)
         else:
             source = demo_file(Path(params.demos.path or "").expanduser().resolve(), task)
             if not source.is_file():

@@ -28,23 +28,23 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cache import keep
+from cache import reuse
 from cache.build import STORE, build, is_current, repair
-from cache.decode import shard_key
+from cache.codec import shard_key
 from cache.errors import StoreError
-from cache.fingerprint import Plan, differences
 from cache.ledger import Receipt
+from cache.plan import Plan, differences
 from cache.reader import open_store
 from cache.schema import Field
 from cache.verify import verify
 from pipeline.compute import map_unordered, threads, worker_count
 from pipeline.config import Params
-from pipeline.encode import source
-from pipeline.encode.check import compare
+from pipeline.embed import plan as planning
+from pipeline.embed.audit import compare
+from pipeline.embed.worker import LANES, BrokenEpisode
 from pipeline.encode.clip import ClipEncoder
-from pipeline.encode.rows import LANES, BrokenEpisode
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import recorded_with, scan
+from pipeline.libero.demos.read import recorded_with, scan
 from pipeline.libero.suites import tasks
 from pipeline.provenance import provenance
 from stages import cli
@@ -78,11 +78,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def embed(params: Params, suite: str, root: Path, out: Path, scratch: Path, mend: bool = False) -> None:
     """Bring the store of one suite into `<out>/<suite>.zarr`, whole or not at all; or mend the one that is there."""
-    found = source.find(params.embed, root, suite, tasks(suite, params.data.tasks.get(suite)))
-    encoder, batch_size = source.make_encoder(params.embed)
+    found = planning.find(params.embed, root, suite, tasks(suite, params.data.tasks.get(suite)))
+    encoder, batch_size = planning.make_encoder(params.embed)
     target = out / f"{suite}.zarr"
     while True:
-        made = source.plan(params.embed, found, encoder)
+        made = planning.plan(params.embed, found, encoder)
         job = Job(params, made, encoder, batch_size, target, scratch / suite)
         if mend:
             units = job.repair()
@@ -118,7 +118,7 @@ class Job:
     ) -> None:
         self._params, self._made, self._encoder, self._batch_size = params, made, encoder, batch_size
         self._target, self._work, self._keep = target, scratch / made.fingerprint[:16], scratch / "units"
-        self._execution = source.execution(encoder, batch_size)
+        self._execution = planning.execution(encoder, batch_size)
         self._receipts: list[Receipt] = []
 
     def build(self) -> dict[str, float]:
@@ -140,7 +140,7 @@ class Job:
                 for field in self._made.fields
             }
             try:
-                keep.put(self._keep, receipt, shards, self._execution)
+                reuse.put(self._keep, receipt, shards, self._execution)
             except OSError as error:  # no hard links there
                 log.warning("%s: finished shards cannot be kept (%s); they are made again", self._keep, error)
                 break
@@ -163,7 +163,7 @@ class Job:
         return {
             "plan": self._made,
             "text_embedding": self._encoder.text(list(self._made.instructions)),
-            "factory": source.make_rows(self._params.embed, self._made.fields, self._encoder, self._batch_size),
+            "factory": planning.make_rows(self._params.embed, self._made.fields, self._encoder, self._batch_size),
             "target": self._target,
             "work": self._work,
             "run": partial(map_unordered, compute=self._params.compute, lanes=LANES, heard=progress.heard),
@@ -186,23 +186,23 @@ def check(params: Params, suite: str, root: Path, out: Path, rows: int, seed: in
     target = out / f"{suite}.zarr"
     problems = [f"{target}: {problem}" for problem in verify(target)]
     store = open_store(target)
-    encoder, batch_size = source.make_encoder(params.embed)
+    encoder, batch_size = planning.make_encoder(params.embed)
     chosen = tasks(suite, params.data.tasks.get(suite))
     if set(store.cameras) != set(params.embed.cameras):
         raise DataError(
             f"{target}: has the cameras {', '.join(store.cameras)}, embed.cameras asks for "
             f"{', '.join(params.embed.cameras)}. Set it back to check it, or embed anew: python -m stages.embed"
         )
-    demos = {source.source_name(demo): demo for demo in scan(root, suite, chosen, store.cameras)[0]}
+    demos = {demo.source: demo for demo in scan(root, suite, chosen, store.cameras)[0]}
     one = next(iter(demos.values()), None)
     sim, size = (recorded_with(one.file), one.frame_size) if one else (None, store.identity["frame_size"])
-    if other := differences(store.identity, source.identity(params.embed, suite, encoder, sim, size)):
+    if other := differences(store.identity, planning.identity(params.embed, suite, encoder, sim, size)):
         raise DataError(
             f"{target}: was not made with the settings as they are now: {'; '.join(other)}. "
             "Set them back to check it, or embed anew: python -m stages.embed"
         )
     fields = [Field(name, (a := store.array(name)).shape[1:], str(a.dtype), ()) for name in store.fields]
-    embedder = source.make_rows(params.embed, fields, encoder, batch_size)()
+    embedder = planning.make_rows(params.embed, fields, encoder, batch_size)()
     try:
         result = compare(store, demos, embedder, rows, seed)
     finally:

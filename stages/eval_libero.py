@@ -24,21 +24,24 @@ from typing import Any
 
 import torch
 
-from pipeline.config import EncoderParams, EvalLibero, Params, Sim, condition_parts
+from pipeline.config import Params
 from pipeline.encode.clip import pick_device
-from pipeline.encode.transform import TRANSFORM_ID
+from pipeline.encode.preprocess import TRANSFORM_ID
+from pipeline.encode.settings import EncoderParams
 from pipeline.errors import ConfigError, DataError, SimulatorError
 from pipeline.files import write_atomic
+from pipeline.libero.settings import Sim
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import load_spec
 from pipeline.provenance import provenance, versions
-from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, look_every, policy_identity
+from pipeline.rollout.agent import Agent, PolicyAgent, check_spec, look_every, policy_identity
 from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable
 from pipeline.rollout.conditions import OF_THE_AGENT, baseline
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
 from pipeline.rollout.metrics import headline, held_out, paired, rates, summary, timings
-from pipeline.rollout.record import EpisodeRecord, write_records
+from pipeline.rollout.results import EpisodeRecord, write_records
+from pipeline.rollout.settings import EvalLibero, condition_parts
 from pipeline.rollout.strip import picture
 from pipeline.rollout.video import png
 from stages import cli
@@ -117,12 +120,11 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
         encoder = params.embed.encoder
         if encoder.precision == "auto":  # what it came to where the features were made, not what it would be here
             encoder = replace(encoder, precision=spec.encoder["precision"])
-        every = look_every(spec.architecture, cfg.execute if cfg.temporal_ensemble is None else 1)
+        every = look_every(spec.architecture, cfg.execute)
         make_agent = partial(load_policy, policy.resolve(), encoder, params.sim, device, cfg, every)
         identity = {"name": "policy", "device": device, **policy_identity(policy)}
         identity["sampling_steps"] = cfg.sampling_steps or spec.architecture.sampling_steps
         identity["execute"] = every
-        identity["temporal_ensemble"] = cfg.temporal_ensemble
     elif agent == "replay":
         make_agent = partial(ReplayAgent, demos.resolve(), execute)
         identity["demonstrations"] = replay_identity(demos, chosen)
@@ -146,8 +148,7 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
 
 def load_policy(path: Path, encoder: EncoderParams, sim: Sim, device: str, cfg: EvalLibero, every: int) -> Agent:
     """Return the agent of a bundle, in a worker."""
-    agent = PolicyAgent.load(path, encoder, sim, device, cfg.sampling_steps, every)
-    return agent if cfg.temporal_ensemble is None else TemporalEnsemble(agent, cfg.temporal_ensemble)
+    return PolicyAgent.load(path, encoder, sim, device, cfg.sampling_steps, every)
 
 
 def conditions_for(agent: str, asked: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 
 from cache.reader import Store, open_store
 from pipeline.compute import cores
-from pipeline.config import GridParams, Params
+from pipeline.config import Params
 from pipeline.errors import DataError
 from pipeline.files import exclusive, write_atomic
 from pipeline.libero.depth import is_depth
@@ -33,14 +33,15 @@ from pipeline.libero.installation import official_picture_identity
 from pipeline.libero.suites import tasks
 from pipeline.memory import keep_freed_memory
 from pipeline.policy import bundle
-from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.policy.finetuned import TunedPolicy
+from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.provenance import code_digest, provenance, versions
 from pipeline.train import checkpoint, curves
 from pipeline.train.curves import TRACKERS, make_trackers
 from pipeline.train.data import Table, Wanted, load_stores
+from pipeline.train.finetune import Tower, load_tower
 from pipeline.train.loop import Progress, train
-from pipeline.train.teacher import load_teacher
-from pipeline.train.tower import Tower, TunedPolicy
+from pipeline.train.reflow import load_teacher
 from stages import cli
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,9 @@ def main(argv: list[str] | None = None) -> None:
         params.train_flow.memory_mib,
     )
     source = next(iter(stores.values())).identity
-    grid = GridParams(**source["grid"]) if source.get("grid") else None
-    arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1], grid)
+    grid = source.get("grid")
+    patches = grid["size"] ** 2 if grid else None
+    arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1], patches)
     teacher = load_teacher(params.train_flow, arch, source, out, accelerator.device)
     identity = training_identity(params, arch, stores)
     with accelerator.main_process_first():
@@ -71,11 +73,10 @@ def main(argv: list[str] | None = None) -> None:
     with lock:
         tower = make_tower(params, table, stores, Path(args.demos))
         curves.begin(accelerator, args.track, out)
-        noise = params.policy.feature_noise
-        network, progress = train(accelerator, table, arch, params.train_flow, noise, scratch, tower, teacher)
+        network, progress = train(accelerator, table, arch, params.train_flow, scratch, tower, teacher)
         if accelerator.is_main_process:
             tune = params.train_flow.encoder.tune
-            facts = (source["encoder"], tune, source["transform"], identity["data"])
+            facts = (source["encoder"], tune, grid if arch.patches else None, source["transform"], identity["data"])
             publish(out, network, bundle.PolicySpec(arch, *facts, provenance()), progress, accelerator)
             checkpoint.remove(scratch)
     accelerator.end_training()
@@ -121,13 +122,11 @@ def make_tower(params: Params, table: Table, stores: dict[str, Store], demos: Pa
     """Return what training through CLIP needs; None on cached features."""
     if params.train_flow.encoder.tune == "none":
         return None
-    from pipeline.train.tuning import load_tower  # open_clip and peft take seconds to import
-
     return load_tower(params.embed.encoder, params.train_flow, table, stores, demos, params.policy.cameras)
 
 
 def publish(
-    out: Path, network: FlowPolicy, spec: bundle.PolicySpec, progress: Progress, accelerator: Accelerator
+    out: Path, network: PolicyNetwork, spec: bundle.PolicySpec, progress: Progress, accelerator: Accelerator
 ) -> None:
     """Write the policy, and how it came about."""
     bundle.save(out / "policy", network, spec, network.tower() if isinstance(network, TunedPolicy) else None)
@@ -149,15 +148,12 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
     return {
         "architecture": arch.to_json(),
         "train_flow": asdict(params.train_flow),
-        "feature_noise": params.policy.feature_noise,
-        "augmented_views": params.policy.augmented_views,
         "data": {
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
             "tasks": {suite: learnt_tasks(params, suite, store) for suite, store in stores.items()},
             "action": params.train_flow.action,
             "sim": pictures,
             **({"depth": first["depth"]} if any(is_depth(camera) for camera in arch.cameras) else {}),
-            "targets": params.train_flow.targets,
             "teacher": teacher_identity(params.train_flow.teacher),
         },
         "code": code_digest("policy", "train"),

@@ -7,6 +7,7 @@ import yaml
 
 from pipeline.config import Params, from_dict
 from pipeline.config.compose import compose
+from pipeline.policy.network import Architecture
 from tests.imports import ROOT
 
 PLAIN = (
@@ -38,3 +39,14 @@ def tree() -> dict[str, Any]:
 def params() -> Params:
     """Return it loaded."""
     return from_dict(tree())
+
+
+def architecture(**changes: Any) -> Architecture:
+    """Return a small network of the default head on pooled features, but for `changes`."""
+    values: dict[str, Any] = {"cameras": ("agentview",), "proprio": ("joint_pos",), "features": "pooled"}
+    values |= {"patches": None, "image_dim": 8, "text_dim": 4, "history": 1}
+    values |= {"width": 32, "token_width": 8}
+    values |= {"head": "flow", "velocity": "mlp", "velocity_width": 64, "velocity_layers": 2, "time_dim": 16}
+    values |= {"horizon": 2, "execute": 2, "sampling_steps": 10}
+    values |= {"standardise_actions": True, "feature_noise": 0.0, "augmented_views": False}
+    return Architecture(**{**values, **changes})

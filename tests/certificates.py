@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from pipeline.config import Tls
+from pipeline.compute import Tls
 
 
 def authority(folder: Path) -> Tls:

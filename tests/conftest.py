@@ -1,8 +1,11 @@
-"""What holds for all tests."""
+"""What holds for all tests, and the simulator for those that need one."""
 
 import os
 
 import pytest
+
+from pipeline.libero.settings import Sim
+from pipeline.libero.suites import Task, tasks
 
 # As in the Makefile: beside anything else on the machine, threads that spin while they wait make minutes of seconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -11,3 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Take the file that takes longest first, so that the workers end together."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+@pytest.fixture(scope="session")
+def sim() -> Sim:
+    return Sim(None, "fast", "auto", 64, 3, 0)
+
+
+@pytest.fixture(scope="session")
+def task() -> Task:
+    return tasks("libero_spatial", [0])[0]

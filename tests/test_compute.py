@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.compute import cores, map_unordered, tell, threads, worker_count
-from pipeline.config import Compute, Tls, from_dict
+from pipeline.compute import Compute, Tls, cores, map_unordered, tell, threads, worker_count
+from pipeline.config import from_dict
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.memory import SETTINGS
 from tests.certificates import authority
@@ -258,7 +258,7 @@ SLEEPER = """
 import logging, sys, time
 from distributed import Nanny
 from pipeline.compute import map_unordered
-from pipeline.config import Compute
+from pipeline.compute import Compute
 from stages.cli import setup_logging
 
 def nap(state, item):

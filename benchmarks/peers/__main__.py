@@ -25,8 +25,7 @@ import yaml
 from benchmarks.scale import cpu_name
 from cache import open_store
 from pipeline.config import load
-from pipeline.encode.source import source_name
-from pipeline.libero.demonstrations import read, scan
+from pipeline.libero.demos.read import read, scan
 from pipeline.libero.suites import tasks
 from pipeline.provenance import versions
 from pipeline.train.data import Wanted, load_stores, split_by_episode
@@ -125,7 +124,7 @@ def export(work: Path) -> Path:
     (suite,) = params.data.suites
     wanted = tasks(suite, params.data.tasks[suite])
     usable, _ = scan(ROOT / "data" / "demos", suite, wanted, params.policy.cameras)
-    demos = {source_name(demo): demo for demo in usable}
+    demos = {demo.source: demo for demo in usable}
     _, val_rows, episodes = split(place)
     held = set(val_rows.tolist())
     out.mkdir(exist_ok=True)

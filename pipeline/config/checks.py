@@ -1,21 +1,21 @@
 """What settings have to satisfy beyond their types: ranges, and what fits together."""
 
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.params import ATTENTION_HEAD, CONDITIONS, NOISE_LEVELS, Params, condition_parts
+from pipeline.config.params import Params
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.libero.depth import is_depth
+from pipeline.policy.settings import NOISE_LEVELS
+from pipeline.rollout.settings import CONDITIONS, condition_parts
 
 Require = Callable[[bool, str], None]
 # Settings that must be positive, where they are not null.
 POSITIVE = (
     "sim.image_size",
     "demos.episodes",
-    "demos.attempts",
     "embed.views",
     "embed.batch_size",
     "embed.shard_rows",
@@ -23,7 +23,6 @@ POSITIVE = (
     "policy.history",
     "policy.width",
     "policy.token_width",
-    "policy.fusion_layers",
     "policy.velocity_width",
     "policy.velocity_layers",
     "policy.time_dim",
@@ -36,7 +35,6 @@ POSITIVE = (
     "train_flow.microbatch_size",
     "train_flow.learning_rate",
     "train_flow.clip_norm",
-    "train_flow.early_stop_epochs",
     "train_flow.metrics_every_epochs",
     "train_flow.metrics_rows",
     "train_flow.checkpoint_every_epochs",
@@ -79,7 +77,6 @@ def check_values(p: Params, origin: str) -> None:
         require(value is None or value > 0, f"{name} is {value}; it must be positive")
     for name in NOT_NEGATIVE:
         require(_setting(p, name) >= 0, f"{name} is {_setting(p, name)}; it must not be negative")
-    require(-1 < p.demos.noise_ar < 1, f"demos.noise_ar is {p.demos.noise_ar}; use (-1, 1)")
     require(
         p.embed.shard_rows % p.embed.chunk_rows == 0,
         f"embed.shard_rows {p.embed.shard_rows} is not a multiple of embed.chunk_rows {p.embed.chunk_rows}",
@@ -124,11 +121,6 @@ def _check_policy(p: Params, require: Require) -> None:
         p.policy.features != "grid" or p.embed.grid is not None,
         "policy.features is grid, but embed.grid is null: set embed.grid.size and .layer",
     )
-    require(
-        p.policy.fusion != "transformer" or p.policy.token_width % ATTENTION_HEAD == 0,
-        f"policy.token_width is {p.policy.token_width}; a transformer's is a multiple of {ATTENTION_HEAD}, a "
-        "head's width",
-    )
     require(p.policy.time_dim % 2 == 0, f"policy.time_dim is {p.policy.time_dim}; it must be even (sines and cosines)")
     for name in ("policy.sampling_steps", "eval_libero.sampling_steps"):
         steps = _setting(p, name)
@@ -136,22 +128,9 @@ def _check_policy(p: Params, require: Require) -> None:
             p.policy.head != "diffusion" or steps is None or NOISE_LEVELS % steps == 0,
             f"{name} is {steps}; policy.head diffusion takes a divisor of {NOISE_LEVELS}, its levels of noise",
         )
-    ensemble = p.eval_libero.temporal_ensemble
-    require(ensemble is None or ensemble >= 0, f"eval_libero.temporal_ensemble is {ensemble}; use 0 or more, or null")
-    execute = p.eval_libero.execute
-    require(
-        execute is None or ensemble is None,
-        "eval_libero.execute and eval_libero.temporal_ensemble are both set, and an ensemble looks at every step: "
-        "leave one of them null",
-    )
     require(
         p.policy.head not in ("diffusion", "tokens") or not p.policy.standardise_actions,
         f"policy.head {p.policy.head} clips or bins actions in [-1, 1]: set policy.standardise_actions: false",
-    )
-    require(
-        p.policy.velocity != "transformer" or p.policy.velocity_width % ATTENTION_HEAD == 0,
-        f"policy.velocity_width is {p.policy.velocity_width}; a transformer's is a multiple of {ATTENTION_HEAD}, a "
-        "head's width",
     )
     require(
         1 <= p.policy.execute <= p.policy.horizon,
@@ -160,24 +139,10 @@ def _check_policy(p: Params, require: Require) -> None:
 
 
 def _check_training(p: Params, require: Require) -> None:
-    taught = p.train_flow.targets != "demonstrations"
     require(
-        taught == (p.train_flow.teacher is not None),
-        f"train_flow.targets is {p.train_flow.targets}, but train_flow.teacher is {p.train_flow.teacher}: "
-        + ("name a trained policy" if taught else "set it to null, or targets to reflow"),
-    )
-    require(
-        not taught or (p.policy.head, p.train_flow.encoder.tune) == ("flow", "none"),
-        f"train_flow.targets {p.train_flow.targets} needs policy.head flow, which is {p.policy.head}, and "
+        p.train_flow.teacher is None or (p.policy.head, p.train_flow.encoder.tune) == ("flow", "none"),
+        f"train_flow.teacher {p.train_flow.teacher} needs policy.head flow, which is {p.policy.head}, and "
         f"train_flow.encoder.tune none, which is {p.train_flow.encoder.tune}",
-    )
-    require(
-        p.train_flow.targets != "distill" or (p.policy.sampling_steps, p.policy.solver) == (1, "euler"),
-        "train_flow.targets distill teaches one step: set policy.sampling_steps: 1 and policy.solver: euler",
-    )
-    require(
-        not taught or p.train_flow.best_by != "val_loss",
-        f"train_flow.best_by is val_loss, which is of demonstrations, not {p.train_flow.targets}: use val_action_mse",
     )
     require(
         p.policy.features == "pooled" or p.train_flow.encoder.tune == "none",
@@ -204,17 +169,6 @@ def _check_training(p: Params, require: Require) -> None:
         require(ids is None or {*held_out} < {*ids}, f"{where} must be some, not all, of data.tasks {list(ids or ())}")
     require(0 <= p.train_flow.val_fraction < 1, f"train_flow.val_fraction is {p.train_flow.val_fraction}; use [0, 1)")
     require(0 <= p.train_flow.ema_decay < 1, f"train_flow.ema_decay is {p.train_flow.ema_decay}; use [0, 1)")
-    require(
-        p.train_flow.early_stop_epochs is None or p.train_flow.best_by is not None,
-        f"train_flow.early_stop_epochs is {p.train_flow.early_stop_epochs}, but train_flow.best_by is null: "
-        "set it to val_action_mse, say",
-    )
-    sampled = (p.train_flow.best_by or "").endswith("action_mse")
-    require(
-        not sampled or (p.train_flow.early_stop_epochs or math.inf) >= p.train_flow.metrics_every_epochs,
-        f"train_flow.early_stop_epochs {p.train_flow.early_stop_epochs} is less than metrics_every_epochs "
-        f"{p.train_flow.metrics_every_epochs}: {p.train_flow.best_by} is not measured in that time. Change one of them",
-    )
 
 
 def _check_demos(p: Params, require: Require) -> None:

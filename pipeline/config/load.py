@@ -10,8 +10,9 @@ import dacite
 import yaml
 
 from pipeline.config.checks import check_values
-from pipeline.config.params import HEADS_IN_STEPS, Params
+from pipeline.config.params import Params
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.policy.settings import HEADS_IN_STEPS
 
 
 def load(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
 
-AUGMENT_ID = "brightness-contrast/v1"
+AUGMENT_ID = "brightness-contrast/v2"
 """Name of what `Views.factors` and `relight` do; written into stores with more than one view."""
 GREY = (0.2989, 0.587, 0.114)  # torchvision's weights, so that contrast means the same
 
@@ -23,24 +23,22 @@ class Views:
     Attributes:
         count: V; view 0 is the frame as it is.
         brightness, contrast: as in torchvision's ColorJitter: factors are uniform in [max(0, 1 - x), 1 + x].
-        seed: of the factors.
     """
 
     count: int
     brightness: float
     contrast: float
-    seed: int
 
     def identity(self) -> dict[str, Any]:
         """Return what goes into a store's identity: settings that have no effect are left out."""
         if self.count == 1:
             return {"views": 1}
-        light = {"id": AUGMENT_ID, "brightness": self.brightness, "contrast": self.contrast, "seed": self.seed}
+        light = {"id": AUGMENT_ID, "brightness": self.brightness, "contrast": self.contrast}
         return {"views": self.count, "augment": light}
 
     def factors(self, digest: str, start: int, stop: int, camera: str, view: int) -> Float64[np.ndarray, "n 2"]:
         """Return the brightness and contrast factors of rows `start:stop` of the episode with this digest."""
-        names = [f"{self.seed}/{digest}/{row}/{camera}/{view}" for row in range(start, stop)]
+        names = [f"{digest}/{row}/{camera}/{view}" for row in range(start, stop)]
         words = np.frombuffer(b"".join(hashlib.sha256(name.encode()).digest()[:16] for name in names), "<u8")
         uniform = (words >> np.uint64(11)).reshape(-1, 2) * 2.0**-53
         reach = np.array([self.brightness, self.contrast])

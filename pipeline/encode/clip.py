@@ -10,9 +10,9 @@ from jaxtyping import Float, Float16, Float32, Float64, UInt8
 from open_clip.factory import get_model_config
 from open_clip.transformer import VisionTransformer
 
-from pipeline.config import EncoderParams, GridParams
 from pipeline.encode.augment import relight
-from pipeline.encode.transform import Preprocess
+from pipeline.encode.preprocess import Preprocess
+from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.encode.weights import SEEDED, activation, load_model, load_tokenizer, weights_sha256
 from pipeline.errors import ConfigError, DataError
 

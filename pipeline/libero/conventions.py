@@ -1,7 +1,11 @@
-"""Which way up a frame is. Demonstrations and rollout both go through here."""
+"""What LIBERO's frames and actions are. Demonstrations and rollout both go through here."""
 
 import numpy as np
 from jaxtyping import UInt
+
+ACTION_DIM = 7
+"""[dx, dy, dz, dax, day, daz, gripper], each in [-1, 1]."""
+CONTROL_HZ = 20
 
 
 def upright(frames: UInt[np.ndarray, "*batch H W C"]) -> UInt[np.ndarray, "*batch H W C"]:

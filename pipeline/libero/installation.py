@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.params import Sim
 from pipeline.errors import AssetError, DataError, SimulatorError
 from pipeline.files import write_atomic
+from pipeline.libero.settings import Sim
 
 log = logging.getLogger(__name__)
 

@@ -118,3 +118,12 @@ def _task_names() -> dict[str, list[str]]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.libero_task_map
+
+
+def check_row(task: Task, row: int, rows: int) -> None:
+    """Raise DataError for an init state that the task lacks."""
+    if not 0 <= row < rows:
+        raise DataError(
+            f"{task.suite} task {task.id} has initial states 0 to {rows - 1}, and row {row} is asked for. "
+            "Lower eval_libero.episodes or eval_libero.first_init_state."
+        )

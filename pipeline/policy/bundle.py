@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.policy.keyframes import PREFIX
-from pipeline.policy.network import ACTION_DIM, Architecture, FlowPolicy
+from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
 
 FORMAT = "vla-flow-policy"
-VERSION = 5
+VERSION = 6
 WEIGHTS = "weights.safetensors"
 TOWER = "encoder.safetensors"
 
@@ -35,6 +35,7 @@ class PolicySpec:
     architecture: Architecture
     encoder: dict[str, Any]  # ClipEncoder.identity of the features, before any tuning
     tune: Literal["none", "lora", "full"]  # how the image tower was trained with the policy
+    grid: dict[str, int] | None  # size and layer of the patch tokens that are its features; None: pooled features
     transform: str  # id of the image and proprioception transform
     data: dict[str, Any]  # fingerprints of the stores, render quality, which label
     provenance: dict[str, Any]
@@ -47,6 +48,7 @@ class PolicySpec:
             "architecture": self.architecture.to_json(),
             "encoder": self.encoder,
             "tune": self.tune,
+            "grid": self.grid,
             "transform": self.transform,
             "data": self.data,
             "provenance": self.provenance,
@@ -58,7 +60,7 @@ class PolicyBundle:
     """A loaded policy, ready to act."""
 
     spec: PolicySpec
-    network: FlowPolicy
+    network: PolicyNetwork
     device: torch.device
     tower: dict[str, Tensor] | None  # weights of a tuned image tower, under open_clip's names; None: the encoder's own
 
@@ -80,7 +82,7 @@ class PolicyBundle:
             steps: of sampling; the policy's own number if None.
         """
         images = {name: self._tensor(features[name]) for name in self.spec.architecture.cameras}
-        states = {name: self._tensor(proprio[name]) for name in self.spec.architecture.proprio}
+        states: dict[str, Tensor] = {name: self._tensor(proprio[name]) for name in self.spec.architecture.proprio}
         words = self._tensor(text)
         noise = torch.randn(len(words), self.spec.architecture.horizon, ACTION_DIM, generator=generator)
         actions = self.network.act(images, words, states, noise.to(self.device), steps)
@@ -90,7 +92,7 @@ class PolicyBundle:
         return torch.as_tensor(x, dtype=torch.float32, device=self.device)
 
 
-def save(path: Path, network: FlowPolicy, spec: PolicySpec, tower: Mapping[str, Tensor] | None = None) -> None:
+def save(path: Path, network: PolicyNetwork, spec: PolicySpec, tower: Mapping[str, Tensor] | None = None) -> None:
     """Write the bundle to the directory `path`: complete or not at all. An older bundle there is replaced.
 
     `tower` are the weights of the image tower, if it was tuned.
@@ -120,7 +122,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
     """
     path = Path(path)
     spec = load_spec(path)
-    network = FlowPolicy(spec.architecture)
+    network = PolicyNetwork(spec.architecture)
     weights = path / WEIGHTS
     try:
         network.load_state_dict(_read(weights))
@@ -168,6 +170,7 @@ def load_spec(path: str | Path) -> PolicySpec:
             architecture=Architecture.from_json(tree["architecture"]),
             encoder=tree["encoder"],
             tune=tree["tune"],
+            grid=tree["grid"],
             transform=tree["transform"],
             data=tree["data"],
             provenance=tree["provenance"],

@@ -5,8 +5,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.config import NOISE_LEVELS
 from pipeline.policy.head import Head
+from pipeline.policy.settings import NOISE_LEVELS
 from pipeline.policy.velocity import at_times
 
 

@@ -5,7 +5,6 @@ and the network v(x_t, t, c) learns its velocity x_1 - x_0. Sampling integrates 
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,8 +14,6 @@ from pipeline.policy.head import Head
 from pipeline.policy.velocity import at_times
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-Times = Literal["uniform", "logit_normal", "beta"]
-Solver = Literal["euler", "midpoint", "heun"]
 
 
 def interpolate(
@@ -27,40 +24,18 @@ def interpolate(
     return t * x_1 + (1 - t) * x_0
 
 
-def warp(u: Float[Tensor, " B"], times: Times) -> Float[Tensor, " B"]:
-    """Return training times in [0, 1], by inverting the distribution's cumulative function at u ~ U(0, 1).
+def integrate(velocity: Velocity, x_0: Float[Tensor, "B *x"], condition: Tensor, steps: int) -> Float[Tensor, "B *x"]:
+    """Integrate dx/dt = velocity(x, t, condition) from t=0 to t=1 in `steps` equal Euler steps.
 
-    uniform: as in the reference. logit_normal: the logistic of N(0, 1), most in the middle (Stable Diffusion 3, arXiv
-    2403.03206). beta: 1 - t ~ Beta(1.5, 1), most towards the noise (pi_0, arXiv 2410.24164). All are 0 at u = 0.
-    """
-    if times == "uniform":
-        return u
-    if times == "logit_normal":
-        return torch.sigmoid(torch.special.ndtri(u))
-    return 1 - (1 - u) ** (2 / 3)
-
-
-def integrate(
-    velocity: Velocity, x_0: Float[Tensor, "B *x"], condition: Tensor, steps: int, solver: Solver = "euler"
-) -> Float[Tensor, "B *x"]:
-    """Integrate dx/dt = velocity(x, t, condition) from t=0 to t=1 in `steps` equal steps.
-
-    Euler asks the network once a step and is exact for a straight flow, whatever the number of steps: at t the velocity
-    towards a single x_1 is (x_1 - x_t) / (1 - t), and the last step, from t = 1 - dt, lands on x_1. Midpoint and Heun
-    ask twice and are exact where the velocity is linear in t.
+    That is exact for a straight flow, whatever the number of steps: at t the velocity towards a single x_1 is
+    (x_1 - x_t) / (1 - t), and the last step, from t = 1 - dt, lands on x_1.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; integration needs at least one")
-    x_t, dt = x_0, 1 / steps
-    asked = {"euler": (0.0,), "midpoint": (0.0, 0.5), "heun": (0.0, 1.0)}[solver]
-    at = at_times(velocity, [(k + part) / steps for k in range(steps) for part in asked], condition)
+    x_t = x_0
+    at = at_times(velocity, [k / steps for k in range(steps)], condition)
     for k in range(steps):
-        slope = at(x_t, k / steps)
-        if solver == "midpoint":
-            slope = at(x_t + slope * (dt / 2), (k + 0.5) / steps)
-        elif solver == "heun":
-            slope = (slope + at(x_t + slope * dt, (k + 1) / steps)) / 2
-        x_t = x_t + slope * dt
+        x_t = x_t + at(x_t, k / steps) / steps
     return x_t
 
 
@@ -80,18 +55,11 @@ def straightness(
 
 
 class RectifiedFlow(Head):
-    """The action head: a velocity network, its loss and its sampler. Actions are (B, H, A), in the head's units.
+    """The action head: a velocity network, its loss and its sampler. Actions are (B, H, A), in the head's units."""
 
-    Args:
-        times: distribution of t in training.
-        solver: of sampling.
-    """
-
-    def __init__(self, velocity: nn.Module, times: Times = "uniform", solver: Solver = "euler") -> None:
+    def __init__(self, velocity: nn.Module) -> None:
         super().__init__()
         self.velocity = velocity
-        self.times: Times = times
-        self.solver: Solver = solver
 
     def loss(
         self,
@@ -100,17 +68,16 @@ class RectifiedFlow(Head):
         noise: Float[Tensor, "B H A"],
         u: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        """Return each row's mean squared velocity error. The caller draws noise ~ N(0, I) and u ~ U(0, 1)."""
-        t = warp(u, self.times)
-        x_t = interpolate(noise, actions, t)
-        error = self.velocity(x_t, t, condition) - (actions - noise)
+        """Return each row's mean squared velocity error. The caller draws noise ~ N(0, I) and t = u ~ U(0, 1)."""
+        x_t = interpolate(noise, actions, u)
+        error = self.velocity(x_t, u, condition) - (actions - noise)
         return error.square().mean(dim=(1, 2))
 
     def sample(
         self, condition: Float[Tensor, "B W"], noise: Float[Tensor, "B H A"], steps: int
     ) -> Float[Tensor, "B H A"]:
         """Return actions: `noise` carried along the flow in `steps` steps."""
-        return integrate(self.velocity, noise, condition, steps, self.solver)
+        return integrate(self.velocity, noise, condition, steps)
 
     def straightness(self, condition: Float[Tensor, "B W"], noise: Float[Tensor, "B H A"]) -> Float[Tensor, " B"]:
         """Return how far from straight the paths of `noise` are: 0 where one step gives what many give."""

@@ -1,59 +1,47 @@
 """The trainable policy: normaliser, fusion and action head in one module, and the description it is built from."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.config import HEADS_IN_STEPS, GridParams, HeadName, NetworkName, PolicyParams
 from pipeline.policy.diffusion import Diffusion
-from pipeline.policy.flow import RectifiedFlow, Solver, Times
-from pipeline.policy.fusion import PROPRIO_DIMS, Inputs, MlpFusion, TransformerFusion
+from pipeline.policy.flow import RectifiedFlow
+from pipeline.policy.fusion import PROPRIO_DIMS, Fusion, Inputs
 from pipeline.policy.head import Head
 from pipeline.policy.keyframes import Keyframes
 from pipeline.policy.normaliser import Noise, Normaliser
 from pipeline.policy.regression import Cvae, Regression
+from pipeline.policy.settings import HEADS_IN_STEPS, PolicyParams
 from pipeline.policy.tokens import ActionTokens
-from pipeline.policy.velocity import MlpVelocity, ResidualVelocity, TransformerVelocity
+from pipeline.policy.velocity import MlpVelocity, ResidualVelocity
 
 ACTION_DIM = 7  # [dx, dy, dz, dax, day, daz, gripper]
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """All that it takes to build the network again: the policy section of params.yaml and the encoder's sizes."""
+class Architecture(PolicyParams):
+    """All that it takes to build the network again: the settings, and the sizes of the features.
 
-    cameras: tuple[str, ...]
-    proprio: tuple[str, ...]
-    grid: GridParams | None  # patch tokens are the features; None: the pooled ones
+    Attributes:
+        patches: P, patch tokens of a frame; None: its pooled feature.
+        image_dim: of a patch token or of the pooled feature.
+        text_dim: of an instruction's feature.
+    """
+
+    patches: int | None
     image_dim: int
     text_dim: int
-    history: int
-    fusion: Literal["mlp", "transformer"]
-    width: int
-    token_width: int
-    fusion_layers: int
-    head: HeadName
-    velocity: NetworkName
-    velocity_width: int
-    velocity_layers: int
-    time_dim: int
-    horizon: int
-    execute: int
-    times: Times
-    solver: Solver
-    sampling_steps: int
-    standardise_actions: bool
 
     @classmethod
-    def of(cls, policy: PolicyParams, image_dim: int, text_dim: int, grid: GridParams | None = None) -> "Architecture":
-        """Return the architecture that `policy` asks for on features of the given sizes; `grid` is the store's."""
-        used = grid if policy.features == "grid" else None
-        values: dict[str, Any] = {"image_dim": image_dim, "text_dim": text_dim, "grid": used}
-        values |= {k: getattr(policy, k) for k in cls.__dataclass_fields__ if k not in values}
+    def of(cls, policy: PolicyParams, image_dim: int, text_dim: int, patches: int | None = None) -> "Architecture":
+        """Return what `policy` builds on features of these sizes; `patches` are those that the store has."""
+        used = patches if policy.features == "grid" else None
+        values: dict[str, Any] = {field.name: getattr(policy, field.name) for field in fields(PolicyParams)}
+        values |= {"patches": used, "image_dim": image_dim, "text_dim": text_dim}
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -64,8 +52,6 @@ class Architecture:
     def from_json(cls, tree: Mapping[str, Any]) -> "Architecture":
         """Build from to_json's mapping. Raises TypeError for missing or unknown keys."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
-        if values.get("grid") is not None:
-            values["grid"] = GridParams(**values["grid"])
         return cls(**values)
 
     @property
@@ -76,10 +62,10 @@ class Architecture:
     @property
     def frame_shape(self) -> tuple[int, ...]:
         """Shape of one frame's features: ([P,] D)."""
-        return (*((self.grid.size**2,) if self.grid else ()), self.image_dim)
+        return (*((self.patches,) if self.patches else ()), self.image_dim)
 
 
-class FlowPolicy(nn.Module):
+class PolicyNetwork(nn.Module):
     """Cached features in, actions out.
 
     images: camera -> (B, D) raw pooled CLIP features, or (B, P, D) patch tokens; text: (B, D); proprio: name -> (B, k)
@@ -184,24 +170,24 @@ class FlowPolicy(nn.Module):
         return counts
 
 
-def make_fusion(arch: Architecture) -> MlpFusion | TransformerFusion:
-    """Return the fusion that `arch` names."""
-    patches = arch.grid.size**2 if arch.grid else 1
-    inputs = Inputs(arch.cameras, arch.proprio, arch.history, patches, arch.image_dim, arch.text_dim)
-    if arch.fusion == "mlp":
-        return MlpFusion(inputs, arch.width, arch.token_width)
-    return TransformerFusion(inputs, arch.width, arch.token_width, arch.fusion_layers)
+def make_fusion(arch: Architecture) -> Fusion:
+    """Return the fusion of these inputs."""
+    inputs = Inputs(arch.cameras, arch.proprio, arch.history, arch.patches or 1, arch.image_dim, arch.text_dim)
+    return Fusion(inputs, arch.width, arch.token_width)
 
 
 def make_head(arch: Architecture) -> Head:
-    """Return the action head that `arch` names. A new one is plugged in here; its name is in `config.HeadName`."""
+    """Return the action head that `arch` names.
+
+    A new one is plugged in here; its name is in `policy.settings.HeadName`.
+    """
     if arch.head in HEADS_IN_STEPS:
-        network = {"mlp": MlpVelocity, "residual": ResidualVelocity, "transformer": TransformerVelocity}[arch.velocity]
+        network = {"mlp": MlpVelocity, "residual": ResidualVelocity}[arch.velocity]
         velocity = network(
             arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers, arch.time_dim
         )
         if arch.head == "flow":
-            return RectifiedFlow(velocity, arch.times, arch.solver)
+            return RectifiedFlow(velocity)
         if arch.head == "diffusion":
             return Diffusion(velocity)
     sizes = (arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers)

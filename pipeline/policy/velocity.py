@@ -10,8 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.config import ATTENTION_HEAD
-
 
 def sinusoid(t: Float[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
     """Return sines and cosines of t in [0, 1] at dim/2 frequencies from 1 to 1000, evenly spaced in the logarithm."""
@@ -144,59 +142,3 @@ class _ResidualBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B width"], film: Float[Tensor, "B film"]) -> Float[Tensor, "B width"]:
         scale, shift = film.chunk(2, dim=1)
         return x + self.net(self.norm(x) * (1 + scale) + shift)
-
-
-class TransformerVelocity(VelocityNetwork):
-    """A diffusion transformer over the chunk: a token per action, blocks modulated by time and condition.
-
-    adaLN-Zero of DiT (Peebles, Xie, arXiv 2212.09748). `width` is that of a token.
-    """
-
-    def __init__(
-        self, horizon: int, action_dim: int, condition_dim: int, width: int, layers: int, time_dim: int
-    ) -> None:
-        super().__init__()
-        self.time_dim = time_dim
-        self.enter = nn.Linear(action_dim, width)
-        self.place = nn.Parameter(0.02 * torch.randn(horizon, width))
-        self.enter_given = nn.Sequential(nn.Linear(time_dim + condition_dim, width), nn.SiLU())
-        self.blocks = nn.ModuleList(_TransformerBlock(width, width // ATTENTION_HEAD) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = nn.Linear(width, 2 * width)
-        self.leave = nn.Linear(width, action_dim)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
-
-    def given(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Given:
-        seen = self.enter_given(torch.cat([sinusoid(t, self.time_dim), condition], dim=1))[:, None]
-        blocks = cast("list[_TransformerBlock]", self.blocks)
-        return (*(block.modulate(seen) for block in blocks), self.modulate(seen))
-
-    def follow(self, x_t: Float[Tensor, "B H A"], given: Given) -> Float[Tensor, "B H A"]:
-        x = self.enter(x_t) + self.place
-        for block, modulation in zip(self.blocks, given[:-1], strict=True):
-            x = block(x, modulation)
-        scale, shift = given[-1].chunk(2, dim=-1)
-        return self.leave(self.norm(x) * (1 + scale) + shift)
-
-
-class _TransformerBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self._heads = heads
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-        self.modulate = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.modulate.weight)  # each block begins as the identity
-        nn.init.zeros_(self.modulate.bias)
-
-    def forward(self, x: Float[Tensor, "B H width"], given: Float[Tensor, "B 1 six"]) -> Float[Tensor, "B H width"]:
-        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = given.chunk(6, dim=-1)
-        x = x + gate_1 * self._attend(self.norm(x) * (1 + scale_1) + shift_1)
-        return x + gate_2 * self.mlp(self.norm(x) * (1 + scale_2) + shift_2)
-
-    def _attend(self, x: Float[Tensor, "B H width"]) -> Float[Tensor, "B H width"]:
-        q, k, v = (part.unflatten(2, (self._heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

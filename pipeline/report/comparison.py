@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import HEADS_IN_STEPS, training_of
 from pipeline.errors import DataError, did_you_mean
+from pipeline.policy.settings import HEADS_IN_STEPS
 from pipeline.report.charts import interval_bar
 from pipeline.report.html import Content, Markup, document, el, table
 from pipeline.report.inputs import EVAL_KEYS, read_json
 from pipeline.report.sections import condition_name, duration, interval, percent
 from pipeline.rollout.metrics import paired
-from pipeline.rollout.record import EpisodeRecord, read_records
+from pipeline.rollout.results import EpisodeRecord, read_records
+
+
+def training_of(run: str) -> str:
+    """Return the name of the training that an evaluation is of: flow-0 for flow-0-steps-4."""
+    return run.partition("-steps-")[0]
 
 
 @dataclass(frozen=True)

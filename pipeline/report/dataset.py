@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.libero.demonstrations import Demo, Quarantined, read
+from pipeline.libero.conventions import CONTROL_HZ
+from pipeline.libero.demos.read import Demo, Quarantined, read
 from pipeline.libero.suites import Task
 from pipeline.report.charts import Series, histogram, trace_chart
 from pipeline.report.html import Content, Markup, document, el, table, video
-from pipeline.rollout.metrics import CONTROL_HZ
 from pipeline.rollout.video import VideoRecorder, png, read_frames
 
 SAMPLES = 3  # recordings per task: the shortest, the median and the longest demonstration

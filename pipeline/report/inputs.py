@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.rollout.record import EpisodeRecord, read_records
+from pipeline.rollout.results import EpisodeRecord, read_records
 
 EVAL_KEYS = ("suite", "episodes", "n", "successes", "failures", "errors", "success_rate", "wilson_low", "wilson_high")
 EXPERT_KEYS = ("suite", "rows", "per_task")

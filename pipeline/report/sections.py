@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.errors import DataError
+from pipeline.libero.conventions import CONTROL_HZ
 from pipeline.report.charts import Series, interval_bar, line_chart, shares_bar
 from pipeline.report.html import Content, Markup, Number, data_uri, el, table, video
 from pipeline.report.inputs import Inputs
-from pipeline.rollout.metrics import CONTROL_HZ, on_held_out, seen_before, whether_it_looks, wilson
-from pipeline.rollout.record import EpisodeRecord
+from pipeline.rollout.metrics import on_held_out, seen_before, whether_it_looks, wilson
+from pipeline.rollout.results import EpisodeRecord
 from pipeline.rollout.video import film_strip, png, read_frames
 
 MAX_VIDEOS = 24  # of some 100 KiB each: the page is to open at once on a phone

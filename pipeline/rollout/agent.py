@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from pipeline.config import EncoderParams, Sim
 from pipeline.encode.clip import ClipEncoder
-from pipeline.encode.transform import TRANSFORM_ID
+from pipeline.encode.preprocess import TRANSFORM_ID
+from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.errors import ConfigError, DataError
 from pipeline.libero.depth import DEPTH_ID
 from pipeline.libero.installation import picture_identity
-from pipeline.libero.simulator import Observation, Simulator
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec, weights_digest
 from pipeline.policy.network import Architecture
@@ -74,7 +75,7 @@ class PolicyAgent:
         arch = bundle.spec.architecture
         self.cameras = arch.cameras
         self.execute = look_every(arch, every)
-        self._kind = "grid" if arch.grid else "image"
+        self._kind = "grid" if arch.patches else "image"
         # A policy with a history learnt from looks that are `execute` steps apart.
         self._apart = arch.execute // self.execute
         self._looks: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (arch.history - 1) * self._apart)
@@ -97,7 +98,8 @@ class PolicyAgent:
     ) -> "PolicyAgent":
         """Read the bundle at `path` and make the encoder."""
         bundle = load(path, device)
-        agent = cls(bundle, ClipEncoder(encoder, device, bundle.spec.architecture.grid), sim, steps, every)
+        grid = GridParams(**bundle.spec.grid) if bundle.spec.grid else None
+        agent = cls(bundle, ClipEncoder(encoder, device, grid), sim, steps, every)
         if agent._bundle.tower is not None:
             agent._encoder.replace_tower(agent._bundle.tower)
         return agent
@@ -123,37 +125,6 @@ class PolicyAgent:
         if arch.history == 1:
             seen = {name: x[:, 0] for name, x in seen.items()}
         return self._bundle.act(seen, self._words[self._task.language], seen, self._generator, self._steps)[0]
-
-
-class TemporalEnsemble:
-    """Looks at every step and averages what all looks so far say of it (Zhao et al., RSS 2023, arXiv 2304.13705).
-
-    Args:
-        agent: whose chunks are averaged; the whole of each, not only what it would execute.
-        decay: m of ACT, whose weights are exp(-m i), i = 0 for the oldest look; 0.01 there. Larger is slower to take
-            new looks in.
-    """
-
-    execute = 1
-
-    def __init__(self, agent: Agent, decay: float) -> None:
-        self.cameras = agent.cameras
-        self._agent = agent
-        self._decay = decay
-        self._chunks: deque[np.ndarray] = deque()
-
-    def reset(self, task: Task, seed: int) -> None:
-        self._agent.reset(task, seed)
-        self._chunks.clear()
-
-    def act(self, obs: Observation) -> Float[np.ndarray, "1 7"]:
-        self._chunks.append(np.asarray(self._agent.act(obs)))
-        while len(self._chunks) > len(self._chunks[0]):  # the oldest says nothing of this step
-            self._chunks.popleft()
-        age = len(self._chunks) - 1
-        said = np.stack([chunk[age - i] for i, chunk in enumerate(self._chunks)])
-        weights = np.exp(-self._decay * np.arange(len(said)))
-        return (weights[:, None] * said).sum(0, keepdims=True) / weights.sum()
 
 
 class Noting:

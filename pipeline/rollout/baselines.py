@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import Demo, Motion, demo_file, read_motion, scan
+from pipeline.libero.demos.read import Demo, Motion, demo_file, read_motion, scan
 from pipeline.libero.expert import Expert, Scene
-from pipeline.libero.simulator import NO_OP, Observation, Simulator
+from pipeline.libero.sim.simulator import NO_OP, Observation, Simulator
 from pipeline.libero.suites import Task
 
 

@@ -5,18 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.config import PLAIN, Sim, condition_parts
-from pipeline.libero.depth import lens
-from pipeline.libero.displacement import displaced
-from pipeline.libero.simulator import CAMERAS, DEPTH_CAMERAS, Observation, Simulator
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.displacement import displaced
+from pipeline.libero.sim.simulator import CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task, tasks
 from pipeline.rollout.agent import Agent
+from pipeline.rollout.settings import PLAIN, condition_parts
 
-BLANKED = {"blank_cameras": (*CAMERAS, *DEPTH_CAMERAS)} | {
-    f"blank_{camera}": tuple(c for c in (*CAMERAS, *DEPTH_CAMERAS) if lens(c) == camera) for camera in CAMERAS
-}
+BLANK = "blank_cameras"
 OTHER_EPISODE = "other_episode"
-OF_THE_AGENT = (*BLANKED, OTHER_EPISODE, "other_instruction")
+OF_THE_AGENT = (BLANK, OTHER_EPISODE, "other_instruction")
 """The conditions that change what an agent is given; the others change the scene."""
 
 
@@ -38,8 +36,8 @@ def baseline(condition: str, asked: Mapping[str, float | None]) -> str:
 def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:
     """Return the agent as this condition lets it see and hear."""
     for part in condition_parts(condition):
-        if part in BLANKED:
-            agent = Blank(agent, BLANKED[part], sim.image_size)
+        if part == BLANK:
+            agent = Blank(agent, sim.image_size)
         elif part == "other_instruction":
             agent = OtherInstruction(agent)
     return agent
@@ -49,7 +47,7 @@ def alter_world(simulator: Simulator, condition: str, amount: float | None, seed
     """Change what a reset has set up; the next reset undoes it.
 
     Args:
-        amount: see `pipeline.config.params.EvalLibero.conditions`.
+        amount: see `CONDITIONS`.
         seed: of the episode: what is drawn here is drawn alike for every policy.
         sim_seed: that the simulator was reset with.
     """
@@ -70,20 +68,20 @@ def alter_world(simulator: Simulator, condition: str, amount: float | None, seed
 
 
 class Blank:
-    """An agent some of whose cameras show black. They are not drawn."""
+    """An agent whose cameras show black. They are not drawn."""
 
-    def __init__(self, agent: Agent, blanked: tuple[str, ...], image_size: int) -> None:
-        self.cameras = tuple(camera for camera in agent.cameras if camera not in blanked)
+    cameras: tuple[str, ...] = ()
+
+    def __init__(self, agent: Agent, image_size: int) -> None:
         self.execute = agent.execute
         self._agent = agent
-        black = np.zeros((image_size, image_size, 3), np.uint8)
-        self._black = {camera: black for camera in agent.cameras if camera in blanked}
+        self._black = dict.fromkeys(agent.cameras, np.zeros((image_size, image_size, 3), np.uint8))
 
     def reset(self, task: Task, seed: int) -> None:
         self._agent.reset(task, seed)
 
     def act(self, obs: Observation) -> np.ndarray:
-        return self._agent.act(replace(obs, images=obs.images | self._black))
+        return self._agent.act(replace(obs, images=self._black))
 
 
 class Shown:

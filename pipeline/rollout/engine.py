@@ -15,18 +15,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.compute import map_unordered
-from pipeline.config import Compute, Sim
+from pipeline.compute import Compute, map_unordered
 from pipeline.errors import SimulatorError
 from pipeline.files import exclusive, write_atomic
 from pipeline.libero.installation import find_assets, picture_identity
-from pipeline.libero.simulator import Simulator
-from pipeline.libero.suites import Task, init_states
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import Simulator
+from pipeline.libero.suites import Task, check_row, init_states
 from pipeline.provenance import code_digest, versions
 from pipeline.rollout.agent import Agent
 from pipeline.rollout.conditions import alter_agent
-from pipeline.rollout.episode import EpisodeSettings, check_row, describe, run_episode, step_limit
-from pipeline.rollout.record import EpisodeRecord, ErrorKind, Journal, Key
+from pipeline.rollout.episode import EpisodeSettings, describe, run_episode, step_limit
+from pipeline.rollout.results import EpisodeRecord, ErrorKind, Journal, Key
 from pipeline.rollout.video import VideoRecorder
 
 log = logging.getLogger(__name__)

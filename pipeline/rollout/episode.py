@@ -11,16 +11,16 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.config import PLAIN, condition_parts
 from pipeline.errors import PipelineError, SimulatorError
-from pipeline.libero.simulator import Observation, Simulator
-from pipeline.libero.suites import SUITES, Task, init_states
+from pipeline.libero.conventions import ACTION_DIM
+from pipeline.libero.sim.simulator import Observation, Simulator
+from pipeline.libero.suites import SUITES, Task, check_row, init_states
 from pipeline.rollout.agent import Agent, Noting, Privileged
 from pipeline.rollout.conditions import OTHER_EPISODE, Shown, alter_world, without
-from pipeline.rollout.record import EpisodeRecord, ErrorKind
+from pipeline.rollout.results import EpisodeRecord, ErrorKind
+from pipeline.rollout.settings import PLAIN, condition_parts
 
 log = logging.getLogger(__name__)
-ACTION_DIM = 7
 
 
 @dataclass(frozen=True)
@@ -241,15 +241,6 @@ class _Rollout:
             yield
         finally:
             self.clock[part] += perf_counter() - started
-
-
-def check_row(task: Task, row: int, rows: int) -> None:
-    """Raise PipelineError for an init state that the task lacks."""
-    if not 0 <= row < rows:
-        raise PipelineError(
-            f"{task.suite} task {task.id} has initial states 0 to {rows - 1}, and row {row} is asked for. "
-            "Lower eval_libero.episodes or eval_libero.first_init_state."
-        )
 
 
 def _checked(actions: np.ndarray, execute: int) -> np.ndarray:

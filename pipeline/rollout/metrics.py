@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from pipeline.config import condition_parts
-from pipeline.rollout.record import EpisodeRecord
+from pipeline.rollout.results import EpisodeRecord
+from pipeline.rollout.settings import condition_parts
 
 Z_95 = 1.959964
 SIGNIFICANT = 0.05
-CONTROL_HZ = 20
 """Control steps per simulated second (LIBERO's OSC_POSE controller)."""
 
 

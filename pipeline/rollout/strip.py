@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.config import Sim
-from pipeline.libero.simulator import Simulator
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
 from pipeline.rollout.agent import Agent, Noting
 from pipeline.rollout.episode import EpisodeSettings, run_episode
-from pipeline.rollout.record import EpisodeRecord
+from pipeline.rollout.results import EpisodeRecord
 from pipeline.rollout.video import film_strip
 
 CAMERA = "agentview"

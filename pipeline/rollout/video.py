@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline.rollout.metrics import CONTROL_HZ
+from pipeline.libero.conventions import CONTROL_HZ
 
 
 class VideoRecorder:

@@ -11,8 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from cache.fingerprint import differences, digest
 from cache.ledger import fsync_directory, fsync_file
+from cache.plan import differences, digest
 from pipeline.errors import PipelineError
 from pipeline.files import write_atomic
 

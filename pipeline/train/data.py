@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cache.reader import Store
-from pipeline.config import PolicyParams
 from pipeline.errors import DataError, did_you_mean
+from pipeline.policy.settings import PolicyParams
 from pipeline.policy.windows import action_windows, looks, next_changes
 from pipeline.train.images import (
     MIB,

@@ -6,16 +6,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.config import TrainFlow
-from pipeline.policy.network import ACTION_DIM, FlowPolicy
+from pipeline.policy.network import ACTION_DIM, PolicyNetwork
 from pipeline.train.data import Table
+from pipeline.train.settings import TrainFlow
 
 CHUNK = 1024  # rows per forward pass of the head
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 
 
 def split_metrics(
-    network: FlowPolicy, table: Table, train_rows: Tensor, val_rows: Tensor, cfg: TrainFlow, sample: bool
+    network: PolicyNetwork, table: Table, train_rows: Tensor, val_rows: Tensor, cfg: TrainFlow, sample: bool
 ) -> dict[str, Any]:
     """Return val_loss, and, where `sample`, the action error of both splits; None where there are no rows.
 
@@ -32,7 +32,7 @@ def split_metrics(
     return metrics
 
 
-def _action_metrics(network: FlowPolicy, table: Table, rows: Tensor, cfg: TrainFlow) -> dict[str, Any]:
+def _action_metrics(network: PolicyNetwork, table: Table, rows: Tensor, cfg: TrainFlow) -> dict[str, Any]:
     if len(rows) == 0:
         return dict.fromkeys(("action_mse", "action_mae", "action_mse_of"))
     mse, mae = action_error(network, table, rows, cfg.metrics_rows, cfg.seed, at_once(cfg))
@@ -46,7 +46,7 @@ def at_once(cfg: TrainFlow) -> int:
 
 
 @torch.no_grad()
-def mean_loss(network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], seed: int, chunk: int = CHUNK) -> float:
+def mean_loss(network: PolicyNetwork, table: Table, rows: Int[Tensor, " N"], seed: int, chunk: int = CHUNK) -> float:
     """Return the mean loss over `rows`, with the same noise and times at every call, and what training adds to it."""
     generator = torch.Generator().manual_seed(seed)
     device = table.action.device
@@ -63,7 +63,7 @@ def mean_loss(network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], seed: 
 
 @torch.no_grad()
 def action_error(
-    network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int, chunk: int = CHUNK
+    network: PolicyNetwork, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int, chunk: int = CHUNK
 ) -> tuple[Float[Tensor, "7"], Float[Tensor, "7"]]:
     """Return each dimension's (MSE, MAE) between sampled and recorded actions in the environment's units, over chunks.
 
@@ -84,7 +84,7 @@ def action_error(
 
 
 def straightness(
-    network: FlowPolicy, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int, chunk: int = CHUNK
+    network: PolicyNetwork, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int, chunk: int = CHUNK
 ) -> float | None:
     """Return how far from straight a flow's paths are, the mean over at most `limit` rows; None of other heads.
 

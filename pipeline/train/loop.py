@@ -17,25 +17,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from jaxtyping import Int
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from pipeline.config import TrainFlow
 from pipeline.errors import DataError
-from pipeline.files import write_atomic
+from pipeline.policy.finetuned import TunedPolicy
 from pipeline.policy.keyframes import Keyframes
-from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.train import checkpoint
 from pipeline.train.curves import log_epoch
 from pipeline.train.data import Table, split_by_episode
 from pipeline.train.divergence import LOOK_EVERY, LossWatch, divergence
 from pipeline.train.evaluation import at_once, split_metrics, straightness
+from pipeline.train.finetune import Tower, parameter_groups
 from pipeline.train.plan import accumulation_steps, learning_rate_factor, row_counts, total_steps
+from pipeline.train.reflow import Teacher
+from pipeline.train.settings import TrainFlow
 from pipeline.train.statistics import measure
-from pipeline.train.teacher import Teacher
-from pipeline.train.tower import Tower, TunedPolicy, parameter_groups
 from pipeline.train.update import Update
 
 log = logging.getLogger(__name__)
@@ -49,9 +48,7 @@ class Progress:
     step: int = 0  # optimiser steps done
     wall_s: float = 0.0  # of all sessions together
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per epoch
-    best: float = math.inf  # value of `best_by` so far
-    best_epoch: int = -1  # where it was; -1 before any, and without `best_by`
-    published: dict[str, Any] = field(default_factory=dict)  # the epoch of the network to use, in full; at the end
+    published: dict[str, Any] = field(default_factory=dict)  # the last epoch, measured in full; at the end
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -65,12 +62,11 @@ class Training:
     """All that one training works on."""
 
     update: Update
-    network: FlowPolicy  # the one to use: the average, if one is kept
+    network: PolicyNetwork  # the one to use: the average, if one is kept
     progress: Progress
     train_rows: Int[Tensor, " N"]
     val_rows: Int[Tensor, " M"]
     watch: LossWatch
-    best: Path  # weights of the best epoch so far
 
     @property
     def cfg(self) -> TrainFlow:
@@ -82,45 +78,35 @@ class Training:
         """Optimiser steps of all epochs."""
         return total_steps(self.cfg, len(self.train_rows))
 
-    @property
-    def done(self) -> bool:
-        """Whether all epochs are run, or the last improvement is too long ago."""
-        patience, progress = self.cfg.early_stop_epochs, self.progress
-        stalled = patience is not None and progress.epoch - 1 - progress.best_epoch >= patience
-        return progress.epoch >= self.cfg.epochs or (progress.epoch > 0 and stalled)
-
 
 def train(
     accelerator: Accelerator,
     table: Table,
     arch: Architecture,
     cfg: TrainFlow,
-    feature_noise: float,
     scratch: Path,
     tower: Tower | None = None,
     teacher: Teacher | None = None,
-) -> tuple[FlowPolicy, Progress]:
+) -> tuple[PolicyNetwork, Progress]:
     """Fit a policy to `table`; return the network to use and how it went.
 
-    The network is the average if `ema_decay` keeps one, of the last epoch, or of the one that was best by `best_by`;
-    `Progress.published` tells of it, on the main process.
+    The network is the average if `ema_decay` keeps one; `Progress.published` tells of it, on the main process.
 
     Args:
         accelerator: made by the caller, which decides devices and precision.
         table: all rows, training and validation.
         arch: the network to build.
         cfg: the train_flow section.
-        feature_noise: std of noise on standardised image features.
         scratch: directory of the checkpoints of exactly this training; it goes on from the newest one there.
         tower: to train through CLIP; the network is a TunedPolicy then.
         teacher: gives the actions to learn in place of the table's; the network begins as it, if built alike.
 
     Raises:
         ConfigError: the global batch cannot be shared among the processes.
-        DataError: there are no training rows, or no validation rows for `best_by`, or values that are not finite.
+        DataError: there are no training rows, or values that are not finite.
         PipelineError: the loss is not finite, or no checkpoint can be read.
     """
-    training = _prepare(accelerator, table, arch, cfg, feature_noise, scratch, tower, teacher)
+    training = _prepare(accelerator, table, arch, cfg, scratch, tower, teacher)
     progress = training.progress
     if checkpoint.resume(accelerator, scratch):
         log.info("going on after epoch %d, step %d", progress.epoch, progress.step)
@@ -132,28 +118,22 @@ def train(
     with tqdm(
         total=training.steps, initial=progress.step, desc="train", unit="step", mininterval=1.0, disable=hidden
     ) as bar:
-        while not training.done:
+        while progress.epoch < cfg.epochs:
             _run_epoch(training, bar)
-            if training.done or progress.epoch % cfg.checkpoint_every_epochs == 0:
+            if progress.epoch == cfg.epochs or progress.epoch % cfg.checkpoint_every_epochs == 0:
                 checkpoint.save(accelerator, scratch, progress.step)
-    if accelerator.is_main_process:  # who has written the best, and publishes it
+    if accelerator.is_main_process:
         _publish(training)
     return training.network, progress
 
 
 def _publish(training: Training) -> None:
-    """Take the network to use, and the figures of it. An epoch whose actions were not sampled is sampled now."""
+    """Note the last epoch's figures; its actions were sampled, and how straight the flow's paths are is asked now."""
     cfg, progress = training.cfg, training.progress
-    if progress.best_epoch >= 0:
-        training.network.load_state_dict(load_file(training.best))
-        log.info("epoch %d was best: %s %.5g", progress.best_epoch, cfg.best_by, progress.best)
-    progress.published = dict(progress.history[progress.best_epoch])
-    if "train_action_mse" not in progress.published:
-        rows = training.train_rows, training.val_rows
-        progress.published |= split_metrics(training.network, training.update.table, *rows, cfg, sample=True)
-    progress.published["val_straightness"] = straightness(
+    bent = straightness(
         training.network, training.update.table, training.val_rows, cfg.metrics_rows, cfg.seed, at_once(cfg)
     )
+    progress.published = {**progress.history[-1], "val_straightness": bent}
 
 
 def _prepare(
@@ -161,7 +141,6 @@ def _prepare(
     table: Table,
     arch: Architecture,
     cfg: TrainFlow,
-    feature_noise: float,
     scratch: Path,
     tower: Tower | None,
     teacher: Teacher | None,
@@ -170,13 +149,9 @@ def _prepare(
     train_rows, val_rows = split_by_episode(table.episodes, cfg.val_fraction, cfg.seed)
     if len(train_rows) == 0:
         raise DataError("the store has no training rows. Record more demonstrations: demos.episodes")
-    if len(val_rows) == 0 and (cfg.best_by or "").startswith("val"):
-        raise DataError(
-            f"train_flow.best_by is {cfg.best_by}, but no episode is held out. Raise train_flow.val_fraction"
-        )
     statistics = measure(table, train_rows)
     torch.manual_seed(cfg.seed)
-    network = TunedPolicy(arch, tower.visual, tower.preprocess) if tower else FlowPolicy(arch)
+    network = TunedPolicy(arch, tower.visual, tower.preprocess) if tower else PolicyNetwork(arch)
     network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
     if teacher and teacher.start(network):
         log.info("the network begins with its teacher's weights")
@@ -192,7 +167,7 @@ def _prepare(
     )
     total = total_steps(cfg, len(train_rows))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, total, cfg.warmup_steps, cfg.schedule)
+        optimizer, lambda step: learning_rate_factor(step, total, cfg.warmup_steps)
     )
     model, optimizer = accelerator.prepare(network, optimizer)
     average = None
@@ -209,14 +184,13 @@ def _prepare(
         table.to(accelerator.device),
         arch,
         cfg,
-        feature_noise,
         accumulation,
         teacher,
     )
     used = network if average is None else average.module
-    assert isinstance(used, FlowPolicy)
+    assert isinstance(used, PolicyNetwork)
     watch = LossWatch(accelerator.device)
-    return Training(update, used, progress, train_rows, val_rows, watch, scratch / "best.safetensors")
+    return Training(update, used, progress, train_rows, val_rows, watch)
 
 
 def _run_epoch(training: Training, bar: tqdm) -> None:
@@ -233,7 +207,6 @@ def _run_epoch(training: Training, bar: tqdm) -> None:
     entry = {"epoch": progress.epoch, "step": progress.step, "train_loss": loss, **measured[0]}
     progress.history.append(entry)
     log_epoch(accelerator, entry)
-    _keep_best(training, entry)
     progress.epoch += 1
     seconds = time.monotonic() - started
     progress.wall_s += seconds
@@ -262,16 +235,6 @@ def _step_through(training: Training, bar: tqdm) -> float:
     reduced = update.accelerator.reduce(total)
     assert isinstance(reduced, Tensor)
     return float(reduced) / len(training.train_rows)
-
-
-def _keep_best(training: Training, entry: dict[str, Any]) -> None:
-    """Keep the network if it is the best so far, by the metric that `best_by` names."""
-    name, progress = training.cfg.best_by, training.progress
-    if name is None or name not in entry or not entry[name] < progress.best:
-        return
-    progress.best, progress.best_epoch = entry[name], entry["epoch"]
-    if training.update.accelerator.is_main_process:
-        write_atomic(training.best, save({k: v.contiguous() for k, v in training.network.state_dict().items()}))
 
 
 def _log_start(training: Training) -> None:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pipeline.config import TrainFlow
 from pipeline.errors import ConfigError
+from pipeline.train.settings import TrainFlow
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -65,10 +65,8 @@ def accumulation_steps(cfg: TrainFlow, processes: int) -> int:
     return cfg.batch_size // (micro * processes)
 
 
-def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> float:
-    """Return the factor on the learning rate at `step` of `total`: linear warm-up, then cosine to zero or constant."""
+def learning_rate_factor(step: int, total: int, warmup: int) -> float:
+    """Return the factor on the learning rate at `step` of `total`: linear warm-up, then cosine to zero."""
     if step < warmup:
         return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pipeline.config import TrainFlow
 from pipeline.policy.network import ACTION_DIM, Architecture
 from pipeline.policy.normaliser import Noise
 from pipeline.train.data import Table
 from pipeline.train.images import Features
 from pipeline.train.plan import step_seed
-from pipeline.train.teacher import Teacher
+from pipeline.train.reflow import Teacher
+from pipeline.train.settings import TrainFlow
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Update:
     table: Table
     arch: Architecture
     cfg: TrainFlow
-    feature_noise: float
     accumulation: int  # forward passes per process
     teacher: Teacher | None = None
 
@@ -51,10 +50,10 @@ class Update:
             noise, u = noises[part].to(accelerator.device), times[part].to(accelerator.device)
             extra = None
             if levels is not None:
-                extra = {name: Noise.of(x[part.to(x.device)], self.feature_noise) for name, x in levels.items()}
+                extra = {name: Noise.of(x[part.to(x.device)], self.arch.feature_noise) for name, x in levels.items()}
             actions = batch.actions
             if self.teacher is not None:
-                actions, u = self.teacher.actions(batch, noise), self.teacher.times(u)
+                actions = self.teacher.actions(batch, noise)
             with sync, accelerator.autocast():
                 losses = self.model(batch.images, batch.text, batch.proprio, actions, noise, u, extra, batch.keyframes)
                 loss = losses.sum() * weight
@@ -95,7 +94,7 @@ class Update:
         if (count := self.table.images.views) > 1:
             looks = () if self.table.looks is None else (self.arch.history,)
             views = draw_views(count, self.arch.cameras, (size, *looks), generator)
-        if self.feature_noise == 0:
+        if self.arch.feature_noise == 0:
             return noise, u, views, None
         device = self.accelerator.device
         if device.type != "cpu":  # millions of numbers a step, for patch tokens

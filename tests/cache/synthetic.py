@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from cache import schema
-from cache.fingerprint import Plan
-from cache.shard import Rows
+from cache.plan import Plan
 from cache.units import Episode, Unit
+from cache.writer import Rows
 
 FIELDS = (
     *(schema.image(camera, 2, 6) for camera in ("agentview", "eye_in_hand")),

@@ -13,8 +13,8 @@ import zarr
 from cache import open_store, schema, stream
 from cache.build import build, is_current
 from cache.errors import StoreError
-from cache.fingerprint import Plan
 from cache.ledger import Ledger, Receipt
+from cache.plan import Plan
 from cache.units import Unit
 from cache.verify import verify
 from tests.cache.synthetic import TEXT, MakeFake, expected, make_plan, tree

@@ -12,8 +12,8 @@ import pytest
 
 from cache.build import STORE, build
 from cache.errors import StoreError
-from cache.shard import MakeWriter
 from cache.verify import verify
+from cache.writer import MakeWriter
 from tests.cache.synthetic import FIELDS, TEXT, MakeFake, make_plan, tree
 from tests.disk import small_disk
 

@@ -13,7 +13,7 @@ import pytest
 from cache import open_store
 from cache.build import build, repair
 from cache.errors import StoreError
-from cache.fingerprint import Plan
+from cache.plan import Plan
 from cache.verify import verify
 from tests.cache.synthetic import LENGTHS, TEXT, MakeFake, make_plan, tree
 

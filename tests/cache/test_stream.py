@@ -13,7 +13,7 @@ import pytest
 from cache import open_store, stream
 from cache.build import build
 from cache.errors import StoreError
-from cache.fingerprint import Plan
+from cache.plan import Plan
 from cache.reader import Store
 from cache.stream import BLOCKS
 from cache.units import Unit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cache.errors import StoreError
-from cache.fingerprint import canonical_json
+from cache.plan import canonical_json
 from cache.units import Episode, units
 from tests.cache.synthetic import LENGTHS, make_plan
 

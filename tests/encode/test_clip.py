@@ -24,12 +24,12 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.encode import transform
+from pipeline.encode import preprocess
 from pipeline.encode.clip import ClipEncoder, default_batch_size, resolve_precision
 from pipeline.encode.weights import load_model, weights_sha256
 from pipeline.errors import AssetError, ConfigError
 from tests.encode import tiny
-from tests.encode.test_transform import pictures
+from tests.encode.test_preprocess import pictures
 
 SEEDED_SHA256 = "bc4a589095d4f5e741803f1e5097051043f2c7f6565d58b90eaf249fa9b74869"
 
@@ -64,7 +64,7 @@ def test_features_are_open_clips(
     encoder: ClipEncoder, side: int, gpu_resize: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if gpu_resize:
-        monkeypatch.setattr(transform, "_resize", transform._resize_float)
+        monkeypatch.setattr(preprocess, "_resize", preprocess._resize_float)
     frames = pictures(side)
     cfg = PreprocessCfg(**{k: v for k, v in encoder._model.visual.preprocess_cfg.items() if k != "mode"})
     apply = image_transform_v2(cfg, is_train=False)

@@ -9,11 +9,11 @@ import open_clip
 import pytest
 import torch
 
-from pipeline.config import GridParams
 from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.settings import GridParams
 from pipeline.errors import ConfigError
 from tests.encode import tiny
-from tests.encode.test_transform import pictures
+from tests.encode.test_preprocess import pictures
 
 BLOCKS, SIDE = 3, 4
 PARAMS = replace(tiny.PARAMS, model="tiny-patches")

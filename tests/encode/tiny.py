@@ -5,9 +5,10 @@ from pathlib import Path
 
 import open_clip
 
-from pipeline.config import EncoderParams, Sim
-from pipeline.libero.demonstrations import demo_file
-from pipeline.libero.recording import write_demos
+from pipeline.encode.settings import EncoderParams
+from pipeline.libero.demos.read import demo_file
+from pipeline.libero.demos.write import write_demos
+from pipeline.libero.settings import Sim
 from pipeline.libero.suites import Task
 from tests.libero.synthetic import make_episode
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from pipeline.config import Sim
+from pipeline.libero.demos.write import Episode, Origin
 from pipeline.libero.proprio import ee_pose_from_quat
-from pipeline.libero.recording import Episode, Origin
+from pipeline.libero.settings import Sim
 
 SIM = Sim(assets_path=None, render="fast", gl="auto", image_size=16, settle_steps=10, seed=0)
 

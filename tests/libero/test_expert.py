@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from benchmarks import expert as expert_benchmark
-from pipeline.config import Sim
 from pipeline.config.compose import compose
 from pipeline.libero.conventions import upright
+from pipeline.libero.demos.write import Episode, FirstTry, Origin
 from pipeline.libero.expert import Attempt, Expert, Noise, attempt
 from pipeline.libero.expert.attempt import _reset
 from pipeline.libero.expert.grasp import DEPTHS, candidates, choose, place_position
 from pipeline.libero.expert.kinematics import Kinematics, above, rotation_vector, yaw
 from pipeline.libero.expert.scene import Scene
-from pipeline.libero.recording import Episode, FirstTry, Origin
-from pipeline.libero.simulator import Simulator
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import init_states, tasks
 from tests.imports import ROOT
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import Sim
 from pipeline.errors import AssetError, DataError
 from pipeline.libero import installation
 from pipeline.libero.installation import (
@@ -27,6 +26,7 @@ from pipeline.libero.installation import (
     package_dir,
     picture_identity,
 )
+from pipeline.libero.settings import Sim
 from pipeline.machine import REQUIREMENTS, pinned
 from tests.libero.synthetic import SIM
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.libero.headless import import_libero
 from pipeline.libero.installation import assets_dir
+from pipeline.libero.sim.robosuite_import import import_libero
 from pipeline.libero.suites import SUITES, init_states, language_of, tasks
 
 

@@ -2,18 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pipeline.config import GridParams
 from pipeline.config.compose import compose
 from pipeline.config.load import from_dict
 from pipeline.errors import DataError
 from pipeline.policy import bundle
-from pipeline.policy.network import Architecture, FlowPolicy
+from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.policy.normaliser import BLOCK, Moments, Noise, Normaliser, Standardiser
 from pipeline.policy.velocity import sinusoid
 from pipeline.policy.windows import action_windows, looks, next_changes
@@ -29,13 +29,10 @@ def reference_architecture() -> Architecture:
     return Architecture.of(from_dict(tree).policy, image_dim=512, text_dim=512)
 
 
-def small_architecture(**changes: object) -> Architecture:
-    values: dict[str, object] = {"cameras": ("agentview", "eye_in_hand"), "proprio": ("joint_pos", "gripper")}
-    values |= {"image_dim": 6, "text_dim": 5, "width": 8, "velocity_width": 16, "velocity_layers": 2, "time_dim": 4}
-    values |= {"horizon": 3, "execute": 2, "sampling_steps": 4, "standardise_actions": True}
-    values |= {"head": "flow", "velocity": "mlp", "times": "uniform", "solver": "euler"}
-    values |= {"grid": None, "history": 1, "fusion": "mlp", "token_width": 64, "fusion_layers": 1}
-    return Architecture(**{**values, **changes})
+def small_architecture(**changes: Any) -> Architecture:
+    sizes = {"image_dim": 6, "text_dim": 5, "width": 8, "token_width": 64, "velocity_width": 16, "time_dim": 4}
+    inputs = {"cameras": ("agentview", "eye_in_hand"), "proprio": ("joint_pos", "gripper")}
+    return base.architecture(**{**sizes, **inputs, "horizon": 3, "sampling_steps": 4, **changes})
 
 
 class Still(nn.Module):
@@ -55,7 +52,7 @@ def inputs(arch: Architecture, rows: int) -> tuple[dict, torch.Tensor, dict]:
 
 
 def test_trainable_parameters_are_within_5_percent_of_the_reference() -> None:
-    counts = FlowPolicy(reference_architecture()).parameter_counts()
+    counts = PolicyNetwork(reference_architecture()).parameter_counts()
     for name, expected in REFERENCE_TABLE.items():
         assert abs(counts[name] - expected) / expected < 0.05, (name, counts[name], expected)
 
@@ -99,7 +96,7 @@ def test_standardiser_gives_zero_mean_unit_spread_and_inverts() -> None:
 def test_the_flow_loss_is_in_standardised_or_in_the_environments_units(standardise: bool) -> None:
     torch.manual_seed(0)
     arch = small_architecture(standardise_actions=standardise)
-    network = FlowPolicy(arch)
+    network = PolicyNetwork(arch)
     images, text, proprio = inputs(arch, 512)
     spread = torch.tensor([0.4, 0.3, 0.4, 0.02, 0.07, 0.05, 1.0])
     actions = 0.1 + spread * torch.randn(512, 3, 7)
@@ -196,13 +193,12 @@ def test_looks_are_so_many_steps_apart_and_begin_with_the_episode() -> None:
 
 
 @pytest.mark.parametrize("history", [1, 3])
-@pytest.mark.parametrize("grid", [None, GridParams(2, -1)])
-@pytest.mark.parametrize("fusion", ["mlp", "transformer"])
-def test_every_input_reaches_the_action(fusion: str, grid: GridParams | None, history: int) -> None:
+@pytest.mark.parametrize("patches", [None, 4])
+def test_every_input_reaches_the_action(patches: int | None, history: int) -> None:
     """Each patch of each look of each camera, each look at each signal, and the order of both."""
     torch.manual_seed(0)
-    arch = small_architecture(fusion=fusion, grid=grid, history=history)
-    network = FlowPolicy(arch).eval()
+    arch = small_architecture(patches=patches, history=history)
+    network = PolicyNetwork(arch).eval()
     images, text, proprio = inputs(arch, 1)
     noise = torch.randn(1, 3, 7)
     before = network.act(images, text, proprio, noise)
@@ -222,14 +218,14 @@ def test_every_input_reaches_the_action(fusion: str, grid: GridParams | None, hi
 
 def spec(arch: Architecture) -> bundle.PolicySpec:
     return bundle.PolicySpec(
-        arch, {"model": "tiny"}, "none", "transform-1", {"stores": {"libero_spatial": "abc"}}, {"git": None}
+        arch, {"model": "tiny"}, "none", None, "transform-1", {"stores": {"libero_spatial": "abc"}}, {"git": None}
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"fusion": "transformer", "grid": GridParams(2, -2), "history": 2}])
+@pytest.mark.parametrize("changes", [{}, {"patches": 4, "history": 2}])
 def test_bundle_round_trip_acts_the_same(tmp_path: Path, changes: dict) -> None:
     arch = small_architecture(**changes)
-    network = FlowPolicy(arch)
+    network = PolicyNetwork(arch)
     network.normaliser.action.fit(moments(torch.randn(50, 7) * 0.3, ()))
     bundle.save(tmp_path / "policy", network, spec(arch))
     assert sorted(p.name for p in (tmp_path / "policy").iterdir()) == ["policy.json", "weights.safetensors"]
@@ -248,7 +244,7 @@ def test_bundle_refuses_what_is_missing_damaged_or_foreign(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"policy\.json: not found.*dvc repro train_flow"):
         bundle.load(path)
     arch = small_architecture()
-    bundle.save(path, FlowPolicy(arch), spec(arch))
+    bundle.save(path, PolicyNetwork(arch), spec(arch))
     weights = (path / "weights.safetensors").read_bytes()
     (path / "weights.safetensors").write_bytes(weights[:-100])
     with pytest.raises(DataError, match=r"weights\.safetensors"):

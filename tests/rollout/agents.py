@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.libero.simulator import Observation, Simulator
+from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
 from pipeline.rollout.baselines import RandomAgent
 

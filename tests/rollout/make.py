@@ -1,6 +1,6 @@
 """Records for tests that need no simulator."""
 
-from pipeline.rollout.record import EpisodeRecord
+from pipeline.rollout.results import EpisodeRecord
 
 
 def record(outcome: str = "success", task: int = 0, episode: int = 0, suite: str = "libero_spatial", **changes):

@@ -1,22 +1,24 @@
 """The policy behind its encoder: the same arithmetic as in training, and no policy that fits something else."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.config import EncoderParams, GridParams, Sim
 from pipeline.encode.clip import ClipEncoder
-from pipeline.encode.transform import TRANSFORM_ID
+from pipeline.encode.preprocess import TRANSFORM_ID
+from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.errors import ConfigError, DataError
 from pipeline.libero.installation import own_digest, picture_identity
-from pipeline.libero.simulator import Observation
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import Observation
 from pipeline.libero.suites import Task, tasks
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, save
-from pipeline.policy.network import Architecture, FlowPolicy
-from pipeline.rollout.agent import Agent, PolicyAgent, TemporalEnsemble, check_spec, policy_identity
+from pipeline.policy.network import PolicyNetwork
+from pipeline.rollout.agent import Agent, PolicyAgent, check_spec, policy_identity
 from pipeline.rollout.baselines import NoopAgent, RandomAgent
+from tests import base
 
 SIM = Sim(None, "fast", "auto", 64, 3, 0)
 
@@ -33,18 +35,21 @@ def bundle(encoder: ClipEncoder) -> PolicyBundle:
 
 def untrained(encoder: ClipEncoder, grid: GridParams | None = None, history: int = 1) -> PolicyBundle:
     """An untrained policy: what it does is arbitrary, but depends on all of its inputs."""
-    proprio = ("joint_pos", "ee_pose", "gripper")
-    sizes = {"velocity_width": 16, "velocity_layers": 1, "time_dim": 8, "horizon": 4, "execute": 2}
-    flow = {"head": "flow", "velocity": "mlp", "times": "uniform", "solver": "euler", "sampling_steps": 3}
-    cameras = ("agentview", "eye_in_hand")
-    inputs = {"cameras": cameras, "proprio": proprio, "grid": grid, "history": history}
-    inputs |= {"image_dim": encoder.tokens[1] if grid else encoder.dim, "text_dim": encoder.dim}
-    fusion = {"fusion": "mlp", "width": 16, "token_width": 4, "fusion_layers": 1}
-    arch = Architecture(**inputs, **fusion, **sizes, **flow, standardise_actions=True)
+    arch = base.architecture(
+        cameras=("agentview", "eye_in_hand"),
+        proprio=("joint_pos", "ee_pose", "gripper"),
+        patches=grid.size**2 if grid else None,
+        history=history,
+        image_dim=encoder.tokens[1] if grid else encoder.dim,
+        text_dim=encoder.dim,
+        velocity_width=16,
+        horizon=4,
+        sampling_steps=3,
+    )
     torch.manual_seed(0)
-    network = FlowPolicy(arch).eval()
+    network = PolicyNetwork(arch).eval()
     data = {"sim": picture_identity(SIM)}
-    spec = PolicySpec(arch, encoder.identity, "none", TRANSFORM_ID, data, {})
+    spec = PolicySpec(arch, encoder.identity, "none", asdict(grid) if grid else None, TRANSFORM_ID, data, {})
     return PolicyBundle(spec, network, torch.device("cpu"), None)
 
 
@@ -166,34 +171,3 @@ def test_identity_is_of_what_moves_results(bundle: PolicyBundle, tmp_path) -> No
     (tmp_path / "b" / "weights.safetensors").unlink()
     with pytest.raises(DataError, match=r"weights\.safetensors: not found"):
         policy_identity(tmp_path / "b")
-
-
-class Counting:
-    """Its look k says 100 k + i of the step i later."""
-
-    cameras: tuple[str, ...] = ()
-    execute = 2
-
-    def __init__(self, horizon: int) -> None:
-        self.horizon, self.looks = horizon, 0
-
-    def reset(self, task: Task, seed: int) -> None:
-        self.looks = 0
-
-    def act(self, obs: Observation) -> np.ndarray:
-        self.looks += 1
-        return 100.0 * (self.looks - 1) + np.arange(self.horizon)[:, None].repeat(7, 1)
-
-
-def test_an_ensemble_averages_all_that_was_said_of_a_step(task: Task) -> None:
-    decay, horizon = 0.3, 3
-    agent = TemporalEnsemble(Counting(horizon), decay)
-    for _ in range(2):  # a reset begins anew
-        agent.reset(task, 0)
-        for step in range(6):
-            action = agent.act(observation())
-            looks = range(max(0, step - horizon + 1), step + 1)
-            weights = np.exp(-decay * np.arange(len(looks)))
-            expected = sum(w * (100 * k + step - k) for w, k in zip(weights, looks, strict=True)) / weights.sum()
-            np.testing.assert_allclose(action, np.full((1, 7), expected))
-    assert isinstance(agent, Agent) and agent.execute == 1

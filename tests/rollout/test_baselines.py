@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import Sim
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import demo_file
+from pipeline.libero.demos.read import demo_file
+from pipeline.libero.demos.write import Origin, write_demos
 from pipeline.libero.expert import Noise, attempt
-from pipeline.libero.recording import Origin, write_demos
-from pipeline.libero.simulator import Simulator
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import Task
 from pipeline.rollout.agent import Agent, Privileged
 from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable

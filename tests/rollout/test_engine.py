@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from pipeline.compute import map_unordered
-from pipeline.config import Compute, Sim
+from pipeline.compute import Compute, map_unordered
 from pipeline.errors import AssetError, DataError, PipelineError
 from pipeline.files import exclusive
+from pipeline.libero.settings import Sim
 from pipeline.libero.suites import Task
 from pipeline.rollout import engine
 from pipeline.rollout.agent import Agent
 from pipeline.rollout.baselines import RandomAgent
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings, episode_seed
-from pipeline.rollout.record import EpisodeRecord, Journal, read_records
+from pipeline.rollout.results import EpisodeRecord, Journal, read_records
 from tests.rollout.agents import Odd
 
 SERIAL = Compute("serial", None, 1)

@@ -7,9 +7,9 @@ from math import ceil
 import numpy as np
 import pytest
 
-from pipeline.config import Sim
 from pipeline.errors import PipelineError
-from pipeline.libero.simulator import Simulator
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
 from pipeline.rollout.baselines import NoopAgent, RandomAgent
 from pipeline.rollout.episode import (

@@ -14,8 +14,8 @@ import yaml
 
 from pipeline.errors import AssetError, DataError
 from pipeline.files import exclusive
-from pipeline.libero.demonstrations import demo_file, read, scan
-from pipeline.libero.recording import write_demos
+from pipeline.libero.demos.read import demo_file, read, scan
+from pipeline.libero.demos.write import write_demos
 from pipeline.libero.suites import Task, tasks
 from stages import demos
 from tests import base

@@ -87,7 +87,7 @@ def test_no_opengl_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     def probe(name: str) -> str:
         raise SimulatorError(f"{name}: no library")
 
-    monkeypatch.setattr("pipeline.libero.gl.probe", probe)
+    monkeypatch.setattr("pipeline.libero.sim.gl.probe", probe)
     finding = machine.opengl()
     assert (finding.status, finding.found) == ("error", "egl: no library, osmesa: no library")
     assert "libosmesa6" in finding.remedy

@@ -12,12 +12,12 @@ import torch
 
 from cache import open_store
 from cache.verify import verify
-from pipeline.config import GridParams
 from pipeline.encode.augment import Views, relight
 from pipeline.encode.clip import ClipEncoder
-from pipeline.encode.transform import TRANSFORM_ID
+from pipeline.encode.preprocess import TRANSFORM_ID
+from pipeline.encode.settings import GridParams
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import Demo, demo_file, read, scan
+from pipeline.libero.demos.read import Demo, demo_file, read, scan
 from pipeline.libero.suites import tasks
 from stages.embed import main
 from tests.encode import tiny
@@ -86,7 +86,7 @@ def test_obs_shift_zero_keeps_all_rows(base: Path, tmp_path: Path) -> None:
 
 
 def test_views(base: Path, tmp_path: Path) -> None:
-    main(arguments(base, tmp_path, views=3, brightness=0.4, contrast=0.1, view_seed=5))
+    main(arguments(base, tmp_path, views=3, brightness=0.4, contrast=0.1))
     clean, lit = open_store(base / "out" / f"{SUITE}.zarr"), open_store(tmp_path / "out" / f"{SUITE}.zarr")
     assert lit.fingerprint != clean.fingerprint
     demos, _ = scan(base / "demos", SUITE, tasks(SUITE, TASKS))
@@ -99,7 +99,7 @@ def test_views(base: Path, tmp_path: Path) -> None:
         where = lit.episodes.source.index(f"{demos[1].file.name}/{demos[1].name}")
         first, digest = lit.episodes.start[where], lit.episodes.digest[where]
         for view in (1, 2):
-            light = Views(3, 0.4, 0.1, 5).factors(digest, 0, 32, camera, view)
+            light = Views(3, 0.4, 0.1).factors(digest, 0, 32, camera, view)
             by_hand = relight(torch.from_numpy(frames), light).numpy()
             expected = encoder.images(by_hand).astype(np.float32)
             np.testing.assert_allclose(features[first : first + 32, view], expected, rtol=2e-3, atol=2e-3)
@@ -153,7 +153,7 @@ def test_repair(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_settings_of_views_that_are_not_there_change_nothing(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments(base, tmp_path, brightness=0.9, contrast=0.9, view_seed=9)
+    arguments(base, tmp_path, brightness=0.9, contrast=0.9)
     options = [f"--demos={base / 'demos'}", f"--out={base / 'out'}", f"--scratch={tmp_path / 'scratch'}"]
     main([f"--params={tmp_path / 'params.yaml'}", *options])
     assert "up to date" in capsys.readouterr().out
@@ -211,7 +211,7 @@ def doomed(tmp_path: Path) -> Path:
 def test_a_demonstration_that_breaks_during_the_build_is_left_out(
     base: Path, tmp_path: Path, doomed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.encode.source.read", breaks(doomed, whole_file=False))
+    monkeypatch.setattr("pipeline.embed.plan.read", breaks(doomed, whole_file=False))
     main(arguments(base, tmp_path, doomed))
     store = open_store(tmp_path / "out" / f"{SUITE}.zarr")
     file = demo_file(doomed, tasks(SUITE, [3])[0])
@@ -229,7 +229,7 @@ def test_a_demonstration_that_breaks_during_the_build_stops_it(
     base: Path, tmp_path: Path, doomed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.encode.source.read", breaks(doomed, whole_file=False))
+        patch.setattr("pipeline.embed.plan.read", breaks(doomed, whole_file=False))
         with pytest.raises(DataError, match=r"demo_1: cannot be read: bad sector .* is kept.*: quarantine"):
             main(arguments(base, tmp_path, doomed, on_invalid="stop"))
     assert not (tmp_path / "out").exists()
@@ -241,7 +241,7 @@ def test_a_demonstration_that_breaks_during_the_build_stops_it(
 def test_a_file_that_breaks_during_the_build(
     base: Path, tmp_path: Path, doomed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.encode.source.read", breaks(doomed, whole_file=True))
+    monkeypatch.setattr("pipeline.embed.plan.read", breaks(doomed, whole_file=True))
     with pytest.raises(DataError, match=r"task 3 .* has no usable demonstration; the first problem is .*_demo.hdf5"):
         main(arguments(base, tmp_path, doomed))
 
@@ -261,7 +261,7 @@ def test_verify_finds_other_frames_and_values(base: Path, monkeypatch: pytest.Mo
         rows = read(demo, cameras, start, stop)
         return {**rows, "images": {c: x[::-1] for c, x in rows["images"].items()}, "gripper": rows["gripper"] + 1e-4}
 
-    monkeypatch.setattr("pipeline.encode.source.read", reading)
+    monkeypatch.setattr("pipeline.embed.plan.read", reading)
     with pytest.raises(SystemExit) as caught:
         main([*arguments(base, base), "--verify", "--sample", "12"])
     assert re.search(r"image/eye_in_hand: row \d+ has cosine 0\.", str(caught.value))

@@ -9,12 +9,12 @@ import pytest
 from safetensors.torch import save_file
 
 from cache import open_store
-from pipeline.config import EncoderParams
 from pipeline.config.compose import compose
+from pipeline.encode.settings import EncoderParams
 from pipeline.encode.weights import load_model
-from pipeline.libero.demonstrations import demo_file
+from pipeline.libero.demos.read import demo_file
+from pipeline.libero.demos.write import write_demos
 from pipeline.libero.installation import own_digest
-from pipeline.libero.recording import write_demos
 from pipeline.libero.suites import Task, tasks
 from tests.imports import ROOT
 from tests.libero.synthetic import SIM, make_episode

@@ -13,7 +13,7 @@ from pipeline.errors import DataError
 from pipeline.report.charts import ticks
 from pipeline.report.html import Markup, el
 from pipeline.rollout.metrics import paired, rates, summary, timings
-from pipeline.rollout.record import write_records
+from pipeline.rollout.results import write_records
 from pipeline.rollout.video import VideoRecorder
 from stages import report
 from tests.rollout.make import record

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.libero.demonstrations import demo_file
-from pipeline.libero.recording import write_demos
+from pipeline.libero.demos.read import demo_file
+from pipeline.libero.demos.write import write_demos
 from pipeline.libero.suites import tasks
 from pipeline.rollout.video import read_frames
 from stages import report

@@ -16,12 +16,12 @@ from cache import open_store
 from pipeline.config import load
 from pipeline.encode.weights import load_model
 from pipeline.errors import ConfigError, DataError
-from pipeline.libero.demonstrations import read, scan
-from pipeline.libero.simulator import Observation
+from pipeline.libero.demos.read import read, scan
+from pipeline.libero.sim.simulator import Observation
 from pipeline.libero.suites import tasks
 from pipeline.policy import bundle
 from pipeline.rollout.agent import PolicyAgent
-from pipeline.train import tuning
+from pipeline.train import finetune
 from stages import embed, train_flow
 from tests.encode import tiny
 from tests.stages.embedding import SUITE, TASKS, arguments, demonstrations
@@ -119,7 +119,7 @@ def test_the_tower_learns_and_the_rollout_sees_through_it(train: Train, base: Pa
 
 
 def test_frames_that_do_not_fit(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "MIB", 100)
+    monkeypatch.setattr(finetune, "MIB", 100)
     with pytest.raises(ConfigError, match=r"train_flow.memory_mib is 4096, the frames take 7741 MiB. Raise it"):
         train("big", tune="full")
 

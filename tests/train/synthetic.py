@@ -2,33 +2,11 @@
 
 import torch
 
-from pipeline.policy.network import Architecture
 from pipeline.train.data import Episode, Table
 from pipeline.train.images import ResidentImages
+from tests import base
 
-ARCH = Architecture(
-    cameras=("agentview",),
-    proprio=("joint_pos",),
-    grid=None,
-    image_dim=8,
-    text_dim=4,
-    history=1,
-    fusion="mlp",
-    width=32,
-    token_width=8,
-    fusion_layers=1,
-    head="flow",
-    velocity="mlp",
-    velocity_width=64,
-    velocity_layers=2,
-    time_dim=16,
-    horizon=2,
-    execute=2,
-    times="uniform",
-    solver="euler",
-    sampling_steps=10,
-    standardise_actions=True,
-)
+ARCH = base.architecture()
 
 
 def table(episodes: int = 6, length: int = 11, seed: int = 0) -> Table:

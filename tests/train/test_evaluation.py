@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.policy.network import FlowPolicy
+from pipeline.policy.network import PolicyNetwork
 from pipeline.train.evaluation import action_error, straightness
 from tests.train.synthetic import ARCH, table
 
 
-class Constant(FlowPolicy):
+class Constant(PolicyNetwork):
     """Gives the same action, whatever it sees."""
 
     def act(self, images, text, proprio, noise, steps=None):
@@ -37,10 +37,10 @@ class Rising(nn.Module):
 
 
 def test_straightness_is_of_flows_alone() -> None:
-    data, network = table(), FlowPolicy(ARCH)
+    data, network = table(), PolicyNetwork(ARCH)
     network.head.velocity = Rising()
     rows = torch.arange(len(data))
     # At the times 0, 1/50 ... 49/50 the velocity is the time, the straight way their mean: the variance is between.
     assert straightness(network, data, rows, limit=7, seed=0) == pytest.approx((50**2 - 1) / 12 / 50**2, abs=1e-6)
     assert straightness(network, data, rows[:0], limit=7, seed=0) is None
-    assert straightness(FlowPolicy(replace(ARCH, head="l1")), data, rows, limit=7, seed=0) is None
+    assert straightness(PolicyNetwork(replace(ARCH, head="l1")), data, rows, limit=7, seed=0) is None

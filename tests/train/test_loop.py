@@ -9,14 +9,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipeline.config import TrainFlow
 from pipeline.errors import DataError, PipelineError
 from pipeline.policy import bundle
-from pipeline.policy.network import FlowPolicy
+from pipeline.policy.network import PolicyNetwork
 from pipeline.train import checkpoint
-from pipeline.train.data import split_by_episode
-from pipeline.train.evaluation import action_error, mean_loss
 from pipeline.train.loop import Progress, train
+from pipeline.train.settings import TrainFlow
 from tests import base
 from tests.disk import small_disk
 from tests.train.synthetic import ARCH, table
@@ -36,11 +34,11 @@ CFG = replace(
 )
 
 
-def run(scratch: Path, cfg: TrainFlow = CFG, feature_noise: float = 0.1) -> tuple[FlowPolicy, Progress]:
-    return train(Accelerator(cpu=True), table(), ARCH, cfg, feature_noise, scratch)
+def run(scratch: Path, cfg: TrainFlow = CFG) -> tuple[PolicyNetwork, Progress]:
+    return train(Accelerator(cpu=True), table(), replace(ARCH, feature_noise=0.1), cfg, scratch)
 
 
-def same(a: FlowPolicy, b: FlowPolicy) -> bool:
+def same(a: PolicyNetwork, b: PolicyNetwork) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
@@ -171,7 +169,7 @@ def test_learns_an_action_that_its_inputs_determine(tmp_path: Path) -> None:
         CFG, epochs=100, metrics_every_epochs=99, learning_rate=3e-3, ema_decay=0.0, checkpoint_every_epochs=100
     )
     arch = replace(ARCH, horizon=1, execute=1)
-    _, progress = train(Accelerator(cpu=True), table(episodes=20), arch, cfg, 0.0, tmp_path)
+    _, progress = train(Accelerator(cpu=True), table(episodes=20), arch, cfg, tmp_path)
     first, last = progress.history[0], progress.history[-1]
     assert last["train_action_mse"] < 0.1 * first["train_action_mse"]
     assert last["val_action_mse"] < 0.3 * first["val_action_mse"], "a linear rule carries over to held-out episodes"
@@ -182,14 +180,14 @@ def test_keyframes_reach_fusion_and_stay_out_of_the_bundle(tmp_path: Path) -> No
     data = table()
     assert data.keyframes is not None
     data = replace(data, action=torch.zeros_like(data.action))
-    trained, _ = train(Accelerator(cpu=True), data, ARCH, CFG, 0.0, tmp_path / "a")
+    trained, _ = train(Accelerator(cpu=True), data, ARCH, CFG, tmp_path / "a")
     batch = data.batch(torch.arange(10), ARCH.horizon)
     assert trained.keyframes is not None and batch.keyframes is not None
     condition = trained.fusion(*trained.normaliser.inputs(batch.images, batch.text, batch.proprio))
     trained.fusion.zero_grad()
     trained.keyframes.loss(condition, batch.keyframes).sum().backward()
     assert trained.fusion.mlp[0].weight.grad.abs().max() > 1e-4
-    facts = ({"model": "tiny"}, "none", "transform-1", {}, {})
+    facts = ({"model": "tiny"}, "none", None, "transform-1", {}, {})
     bundle.save(tmp_path / "policy", trained, bundle.PolicySpec(ARCH, *facts))
     read = bundle.load(tmp_path / "policy").network
     assert read.keyframes is None and read.parameter_counts() == trained.parameter_counts()
@@ -199,7 +197,7 @@ def test_keyframes_reach_fusion_and_stay_out_of_the_bundle(tmp_path: Path) -> No
 def test_keyframes_are_read_if_and_only_if_they_are_learnt_from(tmp_path: Path) -> None:
     for data, weight in ((table(), 0.0), (replace(table(), keyframes=None), 0.5)):
         with pytest.raises(ValueError, match=f"keyframe_weight is {weight}"):
-            train(Accelerator(cpu=True), data, ARCH, replace(CFG, keyframe_weight=weight), 0.0, tmp_path)
+            train(Accelerator(cpu=True), data, ARCH, replace(CFG, keyframe_weight=weight), tmp_path)
 
 
 def test_a_diverging_network_stops_at_once_and_names_its_batch(tmp_path: Path) -> None:
@@ -212,57 +210,4 @@ def test_a_feature_that_is_not_finite_is_named(tmp_path: Path) -> None:
     victim = data.episodes[3]
     data.images.features["agentview"][victim.first + 2, 1] = float("nan")
     with pytest.raises(DataError, match=rf"image/agentview of {victim.suite}/{victim.source}\. Check the store"):
-        train(Accelerator(cpu=True), data, ARCH, CFG, 0.0, tmp_path)
-
-
-BEST = replace(CFG, epochs=8, best_by="val_loss", learning_rate=3e-2, metrics_every_epochs=1, schedule="constant")
-
-
-def test_the_best_epoch_is_published_and_training_stops_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network, progress = run(tmp_path / "a", BEST)
-    losses = [entry["val_loss"] for entry in progress.history]
-    best = losses.index(min(losses))
-    assert (progress.best_epoch, progress.best) == (best, losses[best])
-    assert 0 < best < 7, "neither the first nor the last: else this shows nothing"
-    data = table()
-    _, val_rows = split_by_episode(data.episodes, BEST.val_fraction, BEST.seed)
-    assert mean_loss(network, data, val_rows, BEST.seed) == pytest.approx(losses[best], rel=1e-5)
-
-    patient = replace(BEST, early_stop_epochs=1)
-    until = next(e for e in range(1, 8) if losses[e] > min(losses[:e]))
-    stopped, short = run(tmp_path / "b", patient)
-    assert [entry["val_loss"] for entry in short.history] == losses[: until + 1]
-
-    def stop(*args: object) -> None:
-        original(*args)
-        raise Stop
-
-    original = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", stop)
-    for _ in short.history:
-        with pytest.raises(Stop):
-            run(tmp_path / "c", patient)
-    monkeypatch.undo()
-    resumed, _ = run(tmp_path / "c", patient)
-    assert same(stopped, resumed)
-
-
-def test_a_training_that_stops_early_tells_of_the_epoch_it_publishes(tmp_path: Path) -> None:
-    network, progress = run(tmp_path, replace(BEST, early_stop_epochs=1, metrics_every_epochs=7))
-    last, best = progress.history[-1], progress.history[progress.best_epoch]
-    assert last["epoch"] == progress.best_epoch + 1 < 7
-    assert "train_action_mse" not in best, "the case in question: its actions were not sampled then"
-    published = progress.published
-    assert (published["epoch"], published["train_loss"]) == (best["epoch"], best["train_loss"])
-    assert published["val_loss"] == pytest.approx(best["val_loss"], rel=1e-5)
-    data = table()
-    rows, _ = split_by_episode(data.episodes, BEST.val_fraction, BEST.seed)
-    mse, _ = action_error(network, data, rows, BEST.metrics_rows, BEST.seed)
-    assert published["train_action_mse"] == pytest.approx(float(mse.mean()), rel=1e-5)
-
-
-def test_best_by_validation_needs_validation(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no episode is held out"):
-        run(tmp_path, replace(BEST, val_fraction=0.0))
+        train(Accelerator(cpu=True), data, ARCH, CFG, tmp_path)

@@ -50,12 +50,11 @@ def test_step_seeds_do_not_collide() -> None:
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
-    factors = [learning_rate_factor(step, 100, 10, "cosine") for step in range(101)]
+    factors = [learning_rate_factor(step, 100, 10) for step in range(101)]
     assert factors[:10] == [pytest.approx((i + 1) / 10) for i in range(10)]
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(0.5)
     assert factors[100] == pytest.approx(0.0)
-    assert learning_rate_factor(99, 100, 10, "constant") == 1.0
 
 
 @pytest.mark.parametrize(("processes", "micro", "expected"), [(1, None, 1), (2, None, 1), (1, 32, 4), (2, 32, 2)])

@@ -22,7 +22,13 @@ def uniform_noise(shape: tuple[int, ...], std: float, seed: int) -> torch.Tensor
 
 def test_feature_noise_changes_what_is_learnt(tmp_path: Path) -> None:
     with_noise, without = (
-        train(Accelerator(cpu=True), table(), ARCH, replace(CFG, epochs=1), noise, tmp_path / str(noise))[0]
+        train(
+            Accelerator(cpu=True),
+            table(),
+            replace(ARCH, feature_noise=noise),
+            replace(CFG, epochs=1),
+            tmp_path / str(noise),
+        )[0]
         for noise in (0.1, 0.0)
     )
     assert not torch.equal(with_noise.fusion.mlp[0].weight, without.fusion.mlp[0].weight)
@@ -47,11 +53,7 @@ def test_views_are_drawn_alike_in_each_run_and_learnt_from(tmp_path: Path) -> No
 
     def learnt(run: str, images: ResidentImages) -> torch.Tensor:
         shown = replace(table(), images=images)
-        return (
-            train(Accelerator(cpu=True), shown, ARCH, replace(CFG, epochs=1), 0.0, tmp_path / run)[0]
-            .fusion.mlp[0]
-            .weight
-        )
+        return train(Accelerator(cpu=True), shown, ARCH, replace(CFG, epochs=1), tmp_path / run)[0].fusion.mlp[0].weight
 
     of_views = learnt("views", ResidentImages({"agentview": torch.stack([blank, seen], 1)}, views=2))
     again = learnt("again", ResidentImages({"agentview": torch.stack([blank, seen], 1)}, views=2))

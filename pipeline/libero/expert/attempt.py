@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.libero.displacement import displaced
+from pipeline.libero.demos.write import Episode, FirstTry, Origin, Recorder
 from pipeline.libero.expert.controller import Expert, Miss
 from pipeline.libero.expert.scene import Scene
-from pipeline.libero.recording import Episode, FirstTry, Origin, Recorder
-from pipeline.libero.simulator import Simulator
+from pipeline.libero.sim.displacement import displaced
+from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import SUITES, init_states
 
 HOLD_STEPS = 10
@@ -35,7 +35,7 @@ class Noise:
     """
 
     sigma: float
-    ar: float
+    ar: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.libero.simulator import Simulator
+from pipeline.libero.sim.simulator import Simulator
 
 GRIP_SITE = "gripper0_grip_site"
 ARM_JOINTS = tuple(f"robot0_joint{i}" for i in range(1, 8))

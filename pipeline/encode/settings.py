@@ -1,0 +1,22 @@
+"""Settings of the frozen encoder."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class EncoderParams:
+    """A frozen CLIP from open_clip."""
+
+    model: str  # open_clip model name
+    pretrained: str  # open_clip tag, path of a local checkpoint, or "seeded": random weights drawn from `seed`
+    seed: int
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class GridParams:
+    """Patch tokens of a vision transformer, averaged over squares of patches."""
+
+    size: int  # k x k tokens are kept; divides the number of patches along a side
+    layer: int  # -1: as the last block gives them, before pooling and its norm; -2: as the block before does, ...

@@ -1,0 +1,35 @@
+"""Settings of the trainable networks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Proprio = Literal["joint_pos", "ee_pose", "gripper", "ee_wrench"]
+HeadName = Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
+NetworkName = Literal["mlp", "residual"]
+HEADS_IN_STEPS: tuple[HeadName, ...] = ("flow", "diffusion")
+"""Those that go from noise to actions in steps, by one of NetworkName."""
+NOISE_LEVELS = 100
+"""Of the diffusion head, as in Diffusion Policy and LeRobot; its sampling steps divide them."""
+
+
+@dataclass(frozen=True)
+class PolicyParams:
+    """The trainable networks: fusion and action head."""
+
+    cameras: tuple[str, ...]  # of embed.cameras
+    features: Literal["pooled", "grid"]  # of each frame: CLIP's pooled feature, or the patch tokens of embed.grid
+    proprio: tuple[Proprio, ...]
+    history: int  # looks, `execute` steps apart, that the policy is given: the newest, and those before it
+    width: int  # of every modality's embedding and of the condition
+    token_width: int  # of a compressed patch token
+    head: HeadName
+    velocity: NetworkName  # network of flow and diffusion; the other heads are MLPs
+    velocity_width: int  # of its hidden layers
+    velocity_layers: int  # hidden layers, or residual blocks
+    time_dim: int
+    horizon: int  # actions predicted per look (H)
+    execute: int  # actions executed per look
+    sampling_steps: int  # from noise to action (flow, diffusion)
+    standardise_actions: bool  # flow in standardised action units; false: in the environment's, [-1, 1]
+    feature_noise: float  # std of noise on standardised features during training
+    augmented_views: bool  # training draws one of embed.views of a frame each time; false: the frame as it is

@@ -1,0 +1,38 @@
+"""Settings of the evaluation, and the conditions that it knows."""
+
+from dataclasses import dataclass
+
+PLAIN = "plain"
+CONDITIONS = {
+    "blank_cameras": None,
+    "other_episode": None,
+    "other_instruction": None,
+    "light": "a factor on all lights",
+    "moved_camera": "metres that the agentview camera stands elsewhere, in a direction of each episode's own",
+    "displaced": "metres that objects on the table may lie elsewhere, in x and y",
+}
+"""What evaluation can change beside the plain one, to see what the policy uses, and what the number to it means.
+
+Several at once are joined by +, such as displaced+blank_cameras.
+"""
+
+
+def condition_parts(condition: str) -> tuple[str, ...]:
+    """Return what `condition` changes, of CONDITIONS: displaced+blank_cameras is two things."""
+    return tuple(condition.split("+"))
+
+
+@dataclass(frozen=True)
+class EvalLibero:
+    """Rollouts in the simulator, by the protocol of OpenVLA and openpi."""
+
+    episodes: int  # per task
+    first_init_state: int  # row of init states for episode 0
+    max_steps: int | None  # control steps after settling; null is the suite's usual limit
+    timeout_s: float  # wall-clock limit of one episode
+    videos_per_task: int
+    sampling_steps: int | None  # null: the policy's own
+    execute: int | None  # actions carried out of each chunk before the next look; null: the policy's own
+    conditions: dict[str, float | None]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
+    condition_episodes: int | None  # per task under each of them, the first ones; null: all
+    seed: int  # of the flow's noise, one generator per episode
