@@ -9,24 +9,27 @@ time and started again it goes on from its last checkpoint, in .scratch/train/, 
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import json
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from cache.plan import differences
 from cache.reader import Store, open_store
 from pipeline.compute import cores
 from pipeline.config import Params
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.files import exclusive, write_atomic
 from pipeline.libero.depth import is_depth
 from pipeline.libero.installation import official_picture_identity
@@ -46,6 +49,10 @@ from stages import cli
 
 log = logging.getLogger(__name__)
 
+# Processes wait for the main one, which alone measures the validation split. Through CLIP that can take longer than
+# the ten minutes that torch allows.
+PATIENCE = timedelta(hours=2)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Train by params.yaml and publish the policy."""
@@ -62,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         params.train_flow.memory_mib,
     )
     source = next(iter(stores.values())).identity
+    check_encoder(params, stores)
     grid = source.get("grid")
     patches = grid["size"] ** 2 if grid else None
     arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1], patches)
@@ -69,8 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     identity = training_identity(params, arch, stores)
     with accelerator.main_process_first():
         scratch = checkpoint.claim(Path(args.scratch), identity)
-    lock = exclusive(scratch.with_suffix(".lock"), "training") if accelerator.is_main_process else nullcontext()
-    with lock:
+    with contextlib.ExitStack() as locks:
+        if accelerator.is_main_process:
+            locks.enter_context(exclusive(scratch.with_suffix(".lock"), "training"))
+            locks.enter_context(exclusive(out / "training.lock", "output"))
         tower = make_tower(params, table, stores, Path(args.demos))
         curves.begin(accelerator, args.track, out)
         network, progress = train(accelerator, table, arch, params.train_flow, scratch, tower, teacher)
@@ -106,16 +116,34 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def make_accelerator(params: Params, trackers: Sequence[str], out: Path) -> Accelerator:
     """Return the accelerator of this process, its threads set."""
+    cpu = not torch.accelerator.is_available()
+    if cpu and params.train_flow.precision == "fp16":
+        raise ConfigError("train_flow.precision is fp16, which takes a GPU, and there is none. Use bf16, or 'no'")
     # Without cpu=True, Accelerate on a machine without a GPU takes several processes for as many single ones.
     accelerator = Accelerator(
         mixed_precision=params.train_flow.precision,
-        cpu=not torch.accelerator.is_available(),
+        cpu=cpu,
         log_with=make_trackers(trackers, out) or None,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # the normaliser's, which never change
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     if accelerator.device.type == "cpu":  # accelerate launch allows one thread, whatever the machine has
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(max(1, cores() // here))
     return accelerator
+
+
+def check_encoder(params: Params, stores: dict[str, Store]) -> None:
+    """Refuse stores of another encoder than the settings name. Raises DataError."""
+    for store in stores.values():
+        made, asked = store.identity["encoder"], params.embed.encoder.identity
+        if other := differences({name: made.get(name) for name in asked}, asked):
+            raise DataError(
+                f"{store.location}: embed.encoder is another than the store's: {'; '.join(other)}. Set it back, or "
+                "embed again: dvc repro embed"
+            )
 
 
 def make_tower(params: Params, table: Table, stores: dict[str, Store], demos: Path) -> Tower | None:

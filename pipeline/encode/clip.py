@@ -13,7 +13,7 @@ from open_clip.transformer import VisionTransformer
 from pipeline.encode.augment import relight
 from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.settings import EncoderParams, GridParams
-from pipeline.encode.weights import SEEDED, activation, load_model, load_tokenizer, weights_sha256
+from pipeline.encode.weights import activation, load_model, load_tokenizer, weights_sha256
 from pipeline.errors import ConfigError, DataError
 
 CPU_BATCH = 64
@@ -105,9 +105,7 @@ class ClipEncoder:
         self.dim = int(self.text(["a"]).shape[1])
         self.identity: dict[str, Any] = {
             "library": "open_clip",
-            "model": params.model,
-            "pretrained": params.pretrained.replace("\\", "/").rsplit("/", 1)[-1],
-            "seed": params.seed if params.pretrained == SEEDED else None,
+            **params.identity,
             "weights_sha256": digest,
             "activation": activation(params.model),
             "precision": self.precision,

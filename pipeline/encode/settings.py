@@ -1,7 +1,9 @@
 """Settings of the frozen encoder."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+SEEDED = "seeded"
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,16 @@ class EncoderParams:
     pretrained: str  # open_clip tag, path of a local checkpoint, or "seeded": random weights drawn from `seed`
     seed: int
     precision: Literal["auto", "fp32", "bf16"]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of `ClipEncoder.identity` is known before any weights are read. Holds no path."""
+        known: dict[str, Any] = {
+            "model": self.model,
+            "pretrained": self.pretrained.replace("\\", "/").rsplit("/", 1)[-1],
+            "seed": self.seed if self.pretrained == SEEDED else None,
+        }
+        return known if self.precision == "auto" else known | {"precision": self.precision}
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from open_clip.factory import get_model_config
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
 from pipeline.encode.hub import hub_file
-from pipeline.encode.settings import EncoderParams
+from pipeline.encode.settings import SEEDED, EncoderParams
 from pipeline.errors import AssetError, ConfigError, did_you_mean
 
-SEEDED = "seeded"
 KEY = "embed.encoder.pretrained"
 
 

@@ -8,7 +8,7 @@ little of where things are; this does, in every row. Nothing of it is needed to 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.policy.normaliser import Moments, Standardiser
+from pipeline.policy.normaliser import Standardiser
 
 PREFIX = "keyframes."
 PLACES = 6  # x, y, z of the hand at two keyframes, metres
@@ -17,10 +17,9 @@ PLACES = 6  # x, y, z of the hand at two keyframes, metres
 class Keyframes(nn.Module):
     """One linear layer from the condition to the standardised places, and its squared error, weighted."""
 
-    def __init__(self, width: int, weight: float, places: Moments) -> None:
+    def __init__(self, width: int, weight: float) -> None:
         super().__init__()
         self.standardise = Standardiser(PLACES)
-        self.standardise.fit(places)
         self.predict = nn.Linear(width, PLACES)
         self._weight = weight
 

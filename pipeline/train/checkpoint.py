@@ -4,11 +4,13 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from cache.ledger import fsync_directory, fsync_file
@@ -102,22 +104,46 @@ def remove(directory: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def resume(accelerator: Accelerator, directory: Path) -> bool:
-    """Load the newest checkpoint that can be read; a damaged one is named and passed over. False if there is none.
+def seen_by_all(accelerator: Accelerator, directory: Path) -> list[Path]:
+    """Return the complete checkpoints, oldest first, as the main process sees them."""
+    found: list[Any] = [checkpoints(directory)]
+    broadcast_object_list(found)
+    return found[0]
 
-    Raises PipelineError if there are checkpoints and none can be read.
+
+def resume(accelerator: Accelerator, found: Sequence[Path]) -> bool:
+    """Load the newest of these checkpoints that every process can read; one that is damaged is named and passed over.
+
+    Returns:
+        False if there is none.
+
+    Raises:
+        PipelineError: there are checkpoints and none can be read.
     """
-    found = checkpoints(directory)
     for path in reversed(found):
-        try:
-            accelerator.load_state(str(path))
-        except Exception as error:  # a truncated file raises whatever its format's reader raises
-            log.warning("%s: cannot be read (%s: %s); trying the one before", path, type(error).__name__, error)
-            continue
-        return True
+        if _load(accelerator, path):
+            return True
+        log.warning("%s: trying the one before", path)
     if found:
-        raise PipelineError(f"{directory}: none of its {len(found)} checkpoints can be read. Delete it to train anew.")
+        raise PipelineError(
+            f"{found[0].parent}: none of its {len(found)} checkpoints can be read. Delete it to train anew."
+        )
     return False
+
+
+def _load(accelerator: Accelerator, path: Path) -> bool:
+    """Return whether every process could load `path`: they have to go on from the same step."""
+    mine = 1
+    try:
+        accelerator.load_state(str(path))
+    except torch.OutOfMemoryError:  # the checkpoint is sound
+        raise
+    except Exception as error:  # a truncated file raises whatever its format's reader raises
+        log.warning("%s: cannot be read (%s: %s)", path, type(error).__name__, error)
+        mine = 0
+    loaded = accelerator.gather(torch.tensor([mine], device=accelerator.device))
+    assert isinstance(loaded, torch.Tensor)
+    return bool(loaded.all())
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -34,7 +34,7 @@ from pipeline.train.finetune import Tower, parameter_groups
 from pipeline.train.plan import accumulation_steps, learning_rate_factor, row_counts, total_steps
 from pipeline.train.reflow import Teacher
 from pipeline.train.settings import TrainFlow
-from pipeline.train.statistics import measure
+from pipeline.train.statistics import measure_once
 from pipeline.train.update import Update
 
 log = logging.getLogger(__name__)
@@ -106,9 +106,10 @@ def train(
         DataError: there are no training rows, or values that are not finite.
         PipelineError: the loss is not finite, or no checkpoint can be read.
     """
-    training = _prepare(accelerator, table, arch, cfg, scratch, tower, teacher)
+    found = checkpoint.seen_by_all(accelerator, scratch)
+    training = _prepare(accelerator, table, arch, cfg, not found, tower, teacher)
     progress = training.progress
-    if checkpoint.resume(accelerator, scratch):
+    if checkpoint.resume(accelerator, found):
         log.info("going on after epoch %d, step %d", progress.epoch, progress.step)
     if accelerator.is_main_process:
         _log_start(training)
@@ -141,24 +142,30 @@ def _prepare(
     table: Table,
     arch: Architecture,
     cfg: TrainFlow,
-    scratch: Path,
+    afresh: bool,
     tower: Tower | None,
     teacher: Teacher | None,
 ) -> Training:
-    """Make network, optimiser, schedule and average, and register what a checkpoint has to hold."""
+    """Make network, optimiser, schedule and average, and register what a checkpoint has to hold.
+
+    Statistics are measured only `afresh`: a checkpoint has them.
+    """
     train_rows, val_rows = split_by_episode(table.episodes, cfg.val_fraction, cfg.seed)
     if len(train_rows) == 0:
         raise DataError("the store has no training rows. Record more demonstrations: demos.episodes")
-    statistics = measure(table, train_rows)
     torch.manual_seed(cfg.seed)
     network = TunedPolicy(arch, tower.visual, tower.preprocess) if tower else PolicyNetwork(arch)
-    network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
+    if (table.keyframes is None) != (cfg.keyframe_weight == 0):
+        raise ValueError(f"keyframe_weight is {cfg.keyframe_weight}: read keyframes into the table for it alone")
+    if table.keyframes is not None:
+        network.keyframes = Keyframes(arch.width, cfg.keyframe_weight)
+    if afresh:
+        statistics = measure_once(accelerator, table, train_rows)
+        network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
+        if network.keyframes and statistics.keyframes:
+            network.keyframes.standardise.fit(statistics.keyframes)
     if teacher and teacher.start(network):
         log.info("the network begins with its teacher's weights")
-    if (statistics.keyframes is None) != (cfg.keyframe_weight == 0):
-        raise ValueError(f"keyframe_weight is {cfg.keyframe_weight}: read keyframes into the table for it alone")
-    if statistics.keyframes is not None:
-        network.keyframes = Keyframes(arch.width, cfg.keyframe_weight, statistics.keyframes)
     if tower:
         table = replace(table, images=tower.frames)
     accumulation = accumulation_steps(cfg, accelerator.num_processes)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -23,6 +25,21 @@ class Statistics:
     proprio: dict[str, Moments]
     action: Moments
     keyframes: Moments | None
+
+
+def measure_once(accelerator: Accelerator, table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
+    """Return `measure`'s statistics, or raise its error, on every process; the main one alone reads the rows."""
+    found: list[Statistics | DataError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [measure(table, train_rows)]
+        except DataError as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], DataError):
+        raise found[0]
+    assert isinstance(found[0], Statistics)
+    return found[0]
 
 
 def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:

@@ -62,9 +62,11 @@ class Update:
             total += loss.detach()
         accelerator.clip_grad_norm_(self.model.parameters(), self.cfg.clip_norm)
         self.optimizer.step()
-        self.scheduler.step()
+        stepped = not accelerator.optimizer_step_was_skipped  # fp16 leaves out a step whose gradients overflow
+        if stepped:
+            self.scheduler.step()
         self.optimizer.zero_grad()
-        if self.average is not None:
+        if stepped and self.average is not None:
             self.average.update_parameters(accelerator.unwrap_model(self.model))
         return total
 

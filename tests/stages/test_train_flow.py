@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cache.build import build
 from pipeline.errors import ConfigError, DataError
+from pipeline.files import exclusive
 from pipeline.libero.installation import official_picture_identity
 from pipeline.policy import bundle
 from pipeline.policy.settings import HeadName
@@ -48,7 +49,8 @@ def project(tmp_path: Path) -> Path:
     tree["data"]["tasks"] = {"libero_spatial": None}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     plan = make_plan(LENGTHS)
-    made = {"transform": "t", "sim": None, "frame_size": 128, "views": 2}
+    encoder = {**plan.identity["encoder"], **base.params().embed.encoder.identity}
+    made = {"transform": "t", "sim": None, "frame_size": 128, "views": 2, "encoder": encoder}
     plan = replace(plan, identity={**plan.identity, **made, "grid": {"size": 2, "layer": -1}})
     build(plan, TEXT, MakeFake(lengths=LENGTHS), tmp_path / "data/embeddings/libero_spatial.zarr", tmp_path / "work")
     return tmp_path
@@ -229,6 +231,31 @@ def test_curves_are_whole_also_after_an_interruption(project: Path, monkeypatch:
     lines = (project / "runs/flow/dvclive/plots/metrics/val_loss.tsv").read_text().splitlines()
     assert [int(line.split("\t")[0]) for line in lines[1:]] == [entry["step"] for entry in history]
     assert not (project / "dvc.yaml").exists(), "DVCLive adds no stage or plot of its own"
+
+
+def test_half_precision_takes_a_gpu(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    change(project, precision="fp16")
+    with pytest.raises(ConfigError, match=r"precision is fp16, which takes a GPU.*Use bf16"):
+        train_flow.main([])
+
+
+def test_a_store_of_another_encoder_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    with pytest.raises(
+        DataError, match=r"spatial.zarr: .*seed is 0 in the store, 1 now\. Set it back, or"
+    ):
+        train_flow.main(["--set", "embed.encoder.seed=1"])
+    assert not (project / "runs").exists()
+
+
+def test_two_trainings_do_not_share_an_output(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    with exclusive(project / "runs/flow/training.lock", "output"), pytest.raises(DataError, match="runs/flow: another"):
+        train_flow.main(["--track", "--set", "train_flow.seed=7"])
+    train_flow.main(["--track"])
+    assert not (project / "runs/flow/training.lock").exists()
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,12 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path, cap
         run(tmp_path / "b")
 
 
+def test_a_restart_reads_no_statistics_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = run(tmp_path / "a")
+    monkeypatch.setattr("pipeline.train.statistics.measure", None)
+    assert same(run(tmp_path / "a")[0], whole)
+
+
 def test_a_kill_while_writing_a_checkpoint_leaves_the_older_ones(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "a")
     newest = checkpoint.checkpoints(tmp_path / "a")[-1]

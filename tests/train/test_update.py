@@ -1,8 +1,10 @@
 """What is random in a step."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 
@@ -81,3 +83,29 @@ def test_neighbours_in_feature_noise_do_not_depend_on_each_other() -> None:
 def test_noise_summed_over_channels_is_normal() -> None:
     sums = uniform_noise((50000, 384), 1.0, 7).sum(1) / 384**0.5
     assert abs((sums**4).mean() - 3) < 0.1, "the kurtosis of a normal distribution"
+
+
+def test_a_step_that_fp16_leaves_out_moves_neither_schedule_nor_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run whose every second step is left out has the schedule of half as many steps."""
+    rates: list[list[float]] = []
+    step = torch.optim.lr_scheduler.LRScheduler.step
+    for skipped in (False, True):
+        made: list[float] = []
+
+        def note(self: torch.optim.lr_scheduler.LRScheduler, *args: object, made: list[float] = made) -> None:
+            step(self)
+            made.append(self.get_last_lr()[0])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", note)
+            if skipped:
+                turns = itertools.cycle((True, False))
+                patch.setattr(
+                    Accelerator, "optimizer_step_was_skipped", property(lambda self, turns=turns: next(turns))
+                )
+            train(Accelerator(cpu=True), table(), ARCH, replace(CFG, epochs=2), tmp_path / str(skipped))
+        rates.append(made)
+    whole, half = rates
+    assert half == whole[: len(half)] and len(half) == 1 + (len(whole) - 1) // 2
