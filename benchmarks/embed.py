@@ -1,6 +1,6 @@
 """What the embedding stage costs beside the encoder.
 
-    python -m benchmarks.embed [--quick]
+    python -m benchmarks.embed [--quick] [--out FILE]
 
 Made-up demonstrations of 128-pixel frames, and in one run:
 
@@ -53,14 +53,15 @@ SIDE = 128
 SIM = Sim(assets_path=None, render="fast", gl="auto", image_size=SIDE, settle_steps=10, seed=0)
 STEPS = 128  # of a demonstration
 SERIAL = Compute("serial", None, 1)
-RESULT = Path(__file__).parent / "results" / "embed.json"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work, and nothing written: to try it out")
-    quick = parser.parse_args().quick
+    parser.add_argument("--quick", action="store_true", help="an eighth of the work: to try it out")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/embed.json"))
+    args = parser.parse_args(argv)
+    part = 8 if args.quick else 1
     torch.set_num_threads(1)
     device = pick_device()
     folder = Path(tempfile.mkdtemp(prefix="bench-embed-"))
@@ -75,17 +76,19 @@ def main() -> None:
             },
             "versions": versions(),
             "encoders": {
-                model: share_of_bare(folder / model, model, device, rows=rows // (8 if quick else 1))
+                model: share_of_bare(folder / model, model, device, rows=rows // part)
                 for model, rows in (("ViT-B-32", 64), (SMALLEST, 192))
             },
-            "workers": speedup(folder / "workers", device, batches=4 if quick else 8, rounds=1 if quick else 2),
-            "memory": memory(folder / "memory", 100 if quick else 500),
+            "workers": speedup(
+                folder / "workers", device, batches=4 if args.quick else 8, rounds=1 if args.quick else 2
+            ),
+            "memory": memory(folder / "memory", 500 // part),
         }
     finally:
         shutil.rmtree(folder)
     print(json.dumps(result, indent=1))
-    if not quick:
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def share_of_bare(folder: Path, model: str, device: str, rows: int, rounds: int = 3) -> dict[str, Any]:

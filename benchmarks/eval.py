@@ -56,7 +56,7 @@ class Anything(PolicyAgent):
         return cls.load(path, params.embed.encoder, trained)  # type: ignore[return-value]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", default="params.yaml")
@@ -64,8 +64,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=96, help="control steps per episode (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=3, help="per loop and round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--worker-episodes", type=int, default=8, help="of each local worker (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/eval.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     params = load(args.params)
     result = {
         "machine": {"cpu": cpu_name(), "cores": cores(), "load_before": round(os.getloadavg()[0], 1)},
@@ -187,7 +188,7 @@ def two_processes(params: Params, args: argparse.Namespace) -> dict[str, Any]:
         episodes=50,
         settings=EpisodeSettings(0, args.steps, 1e6, 0, params.sim.seed),
     )
-    one, two = (worker_rate(evaluation, workers, episodes=8 * workers) for workers in (1, 2))
+    one, two = (worker_rate(evaluation, workers, episodes=args.worker_episodes * workers) for workers in (1, 2))
     return {
         "one_worker_steps_per_s": round(one, 2),
         "two_workers_steps_per_s": round(two, 2),

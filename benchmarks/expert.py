@@ -45,9 +45,9 @@ class Result:
     retries: int
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run what is left, write the table, print it."""
-    args = arguments()
+    args = arguments(argv)
     params = load(args.params)
     sim = params.sim
     demos = replace(params.demos, first_init_state=args.first, episodes=args.rows, noise_sigma=args.noise)
@@ -88,7 +88,7 @@ def write(args: argparse.Namespace, rows: range, results: list[Result]) -> dict[
     return report
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.parser(__doc__)
     parser.add_argument("--suite", default="libero_spatial")
@@ -98,7 +98,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--attempts", type=int, default=1)
     parser.add_argument("--noise", type=float, default=0.0, help="sigma, as demos.noise_sigma (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/results/expert.json"))
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def solve(worker: Worker, item: Item, attempts: int, noise: Noise) -> Result:

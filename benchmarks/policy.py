@@ -49,19 +49,20 @@ POLICIES: dict[str, list[str]] = {
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=POLICIES, default=list(POLICIES), help="policies (default: all)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/policy.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(cores())
     result: dict[str, Any] = {
         "machine": {"cpu": cpu_name(), "cores": cores(), "device": DEVICE.type, "load_before": os.getloadavg()[0]},
         "versions": versions(),
         "unit": "ms for one call of the policy on features, batch 1, median",
-        "policies": {name: measure(overrides, args.repeat, args.rounds) for name, overrides in POLICIES.items()},
+        "policies": {name: measure(POLICIES[name], args.repeat, args.rounds) for name in args.only},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -34,14 +34,14 @@ SHARD_ROWS, CHUNK_ROWS = 32768, 1024
 STREAM_BYTES = 256 << 20
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=262_144)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: the temporary directory)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/read.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="bench-read-", dir=args.folder))
     try:
         result = measure(write(folder, args.rows), args.rounds)

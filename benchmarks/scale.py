@@ -42,13 +42,13 @@ TEXT = np.ones((1, DIM), np.float32)
 REAL_ROW_BYTES = 2 * 512 * 2 + 23 * 4  # two cameras of ViT-B/16, and the low-dimensional arrays
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, help="where to build (default: the system's temporary directory)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scale.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="bench-scale-", dir=args.folder))
     try:
         result = measure(args.rows, folder)

@@ -50,7 +50,7 @@ ONLINE_BATCH = 32
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16384)
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32", help="open_clip model of the online side (weights from a seed)")
     parser.add_argument("--folder", type=Path, help="where the store is made (default: the temporary directory)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="bench-train-", dir=args.folder))
     try:
         result = measure(write(folder, args.rows), folder, args.rounds, args.model)
@@ -164,7 +164,7 @@ def bare_step(
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay)) if cfg.ema_decay else None
     shape = (rows, network.arch.horizon, ACTION_DIM)
     text, actions = torch.randn(rows, DIM, device=DEVICE), torch.rand(shape, device=DEVICE)
-    levels = torch.zeros(rows, DIM, dtype=torch.int8, device=DEVICE)
+    levels = torch.zeros(rows, network.arch.image_dim, dtype=torch.int8, device=DEVICE)
     spread = {name: Noise.of(levels, params.policy.feature_noise) for name in images}
 
     def step() -> None:
@@ -183,7 +183,7 @@ def online_seconds(params: Params, arch: Architecture, model: str) -> tuple[floa
     """Return seconds of the frozen encoder per image, and of a step on ONLINE_BATCH rows of frames."""
     clip: Any = load_model(EncoderParams(model, "seeded", 0, "fp32"))
     preprocess = Preprocess.from_open_clip(clip.visual.preprocess_cfg)
-    network = TunedPolicy(arch, clip.visual, preprocess)
+    network = TunedPolicy(replace(arch, image_dim=clip.visual.output_dim), clip.visual, preprocess)
     size = (ONLINE_BATCH, params.sim.image_size, params.sim.image_size, 3)
     frames = {c: torch.randint(0, 256, size, dtype=torch.uint8, device=DEVICE) for c in CAMERAS}
     _, proprio = features(arch, ONLINE_BATCH)

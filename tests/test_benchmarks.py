@@ -1,21 +1,50 @@
-"""Benchmarks run, on tiny sizes, and write what their documents quote."""
+"""Benchmarks run, on tiny sizes, and write what their documents quote.
+
+Not among them: benchmarks.peers, which takes LeRobot in an environment of its own.
+"""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import render, suites
+from benchmarks import embed, expert, policy, read, render, scale, suites, train
+from benchmarks import eval as evaluate
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.preprocess import TRANSFORM_ID
+from pipeline.libero.installation import picture_identity
+from pipeline.policy.bundle import PolicySpec, save
+from pipeline.policy.network import Architecture, PolicyNetwork
+from tests import base
+from tests.imports import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.sim]
+pytestmark = pytest.mark.slow
+PARAMS = str(ROOT / "params.yaml")
 
 
-def test_suites(tmp_path: Path) -> None:
+@pytest.fixture
+def measured(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run a benchmark's main(); return what it wrote."""
+    out = tmp_path / "result.json"
+
+    def run(main: Callable[[list[str]], None], *argv: str) -> dict[str, Any]:
+        threads = torch.get_num_threads()
+        main([*argv, "--out", str(out)])
+        torch.set_num_threads(threads)
+        return json.loads(out.read_text())
+
+    return run
+
+
+@pytest.mark.sim
+def test_suites(measured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     page = tmp_path / "suites.md"
     page.write_text(f"before\n{suites.BEGIN}old\n{suites.END}after\n")
-    argv = ["--suites", "libero_goal", "--tasks", "0", "5", "--workers", "2", "--out", str(tmp_path / "suites.json")]
-    suites.main([*argv, "--page", str(page)])
-    result = json.loads((tmp_path / "suites.json").read_text())
+    tasks = ("--suites", "libero_goal", "--tasks", "0", "5", "--workers", "2")
+    result = measured(suites.main, *tasks, "--page", str(page))
     assert [(row["suite"], row["task"]) for row in result["tasks"]] == [("libero_goal", 0), ("libero_goal", 5)]
     (summary,) = result["suites"]
     assert summary["tasks"] == 2
@@ -26,10 +55,73 @@ def test_suites(tmp_path: Path) -> None:
     assert "| libero_goal 5 |" in text
 
 
-def test_render(tmp_path: Path) -> None:
-    render.main(["--suites", "libero_object", "--images", "1", "--out", str(tmp_path / "render.json")])
-    found = json.loads((tmp_path / "render.json").read_text())["libero_object"]
+@pytest.mark.sim
+def test_render(measured: Callable[..., dict[str, Any]]) -> None:
+    found = measured(render.main, "--suites", "libero_object", "--images", "1")["libero_object"]
     assert found["full_over_fast"] > 1 or "llvmpipe" not in found["renderer"]
     for camera in ("agentview", "eye_in_hand"):
         assert 0 < found["fast_difference"][camera] < 6
         assert 0 < found["texture_difference"][camera] < 2
+
+
+@pytest.mark.sim
+def test_expert(measured: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where it keeps episodes
+    result = measured(expert.main, "--params", PARAMS, "--tasks", "0", "--rows", "1")
+    assert (result["successes"], result["n"], result["rows"]) == (1, 1, [0, 0])
+    assert 60 < result["per_task"][0]["mean_steps"] < 160
+
+
+@pytest.mark.sim
+def test_eval(measured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    params = base.params()
+    encoder = ClipEncoder(params.embed.encoder)
+    data = {"sim": picture_identity(params.sim), "tasks": {"libero_spatial": [0]}}
+    arch = Architecture.of(params.policy, encoder.dim, encoder.dim)
+    save(
+        tmp_path / "policy",
+        PolicyNetwork(arch),
+        PolicySpec(arch, encoder.identity, "none", None, TRANSFORM_ID, data, {}),
+    )
+    settings = tmp_path / "params.yaml"
+    settings.write_text(json.dumps(base.tree()))
+    sizes = ("--steps", "8", "--episodes", "1", "--rounds", "1", "--worker-episodes", "2")
+    result = measured(evaluate.main, "--params", str(settings), "--policy", str(tmp_path / "policy"), *sizes)
+    rates = result["control_steps_per_s"]
+    assert set(rates) == {"libero_full", "gymnasium_full", "engine_full", "gymnasium_fast", "engine_fast"}
+    assert rates["engine_fast"] > rates["libero_full"]
+    assert result["one_worker_steps_per_s"] > 0 and result["two_over_one"] > 0
+
+
+def test_embed(measured: Callable[..., dict[str, Any]]) -> None:
+    result = measured(embed.main, "--quick")
+    assert set(result["encoders"]) == {"ViT-B-32", embed.SMALLEST}
+    for found in result["encoders"].values():
+        assert 0 < found["share_of_bare"] < 1.5
+    assert result["memory"]["ratio"] < 1.5, "four times as many frames take no more memory"
+
+
+def test_read(measured: Callable[..., dict[str, Any]]) -> None:
+    result = measured(read.main, "--rows", "4096", "--rounds", "1")
+    assert result["bytes"] == 4096 * sum(field.row_bytes for field in read.FIELDS)
+    assert all(rate > 0 for way in result["gb_per_s"].values() for rates in way.values() for rate in rates)
+
+
+def test_scale(measured: Callable[..., dict[str, Any]]) -> None:
+    result = measured(scale.main, "--rows", "70000")
+    assert (result["rows"], result["episodes"], result["shards_per_array"]) == (70_000, 547, 2)
+    assert set(result["phases"]) == {"imports", "plan", "build", "verify", "open", "read", "stream"}
+
+
+def test_train(measured: Callable[..., dict[str, Any]]) -> None:
+    result = measured(train.main, "--rows", "512", "--rounds", "1", "--model", "ViT-S-32")
+    assert set(result["samples_per_s"]) == {"bare", "compiled", "resident", "streaming"}
+    assert result["cached_times_online"] > 2
+
+
+def test_policy(measured: Callable[..., dict[str, Any]]) -> None:
+    result = measured(policy.main, "--repeat", "3", "--rounds", "1", "--only", "reference", "l1")["policies"]
+    assert result["reference"]["parameters"] == pytest.approx(4.3e6, rel=0.05)
+    assert set(result["reference"]["eager_ms"]) == {str(n) for n in policy.STEPS} and set(result["l1"]["eager_ms"]) == {
+        "1"
+    }

@@ -243,9 +243,7 @@ def test_half_precision_takes_a_gpu(project: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_store_of_another_encoder_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    with pytest.raises(
-        DataError, match=r"spatial.zarr: .*seed is 0 in the store, 1 now\. Set it back, or"
-    ):
+    with pytest.raises(DataError, match=r"spatial.zarr: .*seed is 0 in the store, 1 now\. Set it back, or"):
         train_flow.main(["--set", "embed.encoder.seed=1"])
     assert not (project / "runs").exists()
 
