@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError
 from pipeline.memory import WORKER_ENVIRONMENT, keep_freed_memory
+from pipeline.ranges import Count
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,8 +53,8 @@ class Compute:
     """Where demos, embed and eval_libero run. Results do not depend on it, but for rollouts on threads_per_worker."""
 
     scheduler: str  # "serial", "local" (Dask workers on this machine), tcp://host:port or tls://host:port
-    workers: int | None  # local: processes; null is the number of cores
-    threads_per_worker: int | None  # torch threads; null shares the cores among the workers (rollouts: one each)
+    workers: Count | None  # local: processes; null is the number of cores
+    threads_per_worker: Count | None  # torch threads; null shares the cores among the workers (rollouts: one each)
     tls: Tls | None = None  # for tls://
 
 

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
 from cache.errors import StoreError
 from pipeline.config import Params, load
+from pipeline.config.text import parse
 from pipeline.errors import ConfigError, PipelineError
 
 log = logging.getLogger(__name__)
@@ -39,10 +38,7 @@ def _change(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set {text}: not KEY=VALUE, such as train_flow.seed=1")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: {value} is not valid YAML ({error})") from None
+    return name, parse(value, f"--set {text}")
 
 
 def setup_logging() -> None:

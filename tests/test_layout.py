@@ -29,6 +29,7 @@ NOT_DEPS = (
     "pipeline/files.py",
     "pipeline/memory.py",
     "pipeline/provenance.py",
+    "pipeline/ranges.py",
     "stages/cli.py",
 )
 

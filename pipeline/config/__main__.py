@@ -1,22 +1,37 @@
-"""Write params.yaml: python -m pipeline.config compose experiment=libero_spatial [train_flow.epochs=10 ...]"""
+"""Write params.yaml: what `dvc repro` and every stage go by.
+
+python -m pipeline.config compose                                        # quickstart, the default
+python -m pipeline.config compose experiment=libero_spatial              # another option of a group
+python -m pipeline.config compose train_flow.epochs=10 sim.seed=1        # single settings
+python -m pipeline.config compose +eval_libero.conditions.light=0.5      # a new entry of a mapping
+python -m pipeline.config compose --output -                             # print it, write nothing
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
-from pipeline.config.compose import compose
+from pipeline.config.compose import compose, groups
 from pipeline.errors import ConfigError
 from pipeline.files import write_atomic
+
+CONFIGS = Path("configs")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Compose configs/ into a settings file, or to standard output with `--output -`."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.config", description=__doc__)
+    options = "\n".join(f"  {name:14}{', '.join(options)}" for name, options in groups(CONFIGS).items())
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.config",
+        description=__doc__,
+        epilog=f"groups and their options:\n{options}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", choices=["compose"])
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides: group=option or section.key=value")
+    parser.add_argument("overrides", nargs="*", help="GROUP=OPTION or section.key=value")
     parser.add_argument("--output", default="params.yaml", help="file to write, - for standard output")
     args = parser.parse_intermixed_args(argv)
-    text = compose(args.overrides)
+    text = compose(args.overrides, CONFIGS)
     if args.output == "-":
         print(text, end="")
         return

@@ -1,18 +1,21 @@
 """params.yaml -> Params, strictly."""
 
 import copy
+import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-import dacite
-import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.checks import check_values
+from pipeline.config.checks import contradictions
+from pipeline.config.messages import message
 from pipeline.config.params import Params
+from pipeline.config.text import parse
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.policy.settings import HEADS_IN_STEPS
+
+_PARAMS = TypeAdapter(Params)
 
 
 def load(
@@ -34,16 +37,17 @@ def load(
     if variant is not None and variant not in policies:
         raise ConfigError(f"{origin}: comparison.policies has no {variant!r}.{did_you_mean(variant, policies)}")
     replaced = {**(policies[variant] if variant else {}), **(changes or {})}
-    return _changed(tree, replaced, f"{origin} with {replaced}") if replaced else params
+    told = ", ".join(f"{name}={value}" for name, value in replaced.items())
+    return _changed(tree, replaced, f"{origin} with {told}") if replaced else params
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = parse(path.read_text(), str(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found. Run from the repository root, or make it: make params") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}. Make it again: make params") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {type(tree).__name__}, not a mapping. Make it again: make params")
     return tree
@@ -56,9 +60,11 @@ def _changed(tree: Mapping[str, Any], changes: Mapping[str, Any], origin: str) -
         *sections, key = name.split(".")
         place: Any = copied
         for section in sections:
-            place = place.get(section) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or key not in place:
-            raise ConfigError(f"{origin}: {name}: no such setting. See pipeline/config/params.py for what there is")
+            if place.get(section) is None:
+                place[section] = {}
+            place = place[section]
+            if not isinstance(place, dict):
+                raise ConfigError(f"{origin}: there is no {name}: {section} is one value")
         place[key] = value
     return _build(copied, origin)
 
@@ -94,38 +100,13 @@ def _check_steps(tree: Mapping[str, Any], changes: Mapping[str, Any], steps: int
 
 
 def _build(tree: dict[str, Any], origin: str) -> Params:
-    _check_keys(tree, Params, origin, "")
     try:
-        params = dacite.from_dict(Params, tree, dacite.Config(cast=[tuple], type_hooks={float: _to_float}, strict=True))
-    except dacite.DaciteError as error:
-        raise ConfigError(f"{origin}: {error}. See pipeline/config/params.py for what each key accepts.") from None
-    check_values(params, origin)
+        params = _PARAMS.validate_json(json.dumps(tree, default=str))  # JSON: lists and mappings, and no other types
+        wrong = list(contradictions(params))
+    except ValidationError as error:
+        wrong = [message(each) for each in error.errors(include_url=False)]
+    except (TypeError, ValueError, RecursionError) as error:
+        wrong = [f"holds what no setting is ({error}). Make it again: make params"]
+    if wrong:
+        raise ConfigError(f"{origin}: " + "\n  ".join(wrong))
     return params
-
-
-def _to_float(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 as a string and 1 as an int; both are meant as floats where a float is declared."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return float(value)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _check_keys(tree: dict[str, Any], cls: type, origin: str, prefix: str) -> None:
-    known = {f.name for f in fields(cls)}
-    hints = get_type_hints(cls)
-    for key, value in tree.items():
-        if key not in known:
-            raise ConfigError(f"{origin}: unknown key {prefix + str(key)!r}.{did_you_mean(key, known)}")
-        section = next((t for t in (hints[key], *get_args(hints[key])) if is_dataclass(t)), None)
-        if isinstance(section, type) and isinstance(value, dict):
-            _check_keys(value, section, origin, f"{prefix}{key}.")
-    missing = sorted(known - set(tree))
-    if missing:
-        raise ConfigError(f"{origin}: missing key {prefix + missing[0]!r}. Make the file again: make params")

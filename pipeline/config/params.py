@@ -5,12 +5,15 @@ Machine facts (number of GPUs, processes) are not here: they are arguments of `a
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from pipeline.compute import Compute
 from pipeline.embed.settings import Embed
 from pipeline.libero.settings import Data, Demos, Sim
 from pipeline.policy.settings import PolicyParams
+from pipeline.ranges import Count, Seed
 from pipeline.rollout.settings import EvalLibero
 from pipeline.train.settings import TrainFlow
 
@@ -23,9 +26,9 @@ class Comparison:
     """
 
     policies: dict[str, dict[str, Any]]  # by name, what differs: settings of `policy` and `train_flow`, by dotted name
-    seeds: tuple[int, ...]  # of train_flow, for each of them
+    seeds: tuple[Seed, ...]  # of train_flow, for each of them
     by_steps: tuple[str, ...]  # those to evaluate with all of `sampling_steps`, too
-    sampling_steps: tuple[int, ...]
+    sampling_steps: tuple[Count, ...]
     against: tuple[str, ...]  # results that the others are compared with, such as l1-0: a page for each
 
     def runs(self) -> tuple[str, ...]:
@@ -42,6 +45,9 @@ class Comparison:
 @dataclass(frozen=True)
 class Params:
     """params.yaml."""
+
+    # Of the sections, too: no unknown key, no value of another type (true is no number), no infinity.
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     experiment: str
     data: Data

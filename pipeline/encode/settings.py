@@ -1,7 +1,11 @@
 """Settings of the frozen encoder."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.ranges import Count, Seed
 
 SEEDED = "seeded"
 
@@ -12,7 +16,7 @@ class EncoderParams:
 
     model: str  # open_clip model name
     pretrained: str  # open_clip tag, path of a local checkpoint, or "seeded": random weights drawn from `seed`
-    seed: int
+    seed: Seed
     precision: Literal["auto", "fp32", "bf16"]
 
     @property
@@ -30,5 +34,6 @@ class EncoderParams:
 class GridParams:
     """Patch tokens of a vision transformer, averaged over squares of patches."""
 
-    size: int  # k x k tokens are kept; divides the number of patches along a side
-    layer: int  # -1: as the last block gives them, before pooling and its norm; -2: as the block before does, ...
+    size: Count  # k x k tokens are kept; divides the number of patches along a side
+    # -1: as the last block gives them, before pooling and its norm; -2: as the block before does, ...
+    layer: Annotated[int, Field(lt=0)]

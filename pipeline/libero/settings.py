@@ -1,8 +1,14 @@
 """Settings of the benchmark: which part of it, how it is simulated, where demonstrations come from."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from pipeline.ranges import Count, Natural, NotNegative, Seed, Share
+
+SUITE_SIZES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
+"""Tasks of each suite."""
 Camera = Literal["agentview", "eye_in_hand", "agentview_depth", "eye_in_hand_depth"]
 
 
@@ -10,7 +16,7 @@ Camera = Literal["agentview", "eye_in_hand", "agentview_depth", "eye_in_hand_dep
 class Data:
     """Which part of LIBERO."""
 
-    suites: tuple[str, ...]
+    suites: Annotated[tuple[str, ...], Field(min_length=1)]
     tasks: dict[str, tuple[int, ...] | None]  # per suite, LIBERO's task ids; null is all of them
 
 
@@ -21,9 +27,9 @@ class Sim:
     assets_path: str | None  # a copy of LIBERO's assets of your own; null: those that are installed
     render: Literal["fast", "full"]
     gl: Literal["auto", "egl", "osmesa"]
-    image_size: int  # pixels, square
-    settle_steps: int  # control steps of the no-op action before anything counts
-    seed: int
+    image_size: Annotated[int, Field(ge=8, le=1024)]  # pixels, square
+    settle_steps: Natural  # control steps of the no-op action before anything counts
+    seed: Seed
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,13 @@ class Demos:
 
     source: Literal["scripted", "path", "official"]
     path: str | None  # source=path: directory that holds <suite>/<task>_demo.hdf5
-    episodes: int  # scripted: demonstrations per task
+    episodes: Count  # scripted: demonstrations per task
     depth: bool  # scripted: keep the depth of both cameras, too; path: your files have it
-    first_init_state: int  # scripted: row of the task's init states that the first one starts from
-    displaced: float  # scripted: metres within which what lies on the table is moved in x and y, in a share of them
-    displaced_share: float  # scripted: that share, 0 to 1, spread evenly over the rows
-    second_tries: float  # scripted: share of them that begin where the hand has missed the object or the target
-    noise_sigma: float  # scripted: std of the noise on the executed action, but not while grasping and setting down
-    variety: float  # scripted: how much speed, heights and grasp vary beyond what the scene asks for, 0 to 1
+    first_init_state: Natural  # scripted: row of the task's init states that the first one starts from
+    displaced: (
+        NotNegative  # scripted: metres that what lies on the table is moved in x and y at most, in a share of them
+    )
+    displaced_share: Share  # scripted: that share, 0 to 1, spread evenly over the rows
+    second_tries: Share  # scripted: share of them that begin where the hand has missed the object or the target
+    noise_sigma: NotNegative  # scripted: std of the noise on the executed action, not while grasping or setting down
+    variety: Share  # scripted: how much speed, heights and grasp vary beyond what the scene asks for, 0 to 1

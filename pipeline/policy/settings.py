@@ -1,7 +1,11 @@
 """Settings of the trainable networks."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.ranges import Count, NotNegative, Width
 
 Proprio = Literal["joint_pos", "ee_pose", "gripper", "ee_wrench"]
 HeadName = Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
@@ -16,20 +20,20 @@ NOISE_LEVELS = 100
 class PolicyParams:
     """The trainable networks: fusion and action head."""
 
-    cameras: tuple[str, ...]  # of embed.cameras
+    cameras: Annotated[tuple[str, ...], Field(min_length=1)]  # of embed.cameras
     features: Literal["pooled", "grid"]  # of each frame: CLIP's pooled feature, or the patch tokens of embed.grid
     proprio: tuple[Proprio, ...]
-    history: int  # looks, `execute` steps apart, that the policy is given: the newest, and those before it
-    width: int  # of every modality's embedding and of the condition
-    token_width: int  # of a compressed patch token
+    history: Count  # looks, `execute` steps apart, that the policy is given: the newest, and those before it
+    width: Width  # of every modality's embedding and of the condition
+    token_width: Width  # of a compressed patch token
     head: HeadName
     velocity: NetworkName  # network of flow and diffusion; the other heads are MLPs
-    velocity_width: int  # of its hidden layers
-    velocity_layers: int  # hidden layers, or residual blocks
-    time_dim: int
-    horizon: int  # actions predicted per look (H)
-    execute: int  # actions executed per look
-    sampling_steps: int  # from noise to action (flow, diffusion)
+    velocity_width: Width  # of its hidden layers
+    velocity_layers: Count  # hidden layers, or residual blocks
+    time_dim: Annotated[Width, Field(multiple_of=2)]  # sines and cosines
+    horizon: Count  # actions predicted per look (H)
+    execute: Count  # actions executed per look
+    sampling_steps: Count  # from noise to action (flow, diffusion)
     standardise_actions: bool  # flow in standardised action units; false: in the environment's, [-1, 1]
-    feature_noise: float  # std of noise on standardised features during training
+    feature_noise: NotNegative  # std of noise on standardised features during training
     augmented_views: bool  # training draws one of embed.views of a frame each time; false: the frame as it is

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipeline.ranges import Count, Natural, Positive, Seed
+
 PLAIN = "plain"
 CONDITIONS = {
     "blank_cameras": None,
@@ -26,13 +28,13 @@ def condition_parts(condition: str) -> tuple[str, ...]:
 class EvalLibero:
     """Rollouts in the simulator, by the protocol of OpenVLA and openpi."""
 
-    episodes: int  # per task
-    first_init_state: int  # row of init states for episode 0
-    max_steps: int | None  # control steps after settling; null is the suite's usual limit
-    timeout_s: float  # wall-clock limit of one episode
-    videos_per_task: int
-    sampling_steps: int | None  # null: the policy's own
-    execute: int | None  # actions carried out of each chunk before the next look; null: the policy's own
+    episodes: Count  # per task
+    first_init_state: Natural  # row of init states for episode 0
+    max_steps: Count | None  # control steps after settling; null is the suite's usual limit
+    timeout_s: Positive  # wall-clock limit of one episode
+    videos_per_task: Natural
+    sampling_steps: Count | None  # null: the policy's own
+    execute: Count | None  # actions carried out of each chunk before the next look; null: the policy's own
     conditions: dict[str, float | None]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
-    condition_episodes: int | None  # per task under each of them, the first ones; null: all
-    seed: int  # of the flow's noise, one generator per episode
+    condition_episodes: Count | None  # per task under each of them, the first ones; null: all
+    seed: Seed  # of the flow's noise, one generator per episode

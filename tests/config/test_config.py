@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -12,11 +12,13 @@ from cache import schema
 from pipeline.config import __main__ as cli
 from pipeline.config import from_dict, load
 from pipeline.config.compose import compose
+from pipeline.config.text import parse
 from pipeline.errors import ConfigError
 from pipeline.libero.demos import read
 from pipeline.libero.gym_env import STATE_BOUNDS
-from pipeline.libero.settings import Camera
+from pipeline.libero.settings import SUITE_SIZES, Camera
 from pipeline.libero.sim.simulator import CAMERAS, DEPTH_CAMERAS
+from pipeline.libero.suites import SUITES, tasks
 from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.settings import Proprio
 from tests import base
@@ -61,12 +63,26 @@ def test_reference_experiment_has_the_reference_settings() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_flow": {"epohcs": 3}}, r"unknown key 'train_flow.epohcs'. Did you mean 'epochs'\?"),
+        ({"train_flow": {"epohcs": 3}}, r"no setting 'train_flow.epohcs'. Did you mean 'epochs'\?"),
         ({"embed": {"encoder": {"modle": "x"}}}, r"'embed.encoder.modle'. Did you mean 'model'\?"),
-        ({"trian_flow": {}}, r"unknown key 'trian_flow'. Did you mean 'train_flow'\?"),
-        ({"train_flow": {"epochs": "many"}}, "epochs"),
-        ({"sim": {"render": "pretty"}}, "render"),
-        ({"policy": {"cameras": ["front"]}}, "cameras"),
+        ({"trian_flow": {}}, r"no setting 'trian_flow'. Did you mean 'train_flow'\?"),
+        ({"train_flow": {"epochs": "many"}}, 'train_flow.epochs is "many"; it must be a whole number'),
+        ({"train_flow": {"epochs": True}}, "train_flow.epochs is true; it must be a whole number"),
+        ({"train_flow": {"seed": -1}}, "train_flow.seed is -1; it must be greater than or equal to 0"),
+        ({"train_flow": {"learning_rate": float("inf")}}, "learning_rate is Infinity; it must be a finite number"),
+        ({"train_flow": {"learning_rate": float("nan")}}, "learning_rate is NaN; it must be a finite number"),
+        ({"train_flow": {"batch_size": 10**9}}, "batch_size is 1000000000; it must be less than or equal to 65536"),
+        ({"train_flow": {"encoder": 3}}, "train_flow.encoder is 3; it must be settings by name"),
+        ({"sim": {"image_size": 100_000}}, "sim.image_size is 100000; it must be less than or equal to 1024"),
+        ({"sim": {"render": "pretty"}}, r'sim.render is "pretty"; it can be fast or full\.'),
+        ({"policy": {"head": "flw"}}, r"flow, diffusion, l1, l2, cvae or tokens\. Did you mean 'flow'\?"),
+        ({"policy": {"cameras": ["front"]}}, "'front'; it can have agentview, eye_in_hand, agentview_depth"),
+        (
+            {"embed": {"cameras": ["wrist"]}},
+            r'embed.cameras.0 is "wrist"; it can be agentview, eye_in_hand, agentview_d',
+        ),
+        ({"embed": {"cameras": "agentview"}}, r'embed.cameras is "agentview"; it must be a list, such as \[a, b\]'),
+        ({"train_flow": {"horizon": 8}}, r"no setting 'train_flow.horizon'. Did you mean 'policy.horizon'\?"),
         ({"embed": {"cameras": ["agentview"]}}, "policy.cameras has 'eye_in_hand'.*add it there"),
         ({"policy": {"execute": 17}}, "policy.execute 17 is not between 1 and policy.horizon 16"),
         ({"policy": {"augmented_views": True}}, "augmented_views is true, but embed.views is 1: set it to 2 or more"),
@@ -82,12 +98,18 @@ def test_reference_experiment_has_the_reference_settings() -> None:
             "neither depth nor ee_wrench",
         ),
         ({"embed": {"cameras": ["agentview", "eye_in_hand", "agentview_depth"]}}, "but demos.depth is false"),
-        ({"data": {"tasks": {"libero_goal": None}}}, "libero_goal"),
+        ({"data": {"tasks": {"libero_goal": None}}}, r"give compose ~data\.tasks\.libero_goal$"),
+        (
+            {"data": {"suites": ["libero_goal"]}},
+            r"Write tasks: {libero_goal: null} \(null: all tasks\), or give compose \+data\.tasks\.libero_goal=null ~d",
+        ),
+        ({"data": {"tasks": {"libero_spatial": [10]}}}, "libero_spatial has 10; ids go from 0 to 9"),
+        ({"data": {"suites": ["libero_spacial"]}}, "Did you mean 'libero_spatial'"),
         ({"compute": {"scheduler": "cluster"}}, r"tcp://host:port"),
         ({"train_flow": {"val_fraction": 1.0}}, "val_fraction"),
-        ({"train_flow": {"encoder": {"lora_rank": 0}}}, "lora_rank is 0; it must be positive"),
-        ({"train_flow": {"microbatch_size": 0}}, "train_flow.microbatch_size is 0; it must be positive"),
-        ({"compute": {"workers": 0}}, "compute.workers is 0; it must be positive"),
+        ({"train_flow": {"encoder": {"lora_rank": 0}}}, "lora_rank is 0; it must be greater than 0"),
+        ({"train_flow": {"microbatch_size": 0}}, "train_flow.microbatch_size is 0; it must be greater than 0"),
+        ({"compute": {"workers": 0}}, "compute.workers is 0; it must be greater than 0"),
         ({"data": {"suites": [], "tasks": {}}}, "data.suites is empty"),
         ({"data": {"tasks": {"libero_spatial": []}}}, "libero_spatial is empty; name tasks"),
         ({"data": {"tasks": {"libero_spatial": [0, 0]}}}, "names a task twice"),
@@ -99,12 +121,15 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ({"eval_libero": {"conditions": {"displaced+light": 0.1}}}, "one number for two things"),
         ({"eval_libero": {"conditions": {"displaced+blank_cameras": None}}}, "is None; give metres"),
         ({"eval_libero": {"conditions": {"other_episode+blank_cameras": None}}}, "nothing of another episode is seen"),
-        ({"eval_libero": {"condition_episodes": 0}}, "condition_episodes is 0; it must be positive"),
-        ({"eval_libero": {"execute": 0}}, "eval_libero.execute is 0; it must be positive"),
-        ({"eval_libero": {"videos_per_task": -3}}, "eval_libero.videos_per_task is -3; it must not be negative"),
-        ({"demos": {"variety": 5.0}}, r"demos.variety is 5.0"),
-        ({"sim": {"assets": "official"}}, "unknown key 'sim.assets'"),
-        ({"policy": {"time_dim": 255}}, "time_dim is 255; it must be even"),
+        ({"eval_libero": {"condition_episodes": 0}}, "condition_episodes is 0; it must be greater than 0"),
+        ({"eval_libero": {"execute": 0}}, "eval_libero.execute is 0; it must be greater than 0"),
+        (
+            {"eval_libero": {"videos_per_task": -3}},
+            "eval_libero.videos_per_task is -3; it must be greater than or equal to 0",
+        ),
+        ({"demos": {"variety": 5.0}}, "demos.variety is 5.0; it must be less than or equal to 1"),
+        ({"sim": {"assets": "official"}}, "no setting 'sim.assets'"),
+        ({"policy": {"time_dim": 255}}, "time_dim is 255; it must be a multiple of 2"),
         ({"policy": {"head": "tokens"}}, "policy.head tokens clips or bins.*standardise_actions: false"),
         (
             {"policy": {"head": "diffusion", "standardise_actions": False, "sampling_steps": 30}},
@@ -131,16 +156,29 @@ def test_wrong_values_are_refused_with_the_remedy(change: dict, message: str) ->
 def test_missing_key_names_itself() -> None:
     tree = committed()
     del tree["train_flow"]["seed"]
-    with pytest.raises(ConfigError, match=r"missing key 'train_flow\.seed'"):
+    with pytest.raises(ConfigError, match=r"train_flow\.seed is missing. Make the file again: make params"):
         from_dict(tree)
 
 
-def test_floats_may_be_written_as_yaml_1_1_reads_them() -> None:
-    tree = committed()
-    tree["train_flow"]["learning_rate"] = "3e-4"
-    tree["train_flow"]["clip_norm"] = 1
-    assert from_dict(tree).train_flow.learning_rate == 3e-4
-    assert from_dict(tree).train_flow.clip_norm == 1.0
+def test_the_file_is_read_as_yaml_1_2(tmp_path: Path) -> None:
+    """As DVC reads it: PyYAML takes 3e-4 for text, and no for false."""
+    path, text = tmp_path / "params.yaml", (ROOT / "params.yaml").read_text()
+    for old, new in (("learning_rate: 0.0003", "learning_rate: 3e-4"), ("clip_norm: 1.0", "clip_norm: 1")):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    train = load(path, {"train_flow.precision": parse("no", "here")}).train_flow
+    assert (train.learning_rate, train.clip_norm, train.precision) == (3e-4, 1.0, "no")
+    assert [parse(text, "") for text in ("1.5", ".5", "-1e+3", ".inf", "1e", "yes", "true", "12")] == (
+        [1.5, 0.5, -1000.0, float("inf"), "1e", "yes", True, 12]
+    )
+
+
+def test_a_setting_that_is_there_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("sim:\n  seed: 0\n  gl: auto\n  seed: 1\n")
+    with pytest.raises(ConfigError, match=r"params.yaml: seed is there twice, on lines 2 and 4; delete one"):
+        load(path)
 
 
 def test_file_errors_name_the_file(tmp_path: Path) -> None:
@@ -155,11 +193,37 @@ def test_file_errors_name_the_file(tmp_path: Path) -> None:
         load(broken)
 
 
-def test_compose_refuses_unknown_names() -> None:
-    with pytest.raises(ConfigError, match="libero_spatail"):
-        compose(["experiment=libero_spatail"], ROOT / "configs")
-    with pytest.raises(ConfigError, match="epochz"):
-        compose(["train_flow.epochz=3"], ROOT / "configs")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment=libero_spatail", "experiment has no option 'libero_spatail'. Did you mean 'libero_spatial'"),
+        ("experiment=3", "experiment has no option '3'. Known: libero_spatial, quickstart"),
+        ("polici=chunk", "no group 'polici'. Did you mean 'policy'"),
+        ("train_flow.epochz=3", "no setting 'train_flow.epochz'. Did you mean 'epochs'"),
+        ("+train_flow.epochz=3", "no setting 'train_flow.epochz'. Did you mean 'epochs'"),
+        ("eval_libero.horizon=3", "no setting 'eval_libero.horizon'. Did you mean 'policy.horizon'"),
+        ("eval_libero.conditions.light=0.5", r"not there yet: write \+eval_libero.conditions.light=0.5"),
+        ("train_flow.epochs", "is not NAME=VALUE"),
+        ("policy.head=flaw", "it can be flow, diffusion, l1, l2, cvae or tokens. Did you mean 'flow'"),
+        ("data.tasks.libero_spatial=[11]", "ids go from 0 to 9"),
+    ],
+)
+def test_compose_says_what_to_write_instead(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose([override], ROOT / "configs")
+
+
+def test_help_of_compose_lists_groups_and_options(capsys: pytest.CaptureFixture, monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert "compose experiment=libero_spatial" in text
+    assert "policy        chunk, patch_tokens, reference" in text
+
+
+def test_sizes_of_suites_are_libero_s() -> None:
+    assert {suite: len(tasks(suite)) for suite in SUITES} == SUITE_SIZES
 
 
 def test_command_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +255,7 @@ def test_a_setting_can_be_replaced_by_name(tmp_path: Path) -> None:
     path = changed(tmp_path)
     assert load(path, {"train_flow.seed": 7, "policy.head": "l1"}).policy.head == "l1"
     assert load(path).policy.head == "flow"
-    with pytest.raises(ConfigError, match=r"policy\.haed: no such setting"):
+    with pytest.raises(ConfigError, match=r"with policy\.haed=l1: no setting 'policy\.haed'. Did you mean 'head'\?"):
         load(path, {"policy.haed": "l1"})
     with pytest.raises(ConfigError, match=r"with .*policy\.head diffusion clips"):
         load(path, {"policy.head": "diffusion"})
@@ -213,7 +277,7 @@ def test_a_policy_to_compare_is_the_default_but_for_what_it_names(tmp_path: Path
         ({"policies": {"a": {"embed.views": 2}}, "seeds": [0]}, r"comparison\.policies\.a changes embed\.views"),
         (
             {"policies": {"a": {"policy.nothing": 2}}, "seeds": [0]},
-            r"comparison\.policies\.a: policy\.nothing: no such setting",
+            r"comparison\.policies\.a: no setting 'policy\.nothing'",
         ),
         ({"policies": {"a": {"policy.width": 0}}, "seeds": [0]}, r"comparison\.policies\.a: policy\.width is 0"),
         ({"policies": {"a-b": {}}, "seeds": [0]}, r"'a-b'; use letters"),
@@ -232,7 +296,7 @@ def test_a_policy_to_compare_is_the_default_but_for_what_it_names(tmp_path: Path
             r"comparison\.by_steps a, 3 steps: policy\.sampling_steps is 3; policy\.head diffusion",
         ),
         ({"policies": {"a": {}}, "seeds": [0], "against": ["a-1"]}, r"against has 'a-1', no policy-seed.*'a-0'"),
-        ({"sampling_steps": [0]}, r"sampling_steps \[0\]"),
+        ({"sampling_steps": [0]}, r"sampling_steps.0 is 0; it must be greater"),
     ],
 )
 def test_a_comparison_that_cannot_work_is_refused(tmp_path: Path, comparison: dict, message: str) -> None:
