@@ -2,11 +2,12 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from cache.errors import StoreError
+from pipeline import __version__
 from pipeline.config import Params, load
 from pipeline.config.text import parse
 from pipeline.errors import ConfigError, PipelineError
@@ -14,9 +15,20 @@ from pipeline.errors import ConfigError, PipelineError
 log = logging.getLogger(__name__)
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser that describes itself with the stage's docstring and knows --params and --set."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(doc: str | None, params: bool = True) -> argparse.ArgumentParser:
+    """Return a parser that describes itself with the stage's docstring, and, with `params`, knows --params and --set.
+
+    The name in its usage is that of the first command in the docstring.
+    """
+    command = re.search(r"-m (\S+)", doc or "")
+    made = argparse.ArgumentParser(
+        prog=f"python -m {command[1]}" if command else None,
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"vla-flow {__version__}")
+    if not params:
+        return made
     made.add_argument("--params", default="params.yaml", help="settings file (default: %(default)s)")
     made.add_argument(
         "--set",
@@ -65,12 +77,21 @@ def run(main: Callable[[], None]) -> None:
     setup_logging()
     try:
         main()
-    except (PipelineError, StoreError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.filename is None:  # not of a file: a person can do nothing about it
-            raise
-        log.debug("", exc_info=True)
-        sys.exit(f"error: {error.filename}: {error.strerror}. Put that right and start the same command again")
     except KeyboardInterrupt:
         sys.exit("interrupted; start the same command again to go on from here")
+    except Exception as error:
+        log.debug("", exc_info=True)
+        if (text := _told(error)) is None:
+            raise
+        sys.exit(f"error: {text}")
+
+
+def _told(error: Exception) -> str | None:
+    """Return what a person is told of an error; None for one that a person can do nothing about."""
+    from cache.errors import StoreError  # brings zarr: not at the top, for --help and a typo answer at once
+
+    if isinstance(error, PipelineError | StoreError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}. Put that right and start the same command again"
+    return None

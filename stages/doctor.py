@@ -7,7 +7,6 @@ Looks at Python, packages, LIBERO's files, OpenGL, GPU and driver, memory, disk 
 status is 1 if the quickstart cannot run here.
 """
 
-import argparse
 import sys
 
 from pipeline.machine import examine
@@ -18,8 +17,7 @@ SIGNS = {"ok": "ok", "warning": "!", "error": "MISSING"}
 
 def main(argv: list[str] | None = None) -> None:
     """Print a line for each thing; exit with status 1 if one is an error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(argv)
+    cli.parser(__doc__, params=False).parse_args(argv)
     errors = 0
     for finding in examine():
         errors += finding.status == "error"
