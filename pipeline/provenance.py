@@ -1,5 +1,6 @@
 """What made an artifact: command, code version, library versions. Written beside every result."""
 
+import ast
 import hashlib
 import platform
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "torch",
@@ -40,9 +42,9 @@ def versions() -> dict[str, str | None]:
 
 @cache
 def code_digest(*parts: str) -> str:
-    """Return the SHA-256 of all files in these parts of `pipeline/` ("libero", "libero/depth.py"), names included.
+    """Return the SHA-256 of what all files in these parts of `pipeline/` do ("libero", "libero/depth.py"), and names.
 
-    What was computed by other code must not be gone on with.
+    What was computed by other code must not be gone on with. Comments, docstrings and layout compute nothing.
     """
     root = Path(__file__).resolve().parent
     digest = hashlib.sha256()
@@ -50,8 +52,28 @@ def code_digest(*parts: str) -> str:
         files = sorted((root / part).rglob("*")) if (root / part).is_dir() else [root / part]
         for path in files:
             if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+                content = path.read_bytes()
+                if path.suffix == ".py":
+                    content = repr(code(ast.parse(content))).encode()
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + content)
     return digest.hexdigest()
+
+
+def code(node: Any) -> Any:
+    """Return a syntax tree as nested tuples, without docstrings and positions: the same from every Python version."""
+    if isinstance(node, list):
+        return tuple(code(each) for each in node if not _is_text(each))
+    if not isinstance(node, ast.AST):
+        return node
+    # Empty fields are left out: newer versions have more of them.
+    return type(node).__name__, *(
+        (name, code(value)) for name, value in ast.iter_fields(node) if value not in (None, [])
+    )
+
+
+def _is_text(node: Any) -> bool:
+    """Whether a statement is nothing but a string: a docstring, or the like below a constant."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 @cache
