@@ -140,12 +140,12 @@ def gpu() -> Finding:
         return Finding("GPU", "ok", f"none, all runs on the CPU; {built}")
     if torch.version.cuda is None:
         remedy = "Install torch's CUDA build: .venv/bin/uv pip install --reinstall-package torch -r requirements.txt"
-        return Finding("GPU", "warning", f"driver {installed}, but {built}", remedy)
+        return Finding("GPU", "warning", f"idle: driver {installed}, but {built}", remedy)
     needed = DRIVER_FOR_CUDA.get(int(torch.version.cuda.partition(".")[0]), 0)
     remedy = f"Update the driver to {needed} or newer, or install a torch built for an older CUDA (pytorch.org)."
     if int(installed.partition(".")[0]) >= needed:
         remedy = "torch does not see it: check CUDA_VISIBLE_DEVICES and nvidia-smi."
-    return Finding("GPU", "warning", f"driver {installed}; {built}", remedy)
+    return Finding("GPU", "warning", f"idle: driver {installed}; {built}", remedy)
 
 
 def driver() -> str | None:

@@ -5,6 +5,9 @@ python -m pipeline.config compose experiment=libero_spatial              # anoth
 python -m pipeline.config compose train_flow.epochs=10 sim.seed=1        # single settings
 python -m pipeline.config compose +eval_libero.conditions.light=0.5      # a new entry of a mapping
 python -m pipeline.config compose --output -                             # print it, write nothing
+
+`dvc exp run -S` takes the same overrides and composes the same. What Hydra refuses there it tells in words of its own:
+compose it here to read what to write instead.
 """
 
 import argparse

@@ -110,6 +110,7 @@ def test_a_driver_that_is_too_old_for_torch(
     monkeypatch.setattr("torch.version.cuda", cuda)
     finding = machine.gpu()
     assert finding.status == status
+    assert finding.found.startswith("idle: driver") == (status == "warning")
     assert remedy in finding.remedy and bool(remedy) == bool(finding.remedy)
 
 
