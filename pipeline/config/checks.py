@@ -51,11 +51,12 @@ def _data(p: Params) -> Iterator[str]:
                 yield f"data.tasks.{suite} has {task}; ids go from 0 to {SUITE_SIZES[suite] - 1}"
     for suite, held_out in p.train_flow.held_out_tasks.items():
         where = f"train_flow.held_out_tasks.{suite} {list(held_out)}"
-        ids = p.data.tasks.get(suite)
         if suite not in p.data.tasks:
             yield f"{where}: data.suites is {suites}"
-        elif not {*held_out} < {*(range(SUITE_SIZES[suite]) if ids is None else ids)}:
-            yield f"{where} must be some, not all, of data.tasks {list(ids or ())}"
+            continue
+        learnt = p.data.tasks[suite] or range(SUITE_SIZES[suite])
+        if not {*held_out} < {*learnt}:
+            yield f"{where} must be some, not all, of data.tasks {list(learnt)}"
 
 
 def _embed(p: Params) -> Iterator[str]:
