@@ -53,7 +53,7 @@ def message(error: Any) -> str:
     kind, where, value = error["type"], [str(part) for part in error["loc"] if part != "[key]"], error["input"]
     name = ".".join(where)
     if kind == "unexpected_keyword_argument":
-        return unknown(name)
+        return unknown(name) or f"{where[-1]!r} is no key: a setting stands below its section, as params.yaml has it"
     if kind == "missing":
         return f"{name} is missing. Make the file again: make params"
     shown = json.dumps(value)

@@ -11,7 +11,7 @@ class TuneEncoder:
     """Whether training goes through CLIP's image tower, from raw frames."""
 
     tune: Literal["none", "lora", "full"]  # none: on cached features
-    learning_rate: Positive  # of what is tuned of the tower
+    learning_rate: NotNegative  # of what is tuned of the tower
     lora_rank: Width  # of the update of each matrix; its scale alpha is twice that
     gradient_checkpointing: bool  # less memory for activations, more time
 

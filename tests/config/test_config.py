@@ -66,6 +66,7 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ({"train_flow": {"epohcs": 3}}, r"no setting 'train_flow.epohcs'. Did you mean 'epochs'\?"),
         ({"embed": {"encoder": {"modle": "x"}}}, r"'embed.encoder.modle'. Did you mean 'model'\?"),
         ({"trian_flow": {}}, r"no setting 'trian_flow'. Did you mean 'train_flow'\?"),
+        ({"policy.head": "l1"}, "'policy.head' is no key: a setting stands below its section"),
         ({"train_flow": {"epochs": "many"}}, 'train_flow.epochs is "many"; it must be a whole number'),
         ({"train_flow": {"epochs": True}}, "train_flow.epochs is true; it must be a whole number"),
         ({"train_flow": {"seed": -1}}, "train_flow.seed is -1; it must be greater than or equal to 0"),
