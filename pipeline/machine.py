@@ -178,7 +178,7 @@ def disk(directory: Path | None = None) -> Finding:
 
 def hub() -> Finding:
     """Whether the Hugging Face hub answers."""
-    from pipeline.encode.hub import endpoint, require_hub
+    from pipeline.hub import endpoint, require_hub
 
     try:
         require_hub()

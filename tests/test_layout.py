@@ -20,13 +20,14 @@ COMPARING = {
     "compare": "report",
 }
 # Settings reach a stage as DVC params. These files carry them (as does each settings.py), spread work, write files,
-# keep memory, report errors and stamp results.
+# fetch what is pinned, keep memory, report errors and stamp results.
 NOT_DEPS = (
     "cache/errors.py",
     "pipeline/compute.py",
     "pipeline/config",
     "pipeline/errors.py",
     "pipeline/files.py",
+    "pipeline/hub.py",
     "pipeline/memory.py",
     "pipeline/provenance.py",
     "pipeline/ranges.py",

@@ -1,41 +1,39 @@
-"""Files of the Hugging Face hub: from the cache, or downloaded; and a missing network told in seconds."""
+"""Weights of open_clip's tags in the Hugging Face hub."""
 
-import urllib.error
-import urllib.request
+from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
-REACH_TIMEOUT_S = 8.0
+from pipeline.hub import fetch
+
+REVISIONS = {
+    "timm/vit_base_patch16_clip_224.openai": "977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
+    "timm/vit_base_patch32_clip_224.openai": "a6f597a30f7b82c51704746581f9a4e41421e878",
+    "timm/vit_large_patch14_clip_224.openai": "18d0535469bb561bf468d76c1d73aa35156c922b",
+}
+"""Repository -> commit. Of a repository that is not here the main branch is taken; what that was, is in the record of
+the build (.scratch/embed/<suite>.json), from where it can be put here."""
 
 
-def hub_file(place: str) -> str:
+def hub_file(place: str) -> Path:
     """Return the local path of a weights file, fetched if it is not in the cache.
-
-    The cache is asked before the network, unlike in huggingface_hub, which retries for a minute when there is none.
 
     Args:
         place: as in open_clip's registry: "organisation/name/" or "organisation/name/file". For a .bin or .pth file,
             a .safetensors file beside it is preferred.
 
     Raises:
-        OSError: the hub cannot be reached, or does not have the file.
+        OSError: as `pipeline.hub.fetch`.
     """
     repository, _, name = place.rpartition("/")
-    names = _alternatives(name)
-    for candidate in names:
-        cached = huggingface_hub.try_to_load_from_cache(repository, candidate)
-        if isinstance(cached, str):
-            return cached
-    require_hub()
-    for candidate in names[:-1]:
+    *preferred, last = _alternatives(name)
+    for candidate in preferred:
         try:
-            return huggingface_hub.hf_hub_download(repository, candidate)
+            return fetch(repository, candidate, REVISIONS.get(repository))
         except EntryNotFoundError:
             continue
-    return huggingface_hub.hf_hub_download(repository, names[-1])
+    return fetch(repository, last, REVISIONS.get(repository))
 
 
 def _alternatives(name: str) -> list[str]:
@@ -43,21 +41,3 @@ def _alternatives(name: str) -> list[str]:
         return [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
     stem, _, suffix = name.rpartition(".")
     return [f"{stem}.safetensors", name] if suffix in ("bin", "pth") else [name]
-
-
-def endpoint() -> str:
-    """Return the address of the hub, which HF_ENDPOINT can set."""
-    return constants.ENDPOINT
-
-
-def require_hub() -> None:
-    """Raise OSError if no server answers there. Any answer will do, also a refusal."""
-    if constants.HF_HUB_OFFLINE:
-        raise OSError("HF_HUB_OFFLINE is set")
-    try:
-        request = urllib.request.Request(endpoint(), method="HEAD")
-        urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return
-    except (OSError, ValueError) as error:  # an HF_ENDPOINT that is no address
-        raise OSError(f"no answer from {endpoint()}: {error}") from error

@@ -17,6 +17,7 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from pipeline.encode.hub import hub_file
 from pipeline.encode.settings import SEEDED, EncoderParams
 from pipeline.errors import AssetError, ConfigError, did_you_mean
+from pipeline.hub import commit
 
 KEY = "embed.encoder.pretrained"
 
@@ -51,6 +52,12 @@ def load_tokenizer(model: str) -> Any:
 def activation(model: str) -> str:
     """Return "quick_gelu" or "gelu": what open_clip builds the model of this name with."""
     return "quick_gelu" if (get_model_config(model) or {}).get("quick_gelu", False) else "gelu"
+
+
+def hub_source(params: EncoderParams) -> dict[str, str | None] | None:
+    """Return repository and commit of weights that came from the Hugging Face hub; None for any others."""
+    place = (get_pretrained_cfg(params.model, params.pretrained) or {}).get("hf_hub")
+    return {"repository": place.rpartition("/")[0], "commit": commit(hub_file(place))} if place else None
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
@@ -103,7 +110,7 @@ def _tagged(params: EncoderParams) -> torch.nn.Module:
         if not cfg.get("hf_hub"):
             return _create(params, params.pretrained)
         preprocess = {key: cfg[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in cfg}
-        return _create(params, hub_file(cfg["hf_hub"]), preprocess)
+        return _create(params, str(hub_file(cfg["hf_hub"])), preprocess)
     except Exception as error:
         place = cfg.get("hf_hub") or cfg.get("url")
         raise AssetError(

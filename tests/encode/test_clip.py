@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 
 from pipeline.encode import preprocess
 from pipeline.encode.clip import ClipEncoder, default_batch_size, resolve_precision
-from pipeline.encode.weights import load_model, weights_sha256
+from pipeline.encode.hub import REVISIONS
+from pipeline.encode.weights import hub_source, load_model, weights_sha256
 from pipeline.errors import AssetError, ConfigError
 from tests.encode import tiny
 from tests.encode.test_preprocess import pictures
@@ -301,6 +302,31 @@ def test_a_tag_is_downloaded_once(hub: dict[str, bytes], checkpoint: Path) -> No
     again = load_model(replace(tiny.PARAMS, pretrained="test"))
     local = load_model(replace(tiny.PARAMS, pretrained=str(checkpoint)))
     assert weights_sha256(tagged) == weights_sha256(local) == weights_sha256(again)
+
+
+def test_a_known_repository_is_taken_at_its_commit(
+    hub: dict[str, bytes], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REVISIONS, "someone/tiny", "0" * 40)
+    hub["/someone/tiny/resolve/main/open_clip_model.safetensors"] = b"other weights"
+    hub[f"/someone/tiny/resolve/{'0' * 40}/open_clip_model.safetensors"] = checkpoint.read_bytes()
+    params = replace(tiny.PARAMS, pretrained="test")
+    local = load_model(replace(tiny.PARAMS, pretrained=str(checkpoint)))
+    assert weights_sha256(load_model(params)) == weights_sha256(local)
+    assert hub_source(params) == {"repository": "someone/tiny", "commit": "0" * 40}
+    assert hub_source(tiny.PARAMS) is None
+
+
+def test_a_damaged_download_is_refused(hub: dict[str, bytes], checkpoint: Path, tmp_path: Path) -> None:
+    hub["/someone/tiny/resolve/main/open_clip_model.safetensors"] = checkpoint.read_bytes()
+    params = replace(tiny.PARAMS, pretrained="test")
+    load_model(params)
+    (blob,) = (tmp_path / "hub").rglob("blobs/*")
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1  # of the last weight: the file still opens
+    blob.write_bytes(content)
+    with pytest.raises(AssetError, match=rf"{blob} is damaged: its SHA-256 is "):
+        load_model(params)
 
 
 def test_no_network(hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,69 @@
+"""Files of the Hugging Face hub: from the cache, or downloaded; a missing network told in seconds; content checked."""
+
+import hashlib
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Literal
+
+REACH_TIMEOUT_S = 8.0
+SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def fetch(repository: str, name: str, revision: str | None = None, kind: Literal["model", "dataset"] = "model") -> Path:
+    """Return the path of a file in the hub's cache, downloaded if it is not there, after a look at what it holds.
+
+    The cache is asked before the network, unlike in huggingface_hub, which retries for a minute when there is none.
+
+    Args:
+        repository: "organisation/name".
+        name: of the file in it.
+        revision: commit hash; None is what the main branch is when the file is first downloaded.
+        kind: of repository.
+
+    Raises:
+        OSError: the hub cannot be reached, or does not have the file (then an EntryNotFoundError), or the content is
+            not what its SHA-256 in the hub says.
+    """
+    import huggingface_hub
+
+    path = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision, repo_type=kind)
+    if not isinstance(path, str):
+        require_hub()
+        path = huggingface_hub.hf_hub_download(repository, name, revision=revision, repo_type=kind)
+    blob = Path(path).resolve()  # the cache calls a large file by its SHA-256
+    if SHA256.fullmatch(blob.name):
+        with blob.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != blob.name:
+            raise OSError(f"{blob} is damaged: its SHA-256 is {found}. Delete it, and it is downloaded again")
+    return Path(path).absolute()
+
+
+def commit(path: Path) -> str | None:
+    """Return the commit that a file in the hub's cache is of; None for a path elsewhere."""
+    folders = path.parts
+    return folders[folders.index("snapshots") + 1] if "snapshots" in folders[:-2] else None
+
+
+def endpoint() -> str:
+    """Return the address of the hub, which HF_ENDPOINT can set."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def require_hub() -> None:
+    """Raise OSError if no server answers there. Any answer will do, also a refusal."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    try:
+        request = urllib.request.Request(endpoint(), method="HEAD")
+        urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:  # an HF_ENDPOINT that is no address
+        raise OSError(f"no answer from {endpoint()}: {error}") from error
