@@ -23,7 +23,8 @@ from pipeline.config import Params
 from pipeline.config.params import Comparison
 from pipeline.errors import ConfigError
 from pipeline.files import write_atomic
-from pipeline.libero.demos.read import cameras_of, scan
+from pipeline.libero.demos.layout import cameras_of
+from pipeline.libero.demos.read import scan
 from pipeline.libero.suites import tasks
 from pipeline.report.comparison import compare, comparison_page, find_runs
 from pipeline.report.dataset import dataset_page

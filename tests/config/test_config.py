@@ -14,7 +14,7 @@ from pipeline.config import from_dict, load
 from pipeline.config.compose import compose
 from pipeline.config.text import parse
 from pipeline.errors import ConfigError
-from pipeline.libero.demos import read
+from pipeline.libero.demos import layout
 from pipeline.libero.gym_env import STATE_BOUNDS
 from pipeline.libero.settings import SUITE_SIZES, Camera
 from pipeline.libero.sim.simulator import CAMERAS, DEPTH_CAMERAS
@@ -326,8 +326,8 @@ def test_the_only_task_is_not_held_out() -> None:
 
 def test_all_that_deal_with_cameras_and_signals_know_the_same_ones() -> None:
     cameras, signals = set(get_args(Camera)), set(get_args(Proprio))
-    assert cameras == {*CAMERAS, *DEPTH_CAMERAS} == set(read.IMAGE_KEYS | read.DEPTH_KEYS)
+    assert cameras == {*CAMERAS, *DEPTH_CAMERAS} == set(layout.IMAGE_KEYS | layout.DEPTH_KEYS)
     assert signals == set(PROPRIO_DIMS) == set(STATE_BOUNDS)
     widths = schema.LOWDIM_WIDTHS | schema.OPTIONAL_WIDTHS
     assert PROPRIO_DIMS == {name: len(STATE_BOUNDS[name]) for name in signals} == {n: widths[n] for n in signals}
-    assert read.OPTIONAL.keys() == schema.OPTIONAL_WIDTHS.keys()
+    assert layout.OPTIONAL.keys() == schema.OPTIONAL_WIDTHS.keys()

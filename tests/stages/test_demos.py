@@ -1,5 +1,6 @@
 """The stage through its real main(): three sources, clear errors, and a kill at any time."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import yaml
 
 from pipeline.errors import AssetError, DataError
 from pipeline.files import exclusive
-from pipeline.libero.demos.read import demo_file, read, scan
+from pipeline.libero.demos import download
+from pipeline.libero.demos.layout import demo_file
+from pipeline.libero.demos.read import read, scan
 from pipeline.libero.demos.write import write_demos
 from pipeline.libero.suites import Task, tasks
 from stages import demos
@@ -84,12 +87,37 @@ def test_path_without_a_file_leaves_the_old_result(tmp_path: Path) -> None:
     argv = settings(tmp_path, [0, 1], demos={"source": "path", "path": str(own)})
     demos.main(argv)
     demo_file(own, chosen[1]).unlink()
-    with pytest.raises(DataError, match=rf"{chosen[1].name}_demo.hdf5: not there. demos.path must"):
+    with pytest.raises(
+        DataError, match=rf"{chosen[1].name}_demo.hdf5 is not there. demos.path must .* docs/demonstrations.md"
+    ):
         demos.main(argv)
     assert (tmp_path / "data" / SUITE / "index.json").exists()
     demo_file(own, chosen[1]).write_bytes(demo_file(own, chosen[0]).read_bytes()[:5000])
-    with pytest.raises(DataError, match=r"task 1 has no usable demonstration: .*truncated"):
+    with pytest.raises(
+        DataError, match=rf"task 1 has no usable demonstration: {demo_file(own, chosen[1])}: .*truncated"
+    ):
         demos.main(argv)
+    demo_file(own, chosen[1]).unlink()
+    demo_file(own, chosen[1]).mkdir()
+    with pytest.raises(DataError, match=rf"{chosen[1].name}_demo.hdf5 is a directory, not a file"):
+        demos.main(argv)
+
+
+def test_files_of_another_layout_are_named_once_with_all_they_lack(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    (task,) = mine(own, (0,))
+    with h5py.File(demo_file(own, task), "r+") as file:
+        for demo in file["data"].values():
+            del demo["obs/joint_states"], demo["obs/gripper_states"]
+    text = f"{demo_file(own, task)}: each of its 4 demonstrations lacks obs/joint_states, obs/gripper_states. "
+    with pytest.raises(DataError, match=rf"{text}.*docs/demonstrations.md"):
+        demos.main(settings(tmp_path, [0], demos={"source": "path", "path": str(own)}))
+
+
+def test_a_suite_that_the_expert_cannot_solve_is_refused_with_what_can_be_done(tmp_path: Path) -> None:
+    argv = settings(tmp_path, [0], demos={"source": "scripted"})
+    with pytest.raises(DataError, match=r"cannot solve libero_goal.* Set demos.source to 'official' .* or 'path'"):
+        demos.main([*argv, "--suite", "libero_goal"])
 
 
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
@@ -125,6 +153,28 @@ def test_official_without_network_says_what_to_do(tmp_path: Path, monkeypatch: p
     with pytest.raises(AssetError, match=r"(?s)'official'.*_demo\.hdf5.*hf download.*'path'.*'scripted'"):
         demos.main(settings(tmp_path, [0], demos={"source": "official"}, sim={"render": "full"}))
     assert not (tmp_path / "data").exists()
+
+
+def test_official_files_are_those_of_one_commit_and_undamaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (task,) = mine(tmp_path / "hub", (0,))
+    content = demo_file(tmp_path / "hub", task).read_bytes()
+    repository = tmp_path / "cache" / f"datasets--{download.REPOSITORY.replace('/', '--')}"
+    blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
+    name = repository / "snapshots" / download.REVISION / SUITE / demo_file(tmp_path, task).name
+    for folder in (blob.parent, name.parent):
+        folder.mkdir(parents=True)
+    blob.write_bytes(content)
+    name.symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    argv = settings(tmp_path, [0], demos={"source": "official"}, sim={"render": "full"})
+    demos.main(argv)
+    record = json.loads((tmp_path / "data" / f"{SUITE}.provenance.json").read_text())
+    assert record["hub"] == {"repository": download.REPOSITORY, "commit": download.REVISION}
+    assert demo_file(tmp_path / "data", task).readlink() == name
+    blob.write_bytes(content[:-1] + b"x")
+    with pytest.raises(AssetError, match=rf"{blob} is damaged: its SHA-256 is .*Delete it"):
+        demos.main(argv)
 
 
 @pytest.mark.sim

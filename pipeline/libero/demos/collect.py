@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline.compute import Compute, map_unordered
 from pipeline.errors import DataError
-from pipeline.libero.demos.read import cameras_of, demo_file
+from pipeline.libero.demos.layout import cameras_of, demo_file
 from pipeline.libero.demos.write import FirstTry, Origin, load_part, save_part, write_demos
 from pipeline.libero.expert import Noise, attempt, can_solve
 from pipeline.libero.installation import find_assets, picture_identity

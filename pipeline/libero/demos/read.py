@@ -19,35 +19,21 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.errors import DataError, did_you_mean
+from pipeline.errors import DataError
 from pipeline.libero.conventions import upright
-from pipeline.libero.depth import SUFFIX, depth_picture, is_depth
+from pipeline.libero.demos.defects import demo_defect, file_defect, not_a_file, not_hdf5, obs_shift, whole_number
+from pipeline.libero.demos.layout import IMAGE_KEYS, OPTIONAL, demo_file, image_key
+from pipeline.libero.depth import depth_picture, is_depth
 from pipeline.libero.proprio import ee_pose_from_axis_angle
-from pipeline.libero.settings import Demos
 from pipeline.libero.suites import Task
 
 log = logging.getLogger(__name__)
 
-IMAGE_KEYS = {"agentview": "agentview_rgb", "eye_in_hand": "eye_in_hand_rgb"}
-"""Camera -> data set below `obs/`."""
-DEPTH_KEYS = {f"{camera}{SUFFIX}": f"{camera}{SUFFIX}_mm" for camera in IMAGE_KEYS}
-"""Depth camera -> data set: uint16 millimetres. LIBERO's own scripts keep OpenGL's buffer as `<camera>_depth`."""
-LOWDIM_WIDTHS = {"obs/joint_states": 7, "obs/ee_states": 6, "obs/gripper_states": 2, "actions": 7}
-"""What every demo must hold beside its images: data set -> columns."""
-OPTIONAL = {"expert_action": "expert_actions", "ee_wrench": "obs/ee_wrench"}
-"""What `read` gives of the demos that have it -> data set."""
-OPTIONAL_WIDTHS = {
-    **{"expert_actions": 7, "obs/ee_wrench": 6},
-    **{"robot_states": 9, "states": None, "rewards": 0, "dones": 0},
-}
-"""What is checked when it is there. None: any number of columns; 0: no columns (a vector)."""
-NO_OP_NORM = 1e-4
-"""A step is a no-op if the first six action values have a smaller norm and the gripper command stays (OpenVLA)."""
 UNREADABLE = (OSError, KeyError, RuntimeError, ValueError)
 """What h5py raises for a damaged file: which of them depends on what is damaged."""
 REMEDY = (
-    "Set demos.source to 'scripted' (records them in the simulator), 'official' (downloads LIBERO's own) or 'path' "
-    "(files you have; name their directory in demos.path), then run: python -m stages.demos"
+    "Make them: python -m stages.demos. demos.source says where from: 'official' downloads LIBERO's own, 'path' takes "
+    "those in demos.path, 'scripted' records them in the simulator (the suites that the expert can solve)"
 )
 
 
@@ -62,6 +48,7 @@ class Demo:
         length: number of actions T.
         optional: which of OPTIONAL the file holds.
         frame_size: S, pixels along a side of the square frames; 0 if no camera was asked for.
+        obs_shift: the `embed.obs_shift` that it needs; None if that cannot be measured, see `defects.obs_shift`.
     """
 
     task: Task
@@ -70,9 +57,10 @@ class Demo:
     length: int
     optional: tuple[str, ...]
     frame_size: int
+    obs_shift: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.file} {self.name}"
+        return f"{_named(self.file)} {self.name}"
 
     @property
     def source(self) -> str:
@@ -89,17 +77,7 @@ class Quarantined:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}{f' {self.demo}' if self.demo else ''}: {self.reason}"
-
-
-def cameras_of(demos: Demos) -> tuple[str, ...]:
-    """Return the cameras that demonstrations by these settings have."""
-    return (*IMAGE_KEYS, *(DEPTH_KEYS if demos.depth else ()))
-
-
-def demo_file(root: Path, task: Task) -> Path:
-    """Return where the demonstrations of `task` lie below `root`."""
-    return root / task.suite / f"{task.name}_demo.hdf5"
+        return f"{_named(self.file)}{f' {self.demo}' if self.demo else ''}: {self.reason}"
 
 
 def scan(
@@ -107,7 +85,8 @@ def scan(
 ) -> tuple[list[Demo], list[Quarantined]]:
     """Check the demonstrations of these tasks; return the usable ones in order of task and number, and the others.
 
-    Everything but the pixels is read. Damage of a file or demo is reported in the second list, never raised.
+    Everything is read, but of the pixels a few frames only. Damage of a file or demo is reported in the second list,
+    never raised.
 
     Args:
         root: directory that holds `<suite>/`.
@@ -122,8 +101,8 @@ def scan(
     quarantine: list[Quarantined] = []
     for task in tasks:
         path = demo_file(root, task)
-        if not path.is_file():
-            raise DataError(f"{path}: no demonstrations of {suite} task {task.id} there. {REMEDY}")
+        if problem := not_a_file(path):
+            raise DataError(f"{path} {problem}: no demonstrations of {suite} task {task.id}. {REMEDY}")
         found, damaged = _scan_file(path, task, cameras)
         demos += found
         quarantine += damaged
@@ -158,7 +137,7 @@ def read(demo: Demo, cameras: Sequence[str], start: int = 0, stop: int | None = 
             }
             return out | {name: group[OPTIONAL[name]][rows].astype(np.float32) for name in demo.optional}
     except UNREADABLE as error:
-        raise DataError(f"{demo.file} {demo.name}: cannot be read: {error}. Make or download it again.") from error
+        raise DataError(f"{demo}: cannot be read: {error}. Make or download it again.") from error
 
 
 @dataclass(frozen=True)
@@ -222,7 +201,7 @@ def digest(demo: Demo) -> str:
                 total.update(f"{name} {dataset.dtype.str} {dataset.shape}\n".encode())
                 total.update(np.ascontiguousarray(dataset[()]).data)
     except UNREADABLE as error:
-        raise DataError(f"{demo.file} {demo.name}: cannot be read: {error}. Make or download it again.") from error
+        raise DataError(f"{demo}: cannot be read: {error}. Make or download it again.") from error
     return total.hexdigest()
 
 
@@ -248,18 +227,6 @@ def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", group[key]
 
 
-def image_key(camera: str) -> str:
-    """Return the data set below `obs/` that holds what a camera saw.
-
-    Raises:
-        DataError: no such camera.
-    """
-    keys = IMAGE_KEYS | DEPTH_KEYS
-    if camera not in keys:
-        raise DataError(f"no camera {camera!r} in LIBERO's demonstrations.{did_you_mean(camera, keys)}")
-    return keys[camera]
-
-
 def _pictures(obs: Any, camera: str, rows: slice) -> np.ndarray:
     frames = upright(obs[image_key(camera)][rows])
     return depth_picture(frames) if is_depth(camera) else frames
@@ -267,90 +234,58 @@ def _pictures(obs: Any, camera: str, rows: slice) -> np.ndarray:
 
 def _scan_file(path: Path, task: Task, cameras: Sequence[str]) -> tuple[list[Demo], list[Quarantined]]:
     try:
+        if foreign := not_hdf5(path):
+            return [], [Quarantined(path, None, foreign)]
         with h5py.File(path, "r") as file:
             if "data" not in file:
                 return [], [Quarantined(path, None, "has no group /data: not a LIBERO demonstration file")]
-            data = file["data"]
-            names = sorted((n for n in data if n[:5] == "demo_" and n[5:].isdigit()), key=lambda n: int(n[5:]))
-            demos: list[Demo] = []
-            damaged: list[Quarantined] = []
-            for name in names:
-                reason = _defect(data, name, cameras)
-                if reason is None:
-                    group = data[name]
-                    size = group["obs"][image_key(cameras[0])].shape[1] if cameras else 0
-                    optional = tuple(ours for ours, theirs in OPTIONAL.items() if theirs in group)
-                    demos.append(Demo(task, path, name, len(group["actions"]), optional, size))
-                else:
-                    damaged.append(Quarantined(path, name, reason))
-            promised = int(data.attrs.get("num_demos", len(names)))
-            if not names:
-                damaged.append(Quarantined(path, None, "holds no demos"))
-            for name in sorted({f"demo_{i}" for i in range(promised)} - set(names), key=lambda n: int(n[5:])):
-                damaged.append(Quarantined(path, name, f"missing, though num_demos is {promised}"))
-            return demos, damaged
-    except UNREADABLE as error:  # what h5py raises for a truncated or foreign file
-        return [], [Quarantined(path, None, f"cannot be opened ({_first_line(error)}): truncated or not HDF5")]
+            if wrong := file_defect(file["data"]):
+                return [], [Quarantined(path, None, wrong)]
+            return _scan_group(file["data"], path, task, cameras)
+    except UNREADABLE as error:
+        return [], [Quarantined(path, None, f"cannot be opened ({_first_line(error)}): truncated or damaged")]
 
 
-def _defect(data: Any, name: str, cameras: Sequence[str]) -> str | None:
-    """Return what is wrong with one demo, or None."""
+def _scan_group(data: Any, path: Path, task: Task, cameras: Sequence[str]) -> tuple[list[Demo], list[Quarantined]]:
+    names = sorted((n for n in data if n[:5] == "demo_" and n[5:].isdigit()), key=_number)
+    demos: list[Demo] = []
+    damaged: list[Quarantined] = []
+    for name in names:
+        made = _demo(data, name, path, task, cameras)
+        demos += [made] if isinstance(made, Demo) else []
+        damaged += [made] if isinstance(made, Quarantined) else []
+    if len(names) == len(damaged) > 1 and len(reasons := {entry.reason for entry in damaged}) == 1:
+        damaged = [Quarantined(path, None, f"each of its {len(names)} demonstrations {reasons.pop()}")]
+    if not names:
+        damaged.append(Quarantined(path, None, "holds no demonstrations"))
+    promised, wrong = whole_number(data.attrs, "num_demos", len(names))
+    if wrong:
+        log.warning("%s: %s; %d demonstrations are there", path, wrong, len(names))
+    for name in sorted({f"demo_{i}" for i in range(promised)} - set(names), key=_number):
+        damaged.append(Quarantined(path, name, f"is missing, though num_demos is {promised}"))
+    return demos, damaged
+
+
+def _demo(data: Any, name: str, path: Path, task: Task, cameras: Sequence[str]) -> Demo | Quarantined:
     try:
         group = data[name]
-        return _shape_defect(group, cameras) or _value_defect(group)
+        if defect := demo_defect(group, cameras):
+            return Quarantined(path, name, defect)
+        size = group["obs"][image_key(cameras[0])].shape[1] if cameras else 0
+        optional = tuple(ours for ours, theirs in OPTIONAL.items() if theirs in group)
+        return Demo(task, path, name, len(group["actions"]), optional, size, obs_shift(group))
     except (*UNREADABLE, TypeError, AttributeError) as error:
-        return f"cannot be read: {_first_line(error)}"
+        return Quarantined(path, name, f"cannot be read: {_first_line(error)}")
 
 
-def _shape_defect(group: Any, cameras: Sequence[str]) -> str | None:
-    widths: dict[str, int | None] = dict(LOWDIM_WIDTHS)
-    widths |= {name: width for name, width in OPTIONAL_WIDTHS.items() if name in group}
-    images = {f"obs/{image_key(camera)}": (np.uint16, 1) if is_depth(camera) else (np.uint8, 3) for camera in cameras}
-    for name in (*widths, *images):
-        if name not in group:
-            return f"lacks {name}"
-    length = len(group["actions"])
-    if length < 2:
-        return f"has {length} steps; two are the least"
-    for name, width in widths.items():
-        shape = group[name].shape
-        tail_ok = len(shape) == 2 if width is None else shape[1:] == ((width,) if width else ())
-        if not tail_ok:
-            return f"{name} has shape {shape}, expected (T{f', {width}' if width else ''})"
-    for name, (dtype, channels) in images.items():
-        data = group[name]
-        if data.dtype != dtype or data.ndim != 4 or data.shape[3] != channels or data.shape[1] != data.shape[2]:
-            return f"{name} is {data.dtype} {data.shape}, expected {np.dtype(dtype)} (T, S, S, {channels})"
-    for name in (*widths, *images):
-        if len(group[name]) != length:
-            return f"{name} has {len(group[name])} rows, but actions has {length}"
-    promised = group.attrs.get("num_samples", length)
-    if int(promised) != length:
-        return f"num_samples is {promised}, but actions has {length} rows"
-    return None
+def _number(name: str) -> int:
+    return int(name.removeprefix("demo_"))
 
 
-def _value_defect(group: Any) -> str | None:
-    for name in (*LOWDIM_WIDTHS, *(n for n in OPTIONAL_WIDTHS if n in group)):
-        if not np.isfinite(group[name][()]).all():
-            return f"{name} has values that are not finite"
-    for name in ("actions", *(("expert_actions",) if "expert_actions" in group else ())):
-        actions = group[name][()]
-        if (largest := np.abs(actions).max()) > 1:
-            return f"{name} reaches {largest:.4g}; the range is [-1, 1]"
-        if not np.isin(actions[:, 6], (-1, 1)).all():
-            return f"{name} has a gripper command other than -1 (open) and +1 (close)"
-    actions = group["actions"][()]
-    if no_ops(actions).all():
-        return "is a no-op from beginning to end"
-    return None
-
-
-def no_ops(actions: np.ndarray) -> np.ndarray:
-    """Return (T,) bool: steps that neither move the arm nor change the gripper command. Actions: (T, 7)."""
-    still = np.linalg.norm(actions[:, :6], axis=1) < NO_OP_NORM
-    same = np.concatenate([[True], actions[1:, 6] == actions[:-1, 6]])
-    return still & same
+def _named(path: Path) -> Path:
+    """Return the file behind a link that this project made: the name that its owner knows."""
+    target = path.readlink() if path.is_symlink() else path
+    return target if target.name == path.name else path
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.files import write_atomic_with
 from pipeline.libero.conventions import upright
-from pipeline.libero.demos.read import image_key
+from pipeline.libero.demos.layout import UPSIDE_DOWN, image_key
 from pipeline.libero.depth import is_depth
 from pipeline.libero.installation import find_assets, picture_identity
 from pipeline.libero.proprio import axis_angle_from_quat
@@ -214,7 +214,7 @@ def _file_attributes(task: Task, sim: Sim, env_name: str) -> dict[str, Any]:
         "env_args": json.dumps(env_args),
         "bddl_file_name": bddl,
         "bddl_file_content": task.bddl_file.read_text(),
-        "macros_image_convention": "opengl",
+        "macros_image_convention": UPSIDE_DOWN,
         "tag": TAG,
         "sim": json.dumps(picture_identity(sim) | others),
     }

@@ -1,5 +1,6 @@
 """The reader gives rows upright and in order, and says what is wrong with a damaged file."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.libero.demos.read import demo_file, manifest, no_ops, read, recorded_with, scan
+from pipeline.libero.demos.defects import no_ops
+from pipeline.libero.demos.layout import demo_file
+from pipeline.libero.demos.read import manifest, read, recorded_with, scan
 from pipeline.libero.demos.write import write_demos
 from pipeline.libero.depth import depth_picture
 from pipeline.libero.suites import Task, tasks
@@ -114,7 +117,10 @@ def drop(name: str) -> Callable[[h5py.Group], None]:
     [
         (drop("obs/eye_in_hand_rgb"), "lacks obs/eye_in_hand_rgb"),
         (drop("actions"), "lacks actions"),
-        (drop("obs"), "lacks obs/joint_states"),
+        (
+            drop("obs"),
+            "lacks obs/joint_states, obs/ee_states, obs/gripper_states, .*obs/agentview_rgb, obs/eye_in_hand_rgb",
+        ),
         (replace_data("obs/joint_states", lambda a: a[:-1]), "obs/joint_states has 5 rows, but actions has 6"),
         (replace_data("rewards", lambda a: a[:-2]), "rewards has 4 rows, but actions has 6"),
         (replace_data("obs/ee_states", lambda a: a[:, :5]), r"obs/ee_states has shape \(6, 5\)"),
@@ -127,6 +133,12 @@ def drop(name: str) -> Callable[[h5py.Group], None]:
         (replace_data("expert_actions", put(-1.01, 0)), "expert_actions reaches 1.01"),
         (replace_data("actions", lambda a: a * 0 - np.eye(7)[6]), "no-op from beginning"),
         (lambda demo: demo.attrs.modify("num_samples", 99), "num_samples is 99, but actions has 6 rows"),
+        (lambda demo: demo.attrs.update(num_samples="six"), "num_samples is 'six', which is no number"),
+        (replace_data("obs/eye_in_hand_rgb", lambda a: a * 0), "frame 0 of obs/eye_in_hand_rgb is all black"),
+        (
+            replace_data("obs/agentview_rgb", lambda a: np.concatenate([a[:5], a[5:] * 0 + 99])),
+            "frame 5 .* all one colour",
+        ),
     ],
 )
 def test_damage_is_named_and_the_rest_stays(
@@ -155,6 +167,91 @@ def test_a_dangling_demo_does_not_hide_the_others(root: Path, task: Task) -> Non
         recorded_with(path)
 
 
+def test_what_all_demonstrations_lack_is_said_once(root: Path, task: Task) -> None:
+    path = demo_file(root, task)
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            del demo["obs/joint_states"], demo["obs/ee_states"]
+    demos, quarantine = scan(root, "libero_spatial", [task])
+    reason = "each of its 12 demonstrations lacks obs/joint_states, obs/ee_states"
+    assert (demos, [str(q) for q in quarantine]) == ([], [f"{path}: {reason}"])
+
+
+def test_what_is_left_out_is_named_as_its_owner_knows_it(root: Path, task: Task, tmp_path: Path) -> None:
+    path = demo_file(root, task)
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_2/actions"]
+    link = demo_file(tmp_path / "linked", task)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(path)
+    demos, quarantine = scan(tmp_path / "linked", "libero_spatial", [task])
+    assert [str(q) for q in quarantine] == [f"{path} demo_2: lacks actions"]
+    assert str(demos[0]) == f"{path} demo_0"
+
+
+def test_frames_that_are_upright_in_the_file_are_refused(root: Path, task: Task) -> None:
+    with h5py.File(demo_file(root, task), "r+") as file:
+        file["data"].attrs["macros_image_convention"] = "opencv"
+    demos, quarantine = scan(root, "libero_spatial", [task])
+    assert not demos and "is 'opencv': its frames are not upside-down" in quarantine[0].reason
+    with h5py.File(demo_file(root, task), "r+") as file:
+        del file["data"].attrs["macros_image_convention"]
+    assert len(scan(root, "libero_spatial", [task])[0]) == 12, "who does not say is taken for LIBERO's"
+
+
+def test_a_number_of_demos_that_is_none_is_not_damage(root: Path, task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    with h5py.File(demo_file(root, task), "r+") as file:
+        file["data"].attrs["num_demos"] = "two"
+    assert (len(scan(root, "libero_spatial", [task])[0]), scan(root, "libero_spatial", [task])[1]) == (12, [])
+    assert "num_demos is 'two', which is no number" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda path: path.mkdir(), "is a directory, not a file"),
+        (lambda path: os.mkfifo(path), "is a FIFO, not a file"),
+        (lambda path: path.symlink_to(path), "is a symbolic link that leads back to itself"),
+        (lambda path: path.symlink_to("gone.hdf5"), "is a symbolic link to gone.hdf5, which is not there"),
+    ],
+)
+def test_what_is_no_file_is_called_by_its_name(
+    tmp_path: Path, task: Task, make: Callable[[Path], None], problem: str
+) -> None:
+    path = demo_file(tmp_path, task)
+    path.parent.mkdir()
+    make(path)
+    with pytest.raises(DataError, match=f"{path} {problem}: no demonstrations"):
+        scan(tmp_path, "libero_spatial", [task])
+
+
+def recorded(root: Path, task: Task, shift: int | None) -> None:
+    """Move the arm, and record its observations after (1) or before (0) the action, or without full states."""
+    with h5py.File(demo_file(root, task), "r+") as file:
+        for demo in file["data"].values():
+            length = len(demo["actions"])
+            joints = np.sin(np.arange(length + 1)[:, None] * 0.1 + np.arange(7))
+            demo["states"][:, 1:8] = joints[:-1]
+            demo["obs/joint_states"][:] = joints[shift or 0 :][:length] + 0.002
+            if shift is None:
+                del demo["states"]
+
+
+@pytest.mark.parametrize("shift", [0, 1, None])
+def test_the_shift_of_observations_is_measured(root: Path, task: Task, shift: int | None) -> None:
+    recorded(root, task, shift)
+    demos, _ = scan(root, "libero_spatial", [task])
+    assert len(demos) == 12 and {demo.obs_shift for demo in demos} == {shift}
+
+
+def test_what_does_not_move_is_not_measured(root: Path, task: Task) -> None:
+    with h5py.File(demo_file(root, task), "r+") as file:
+        for demo in file["data"].values():
+            demo["states"][:, 1:8] = 0.5
+            demo["obs/joint_states"][:] = 0.5
+    assert {demo.obs_shift for demo in scan(root, "libero_spatial", [task])[0]} == {None}
+
+
 def test_missing_demos_and_foreign_files_are_listed(root: Path, task: Task) -> None:
     path = demo_file(root, task)
     with h5py.File(path, "r+") as file:
@@ -162,7 +259,13 @@ def test_missing_demos_and_foreign_files_are_listed(root: Path, task: Task) -> N
     demos, quarantine = scan(root, "libero_spatial", [task])
     assert len(demos) == 10
     assert [q.demo for q in quarantine] == ["demo_4", "demo_11"]
-    for content, reason in ((path.read_bytes()[:100_000], "truncated"), (b"<html>not found</html>", "not HDF5")):
+    for content, reason in (
+        (path.read_bytes()[:100_000], "truncated or damaged"),
+        (b"<html>not found</html>", "is a web page, not HDF5"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
+        (b"", "is empty"),
+        (b"PK", "is not HDF5"),
+    ):
         path.write_bytes(content)
         demos, quarantine = scan(root, "libero_spatial", [task])
         assert demos == []
@@ -171,7 +274,9 @@ def test_missing_demos_and_foreign_files_are_listed(root: Path, task: Task) -> N
 
 
 def test_errors_name_the_remedy(root: Path, task: Task) -> None:
-    with pytest.raises(DataError, match=r"task 0 .*demos\.source.*python -m stages\.demos"):
+    with pytest.raises(
+        DataError, match=r"is not there: no demonstrations .* task 0.*python -m stages\.demos.*'official'"
+    ):
         scan(root, "libero_spatial", tasks("libero_spatial", [0]))
     with pytest.raises(DataError, match=r"no camera 'agent_view'.*Did you mean 'agentview'"):
         scan(root, "libero_spatial", [task], cameras=("agent_view",))
