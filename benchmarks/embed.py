@@ -35,19 +35,19 @@ from cache.build import build
 from cache.ledger import Receipt
 from cache.plan import Plan
 from pipeline.compute import Compute, cores, map_unordered
-from pipeline.embed.worker import LANES, Embedder, MakeRows, shared_encoder
-from pipeline.encode.augment import Views
+from pipeline.embed.settings import Embed
+from pipeline.embed.worker import CONCURRENCY, Embedder, MakeEmbedder, shared_encoder
 from pipeline.encode.clip import default_batch_size, pick_device, resolve_precision
 from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.settings import EncoderParams
 from pipeline.libero.demos.read import Demo, demo_file, read, scan
 from pipeline.libero.demos.write import Episode, Origin, write_demos
-from pipeline.libero.settings import Sim
+from pipeline.libero.settings import Camera, Sim
 from pipeline.libero.suites import tasks
 from pipeline.provenance import versions
 
 SMALLEST = "ViT-S-32"
-CAMERAS = ("agentview", "eye_in_hand")
+CAMERAS: tuple[Camera, ...] = ("agentview", "eye_in_hand")
 SUITE = "libero_spatial"
 SIDE = 128
 SIM = Sim(assets_path=None, render="fast", gl="auto", image_size=SIDE, settle_steps=10, seed=0)
@@ -93,9 +93,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def share_of_bare(folder: Path, model: str, device: str, rows: int, rounds: int = 3) -> dict[str, Any]:
     """Return images per second of the encoder alone, of the build, and the ratio."""
-    factory, demos = job(folder, model, device, rows, default_batch_size(model, device))
-    encoder = shared_encoder(factory.encoder, device, None, factory.batch_size)
-    size = min(factory.batch_size, rows)
+    factory, demos = job(folder, model, device, rows, default_batch_size(model, device, rows))
+    encoder = shared_encoder(factory.settings.encoder, device, None, factory.settings.batch_size)
+    size = min(factory.settings.batch_size or rows, rows)
     frames = read(demos[0], CAMERAS[:1], 0, size)["images"][CAMERAS[0]]
     batches = [encoder.prepare(frames), encoder.prepare(frames[::-1])]
     encoder.forward(batches[0])
@@ -169,7 +169,7 @@ def peak_mib(folder: Path) -> tuple[float, float]:
     """Build from the demonstrations in a folder; return resident memory in MiB before, and its peak (Linux only)."""
     demos = scan(folder, SUITE, [tasks(SUITE, [0])[0]])[0]
     fields = schema.fields(CAMERAS, 1, 3, ["expert_action"])
-    factory = MakeCheapRows(EncoderParams(SMALLEST, "seeded", 0, "fp32"), None, {}, read, fields, VIEWS, 0, 64)
+    factory = MakeCheapEmbedder(settings(EncoderParams(SMALLEST, "seeded", 0, "fp32"), 64), {}, fields)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of the imports
     before = status_mib("VmRSS")
     make(folder / "build", plan(demos, fields, shard_rows=128), factory, SERIAL)
@@ -197,35 +197,37 @@ class Mean:
         return lambda: {"image": means}
 
 
-class MakeCheapRows(MakeRows):
-    """Rows by `Mean`."""
+class MakeCheapEmbedder(MakeEmbedder):
+    """Makes one that encodes by `Mean`."""
 
     def __call__(self) -> Embedder:
         """Return the embedder."""
-        return Embedder(self, Mean())
+        return Embedder(self.settings, self.fields, Mean())
 
 
-VIEWS = Views(1, 0.0, 0.0)
+def settings(encoder: EncoderParams, batch_size: int) -> Embed:
+    """Return settings of one clean view."""
+    return Embed(encoder, CAMERAS, 1, 0.0, 0.0, None, 0, batch_size, 256, 256, "stop")
 
 
-def job(folder: Path, model: str, device: str, rows: int, batch_size: int) -> tuple[MakeRows, list[Demo]]:
+def job(folder: Path, model: str, device: str, rows: int, batch_size: int) -> tuple[MakeEmbedder, list[Demo]]:
     """Return what encodes with a seeded model, and demonstrations of `rows` steps in all."""
     params = EncoderParams(model, "seeded", 0, resolve_precision("auto", device))
     encoder = shared_encoder(params, device, None, batch_size)
     fields = schema.fields(CAMERAS, 1, encoder.dim, ["expert_action"])
-    return MakeRows(params, None, encoder.identity, read, fields, VIEWS, 0, batch_size), write(folder, rows)
+    return MakeEmbedder(settings(params, batch_size), encoder.identity, fields), write(folder, rows)
 
 
 def make(
     folder: Path,
     made: Plan,
-    factory: MakeRows,
+    factory: MakeEmbedder,
     compute: Compute,
     report: Callable[[Receipt, bool], None] | None = None,
 ) -> None:
     """Build as the stage does."""
     text = np.ones((1, 8), np.float32)
-    run = partial(map_unordered, compute=compute, lanes=LANES)
+    run = partial(map_unordered, compute=compute, lanes=CONCURRENCY)
     build(made, text, factory, folder / "store.zarr", folder / "work", run=run, report=report)
 
 

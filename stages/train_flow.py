@@ -32,7 +32,6 @@ from pipeline.config import Params
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import exclusive, write_atomic
 from pipeline.libero.depth import is_depth
-from pipeline.libero.installation import official_picture_identity
 from pipeline.libero.suites import tasks
 from pipeline.memory import keep_freed_memory
 from pipeline.policy import bundle
@@ -170,9 +169,6 @@ def publish(
 def training_identity(params: Params, arch: Architecture, stores: dict[str, Store]) -> dict[str, Any]:
     """Return everything that the trained weights depend on, as plain JSON values. Checkpoints are filed under it."""
     first = next(iter(stores.values())).identity
-    pictures = official_picture_identity(first["frame_size"])
-    if first["sim"] is not None:  # recorded by this project
-        pictures = {name: first["sim"].get(name) for name in pictures}
     return {
         "architecture": arch.to_json(),
         "train_flow": asdict(params.train_flow),
@@ -180,7 +176,7 @@ def training_identity(params: Params, arch: Architecture, stores: dict[str, Stor
             "stores": {suite: store.fingerprint for suite, store in stores.items()},
             "tasks": {suite: learnt_tasks(params, suite, store) for suite, store in stores.items()},
             "action": params.train_flow.action,
-            "sim": pictures,
+            "sim": first["sim"],
             **({"depth": first["depth"]} if any(is_depth(camera) for camera in arch.cameras) else {}),
             "teacher": teacher_identity(params.train_flow.teacher),
         },

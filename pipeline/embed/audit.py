@@ -1,15 +1,22 @@
-"""Encode some rows of a finished store once more, from the demonstrations, and compare."""
+"""Check a finished store against itself, and some of its rows, encoded once more, against its demonstrations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from cache.reader import Store
+from cache.plan import differences
+from cache.reader import Store, open_store
+from cache.schema import Field
 from cache.units import Episode, Unit, units
+from cache.verify import verify
+from pipeline.embed import plan as planning
+from pipeline.embed.settings import Embed
 from pipeline.embed.worker import Embedder
 from pipeline.errors import DataError
-from pipeline.libero.demos.read import Demo, digest
+from pipeline.libero.demos.read import Demo, digest, scan
+from pipeline.libero.suites import Task
 
 MIN_COSINE = 0.999
 """Between a stored feature and one computed now. The same batch on the same device and versions gives the same bits;
@@ -19,7 +26,7 @@ rows are copied, not computed, and must be equal."""
 
 @dataclass
 class Comparison:
-    """What came of it.
+    """The outcome of encoding again.
 
     Attributes:
         rows: compared, all cameras and views of them.
@@ -36,6 +43,55 @@ class Comparison:
     min_cosine: float
     max_difference: float
     problems: list[str]
+
+
+def audit(
+    settings: Embed, tasks: Sequence[Task], demos: Path, target: Path, rows: int, seed: int
+) -> tuple[str, list[str]]:
+    """Check the store at `target`.
+
+    Args:
+        tasks: of one suite.
+        demos: directory that holds `<suite>/<task>_demo.hdf5`.
+        rows: about how many to encode again.
+        seed: of their choice.
+
+    Returns:
+        What was compared, in words, and what is wrong, one line each.
+
+    Raises:
+        StoreError: no store there.
+        DataError: it was made with other settings.
+    """
+    problems = [f"{target}: {problem}" for problem in verify(target)]
+    store = open_store(target)
+    if set(store.cameras) != set(settings.cameras):
+        raise DataError(
+            f"{target}: has the cameras {', '.join(store.cameras)}, embed.cameras asks for "
+            f"{', '.join(settings.cameras)}. Set it back to check it, or embed anew: python -m stages.embed"
+        )
+    settings, encoder = planning.load_encoder(settings)
+    found = scan(demos, tasks[0].suite, tasks, store.cameras)[0]
+    recorded = (
+        planning.recorded(settings, found) if found else {name: store.identity[name] for name in ("sim", "order")}
+    )
+    if other := differences(store.identity, planning.identity(settings, tasks[0].suite, encoder, recorded)):
+        raise DataError(
+            f"{target}: was not made with the settings as they are now: {'; '.join(other)}. "
+            "Set them back to check it, or embed anew: python -m stages.embed"
+        )
+    fields = tuple(Field(name, (a := store.array(name)).shape[1:], str(a.dtype), ()) for name in store.fields)
+    embedder = Embedder(settings, fields, encoder)
+    try:
+        result = compare(store, {demo.source: demo for demo in found}, embedder, rows, seed)
+    finally:
+        embedder.close()
+    summary = (
+        f"{target}: {result.rows} of {store.rows} rows encoded again: {result.equal_rows} equal bit for bit, cosine at "
+        f"least {result.min_cosine:.6f}, largest difference {result.max_difference:.3g}; "
+        f"{result.missing_rows} rows drawn have no demonstration here"
+    )
+    return summary, [*problems, *(f"{target}: {problem}" for problem in result.problems)]
 
 
 def compare(store: Store, demos: Mapping[str, Demo], embedder: Embedder, rows: int, seed: int) -> Comparison:
@@ -104,9 +160,7 @@ def _fault(demo: Demo, stored: str) -> str | None:
         return str(error)
     if now == stored:
         return None
-    return (
-        f"{demo.file} {demo.name}: has changed since it was embedded (SHA-256 {now[:12]}, the store has {stored[:12]})"
-    )
+    return f"{demo}: has changed since it was embedded (SHA-256 {now[:12]}, the store has {stored[:12]})"
 
 
 def _compare(result: Comparison, store: Store, start: int, rows: int, found: Mapping[str, np.ndarray]) -> None:

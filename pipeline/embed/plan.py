@@ -10,17 +10,18 @@ from cache import schema
 from cache.plan import Plan
 from cache.units import Episode
 from pipeline.embed.settings import Embed
-from pipeline.embed.worker import MakeRows, shared_encoder
-from pipeline.encode.augment import Views
+from pipeline.embed.worker import shared_encoder, views
 from pipeline.encode.clip import ClipEncoder, default_batch_size, pick_device, resolve_precision
 from pipeline.encode.preprocess import TRANSFORM_ID
 from pipeline.errors import DataError
-from pipeline.libero.demos.read import Demo, Quarantined, manifest, read, recorded_with, scan
+from pipeline.libero.demos.read import Demo, Quarantined, manifest, recorded_with, scan
 from pipeline.libero.depth import DEPTH_ID, is_depth
+from pipeline.libero.installation import official_picture_identity
 from pipeline.libero.suites import Task
 from pipeline.provenance import code_digest, versions
 
 log = logging.getLogger(__name__)
+READING = ("conventions", "depth", "proprio", "demos/layout", "demos/read")  # modules that rows go through
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,13 @@ class Source:
         )
 
 
-def find(settings: Embed, root: Path, suite: str, tasks: Sequence[Task]) -> Source:
+def find(settings: Embed, root: Path, tasks: Sequence[Task]) -> Source:
     """Return the demonstrations to embed; quarantine or refuse the others, by `embed.on_invalid`.
 
     Raises:
         DataError: one is damaged and the setting is "stop", or a task is left without any.
     """
+    suite = tasks[0].suite
     found, left_out = scan(root, suite, tasks, settings.cameras)
     demos: list[Demo] = []
     entries: list[dict[str, Any]] = []
@@ -93,19 +95,22 @@ def find(settings: Embed, root: Path, suite: str, tasks: Sequence[Task]) -> Sour
     return Source(suite, tuple(tasks), tuple(demos), tuple(entries), tuple(left_out))
 
 
-def make_encoder(settings: Embed) -> tuple[ClipEncoder, int]:
-    """Return the encoder on this process's device, and frames per forward pass."""
+def load_encoder(settings: Embed) -> tuple[Embed, ClipEncoder]:
+    """Return the encoder on this process's device, and the settings with what was left to the device decided.
+
+    That is the precision and the frames per forward pass: workers must not choose.
+    """
     device = pick_device()
-    batch_size = settings.batch_size or default_batch_size(settings.encoder.model, device)
-    # Resolved here, as for a worker: what is shared is looked up by these very parameters.
-    params = replace(settings.encoder, precision=resolve_precision(settings.encoder.precision, device))
-    return shared_encoder(params, device, settings.grid, batch_size), batch_size
+    encoder = replace(settings.encoder, precision=resolve_precision(settings.encoder.precision, device))
+    batch_size = min(
+        settings.batch_size or default_batch_size(encoder.model, device, settings.shard_rows), settings.shard_rows
+    )
+    settings = replace(settings, encoder=encoder, batch_size=batch_size)
+    return settings, shared_encoder(encoder, device, settings.grid, batch_size)
 
 
-def identity(
-    settings: Embed, suite: str, encoder: ClipEncoder, sim: Mapping[str, Any] | None, frame_size: int
-) -> dict[str, Any]:
-    """Return what the store's rows depend on besides the demonstrations, and what these look like."""
+def identity(settings: Embed, suite: str, encoder: ClipEncoder, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the store's rows depend on besides the demonstrations, and how these were recorded."""
     return {
         "suite": suite,
         "encoder": encoder.identity,
@@ -114,35 +119,67 @@ def identity(
         **views(settings).identity(),
         **({"grid": asdict(settings.grid)} if settings.grid else {}),
         **({"depth": DEPTH_ID} if any(is_depth(camera) for camera in settings.cameras) else {}),
-        "sim": sim,  # null: not recorded by this project, so LIBERO's own full rendering
-        "frame_size": frame_size,
+        **recorded,
     }
+
+
+def recorded(settings: Embed, demos: Sequence[Demo]) -> dict[str, Any]:
+    """Return how the demonstrations were recorded, which is to be one way for a whole store.
+
+    Returns:
+        sim: what decides how a scene looks, see `installation.picture_identity`. Files that do not tell are taken for
+            LIBERO's own. order: whether `obs_shift` was "measured" in all of them, or "not measured".
+
+    Raises:
+        DataError: they differ in rendering or size, or were not recorded in the order that `embed.obs_shift` says.
+    """
+    sizes = {demo.frame_size: demo for demo in demos}
+    if len(sizes) > 1:
+        (a, one), (b, other) = sorted(sizes.items())[:2]
+        raise DataError(
+            f"the frames of {one} are {a}x{a}, those of {other} {b}x{b}. One store takes one size: make all "
+            "demonstrations of the suite in the same way"
+        )
+    official = official_picture_identity(next(iter(sizes)))
+    found = {file: recorded_with(file) or official for file in dict.fromkeys(demo.file for demo in demos)}
+    pictures = {file: {name: sim.get(name) for name in official} for file, sim in found.items()}
+    first, sim = next(iter(pictures.items()))
+    if differing := next((file for file, value in pictures.items() if value != sim), None):
+        raise DataError(
+            f"{differing} was recorded with {pictures[differing]}, {first} with {sim}. One store takes one kind of "
+            "rendering: make all demonstrations of the suite in the same way"
+        )
+    check_order(settings.obs_shift, demos)
+    return {"sim": sim, "order": "not measured" if any(demo.obs_shift is None for demo in demos) else "measured"}
+
+
+def check_order(obs_shift: int, demos: Sequence[Demo]) -> None:
+    """Raise DataError if observations were not recorded as `embed.obs_shift` says, as far as files tell."""
+    after, before = (next((demo for demo in demos if demo.obs_shift == shift), None) for shift in (1, 0))
+    if after and before:
+        raise DataError(
+            f"the observations of {after} were recorded after their actions, those of {before} before. One store takes "
+            "one order: keep the two kinds in directories of their own, or record one of them anew"
+        )
+    wrong = before if obs_shift else after
+    if wrong:
+        raise DataError(
+            f"{wrong}: its observations were recorded {'before' if obs_shift else 'after'} their actions, by its joint "
+            f"angles and simulator states; embed.obs_shift: {obs_shift} would pair them wrongly. "
+            f"Set embed.obs_shift: {wrong.obs_shift}"
+        )
 
 
 def plan(settings: Embed, source: Source, encoder: ClipEncoder) -> Plan:
     """Return what the store's bytes depend on.
 
     Raises:
-        DataError: demonstrations that were rendered in different ways or sizes.
+        DataError: see `recorded`.
     """
-    recorded = {file: recorded_with(file) for file in dict.fromkeys(demo.file for demo in source.demos)}
-    first, sim = next(iter(recorded.items()))
-    if other := next((file for file, value in recorded.items() if value != sim), None):
-        raise DataError(
-            f"{other} was recorded with {recorded[other]}, {first} with {sim}. One store takes one kind of rendering: "
-            "make all demonstrations of the suite in the same way"
-        )
-    sizes = {demo.frame_size: demo for demo in source.demos}
-    if len(sizes) > 1:
-        (a, one), (b, other_one) = sorted(sizes.items())[:2]
-        raise DataError(
-            f"the frames of {one} are {a}x{a}, those of {other_one} {b}x{b}. One store takes one size: make all "
-            "demonstrations of the suite in the same way"
-        )
     number = {task: k for k, task in enumerate(source.tasks)}
     optional = [name for name in schema.OPTIONAL_WIDTHS if all(name in demo.optional for demo in source.demos)]
     return Plan(
-        identity=identity(settings, source.suite, encoder, sim, next(iter(sizes))),
+        identity=identity(settings, source.suite, encoder, recorded(settings, source.demos)),
         fields=schema.fields(settings.cameras, settings.views, encoder.dim, optional, encoder.tokens),
         episodes=tuple(
             Episode(
@@ -161,34 +198,15 @@ def plan(settings: Embed, source: Source, encoder: ClipEncoder) -> Plan:
     )
 
 
-def views(settings: Embed) -> Views:
-    """Return which views of a frame the settings ask for."""
-    return Views(settings.views, settings.brightness, settings.contrast)
-
-
-def make_rows(settings: Embed, fields: Sequence[schema.Field], encoder: ClipEncoder, batch_size: int) -> MakeRows:
-    """Return what computes rows on a worker."""
-    return MakeRows(
-        encoder=replace(settings.encoder, precision=encoder.precision),
-        grid=settings.grid,
-        identity=encoder.identity,
-        read=read,
-        fields=tuple(fields),
-        views=views(settings),
-        obs_shift=settings.obs_shift,
-        batch_size=batch_size,
-    )
-
-
-def execution(encoder: ClipEncoder, batch_size: int) -> dict[str, Any]:
+def execution(settings: Embed, encoder: ClipEncoder) -> dict[str, Any]:
     """Return what the last bits of a feature may depend on besides the plan: kept in the ledger, not in the store.
 
     Threads are not among it: a test shows that their number changes nothing.
     """
     found = versions()
     return {
-        "code": code_digest("encode", "embed", "libero/demos/read.py"),
-        "batch_size": batch_size,
+        "code": code_digest("encode", "embed", *(f"libero/{name}.py" for name in READING)),
+        "batch_size": settings.batch_size,
         "device": encoder.device_name,
         "versions": {name: found[name] for name in ("torch", "open_clip_torch", "numpy", "zarr")},
     }

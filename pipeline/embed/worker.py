@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,26 +18,26 @@ import torch
 from cache.schema import Field
 from cache.units import Segment, Unit
 from pipeline.compute import tell, worker_index
+from pipeline.embed.settings import Embed
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, pick_device
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.errors import AssetError, DataError
+from pipeline.libero.demos.read import read
 from pipeline.libero.depth import is_depth
 
-Read = Callable[[Any, tuple[str, ...], int, int], dict[str, Any]]
-"""read(payload, cameras, start, stop), as pipeline.libero.demos.read.read gives it."""
 T = TypeVar("T")
 Work = tuple[str, int, slice, torch.Tensor]
 """Camera, view, rows of the unit, model input."""
 READ_AHEAD = 2  # batches
 QUEUED = 2  # forward passes on a GPU while one is awaited
 TELL_EVERY_S = 0.5
-LANES = 2  # units under way at once: one is encoded while another is written, or its first batches read
+CONCURRENCY = 2  # units in progress at once in a worker: one is encoded, another written or its first batches read
 ACTIONS = ("action", "expert_action")
 
 
 class BrokenEpisode(DataError):
-    """An episode that cannot be read (any more). `payload` is what `MakeRows.read` was given; the text names it."""
+    """An episode that cannot be read (any more). `payload` is the demonstration; the text names it."""
 
     def __init__(self, text: str, payload: Any) -> None:
         super().__init__(text, payload)  # both, since exceptions are pickled by their arguments
@@ -62,7 +62,7 @@ class FrameEncoder(Protocol):
 class Piece:
     """`rows` rows of one episode from row `start` on, as read: frames of each camera, and signals."""
 
-    source: Any  # what `MakeRows.read` was given
+    source: Any  # the demonstration
     digest: str
     start: int
     rows: int
@@ -78,29 +78,24 @@ def shared_encoder(
     return ClipEncoder(params, device, grid, batch_size)
 
 
+def views(settings: Embed) -> Views:
+    """Return which views of a frame the settings ask for."""
+    return Views(settings.views, settings.brightness, settings.contrast)
+
+
 @dataclass(frozen=True)
-class MakeRows:
+class MakeEmbedder:
     """Makes a worker's Embedder; small, and pickles.
 
     Attributes:
-        encoder: with a precision that is not "auto": workers must not choose.
-        grid: patch tokens that the fields include.
+        settings: with precision and batch size decided, see `plan.load_encoder`.
         identity: that the encoder must have on every worker.
-        read: reads a slice of one demonstration.
         fields: the store's row arrays; they say which cameras and signals to read.
-        views: of each frame.
-        obs_shift: 1 pairs obs[t] with action[t + 1], since LIBERO records an observation after its action; 0 does not.
-        batch_size: frames per forward pass.
     """
 
-    encoder: EncoderParams
-    grid: GridParams | None
+    settings: Embed
     identity: dict[str, Any]
-    read: Read
     fields: tuple[Field, ...]
-    views: Views
-    obs_shift: int
-    batch_size: int
 
     def __call__(self) -> "Embedder":
         """Return the embedder, on this worker's device.
@@ -108,7 +103,8 @@ class MakeRows:
         Raises:
             AssetError: the weights on this machine are not those the build was planned with.
         """
-        encoder = shared_encoder(self.encoder, pick_device(worker_index()), self.grid, self.batch_size)
+        settings = self.settings
+        encoder = shared_encoder(settings.encoder, pick_device(worker_index()), settings.grid, settings.batch_size)
         if encoder.identity != self.identity:
             different = [key for key, value in self.identity.items() if encoder.identity.get(key) != value]
             raise AssetError(
@@ -116,30 +112,32 @@ class MakeRows:
                 f"planned with ({encoder.identity[different[0]]}, not {self.identity[different[0]]}). "
                 "Give all machines the same files and library versions."
             )
-        return Embedder(self, encoder)
+        return Embedder(settings, self.fields, encoder)
 
 
 class Embedder:
     """Computes the rows of a unit. What a batch holds is a function of the unit alone, and so are the bytes."""
 
-    def __init__(self, spec: MakeRows, encoder: FrameEncoder) -> None:
-        self._spec = spec
+    def __init__(self, settings: Embed, fields: Sequence[Field], encoder: FrameEncoder) -> None:
+        self._fields = tuple(fields)
+        self._obs_shift = settings.obs_shift
+        self._views = views(settings)
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, "encode")  # one, whoever calls: OpenMP keeps threads for each caller
-        self.batch_size = spec.batch_size
+        self.batch_size = settings.batch_size or settings.shard_rows
         self._closed = threading.Event()
         self._told = -math.inf
-        self._cameras = tuple(f.name.removeprefix("image/") for f in spec.fields if f.name.startswith("image/"))
+        self._cameras = tuple(f.name.removeprefix("image/") for f in fields if f.name.startswith("image/"))
 
     def __call__(self, unit: Unit) -> dict[str, np.ndarray]:
-        """Return field name -> (unit.rows, *field.shape). May be called from several threads, as `LANES` says.
+        """Return field name -> (unit.rows, *field.shape). May be called from several threads, as `CONCURRENCY` says.
 
         Tells (unit.index, images encoded of it) now and then: see `pipeline.compute.tell`.
 
         Raises:
             BrokenEpisode: a demonstration that cannot be read.
         """
-        out = {field.name: np.empty((unit.rows, *field.shape), field.dtype) for field in self._spec.fields}
+        out = {field.name: np.empty((unit.rows, *field.shape), field.dtype) for field in self._fields}
         work = ahead(self._work(unit, out), READ_AHEAD)  # this unit is read while another one is encoded
         try:
             encoding = self._thread.submit(self._encode, unit, work, out)
@@ -191,18 +189,18 @@ class Embedder:
                     values[rows] = np.concatenate([piece.lowdim[signal] for piece in batch])
             for camera in self._cameras:
                 frames = _together(batch, camera)
-                for view in range(self._spec.views.count):
+                for view in range(self._views.count):
                     yield camera, view, rows, self._encoder.prepare(frames, self._light(batch, camera, view))
 
     def _light(self, batch: list[Piece], camera: str, view: int) -> np.ndarray | None:
         if view == 0 or is_depth(camera):  # light is no matter of depth
             return None
-        draw = self._spec.views.factors
+        draw = self._views.factors
         return np.concatenate([draw(p.digest, p.start, p.start + p.rows, camera, view) for p in batch])
 
     def _batches(self, unit: Unit) -> Iterator[list[Piece]]:
         """Read the unit in batches, the last of them shorter, each in pieces that are of one episode."""
-        size, batch = self._spec.batch_size, list[Piece]()
+        size, batch = self.batch_size, list[Piece]()
         for segment in unit.segments:
             low = segment.start
             while low < segment.stop:
@@ -217,12 +215,12 @@ class Embedder:
 
     def _read(self, segment: Segment, low: int, high: int) -> Piece:
         """Pair observation t with action t + obs_shift, for t in `low:high`."""
-        shift = self._spec.obs_shift
+        shift = self._obs_shift
         try:
-            raw = self._spec.read(segment.payload, self._cameras, low, high + shift)
+            raw = read(segment.payload, self._cameras, low, high + shift)
         except DataError as error:
             raise BrokenEpisode(str(error), segment.payload) from error
-        names = [f.name.removeprefix("lowdim/") for f in self._spec.fields if f.name.startswith("lowdim/")]
+        names = [f.name.removeprefix("lowdim/") for f in self._fields if f.name.startswith("lowdim/")]
         rows = {name: slice(shift, None) if name in ACTIONS else slice(high - low) for name in names}
         lowdim = {name: raw[name][rows[name]] for name in names}
         frames = {camera: raw["images"][camera][: high - low] for camera in self._cameras}

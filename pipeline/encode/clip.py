@@ -1,5 +1,6 @@
 """Frozen CLIP: frames and instructions to features."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -35,10 +36,11 @@ def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: str) -
     return "bf16" if fast else "fp32"
 
 
-def default_batch_size(model: str, device: str) -> int:
-    """Return frames per forward pass for an open_clip model on a device: a function of the two alone.
+def default_batch_size(model: str, device: str, rows: int) -> int:
+    """Return frames per forward pass for an open_clip model on a device, where `rows` frames are to be encoded.
 
-    On a GPU, the power of two up to 1024 whose activations take at most a quarter of its memory.
+    On a GPU at most the power of two up to 1024 whose activations take a quarter of its memory; and such that the
+    passes are of one size, since a shorter one is padded to it.
     """
     if torch.device(device).type == "cpu":
         return CPU_BATCH
@@ -47,7 +49,8 @@ def default_batch_size(model: str, device: str) -> int:
     tokens = (vision.get("image_size", 224) // patch) ** 2 + 1
     per_image = tokens * vision.get("width", 1024) * ACTIVATION_BYTES
     memory = torch.cuda.get_device_properties(torch.device(device)).total_memory
-    return min(1024, 2 ** int(math.log2(max(1, memory / 4 / per_image))))
+    most = min(1024, 2 ** int(math.log2(max(1, memory / 4 / per_image))))
+    return math.ceil(rows / math.ceil(rows / most))
 
 
 class ClipEncoder:
@@ -144,7 +147,7 @@ class ClipEncoder:
         Args:
             light: brightness and contrast factors of each frame, see `pipeline.encode.augment`.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), self._on_device():
             images = torch.from_numpy(np.ascontiguousarray(frames))
             if self.device.type == "cuda":  # only a copy from pinned memory leaves this thread free to go on
                 images = images.pin_memory().to(self.device, non_blocking=True)
@@ -166,7 +169,7 @@ class ClipEncoder:
         On a GPU this returns at once, so that several passes can be queued there. On a CPU it computes.
         """
         rows, done = len(images), None
-        with torch.inference_mode():
+        with torch.inference_mode(), self._on_device():
             if self._batch_size and rows < self._batch_size:
                 images = torch.nn.functional.pad(images, (0,) * 7 + (self._batch_size - rows,))
                 images = images.contiguous(memory_format=torch.channels_last)
@@ -185,6 +188,10 @@ class ClipEncoder:
             return found
 
         return wait
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Make the encoder's GPU this thread's: pinned memory and kernels would open a context on the first one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _tower(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.tokens is None:

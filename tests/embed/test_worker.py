@@ -14,8 +14,8 @@ import torch
 
 from cache.schema import fields
 from cache.units import Episode, units
-from pipeline.embed.worker import BrokenEpisode, Embedder, MakeRows, ahead
-from pipeline.encode.augment import Views
+from pipeline.embed.settings import Embed
+from pipeline.embed.worker import BrokenEpisode, Embedder, MakeEmbedder, ahead
 from pipeline.errors import AssetError, DataError
 from tests.encode import tiny
 
@@ -47,8 +47,20 @@ class Mean:
         return lambda: {"image": images[:, 0, 0, :1].numpy().astype(np.float16)}
 
 
-VIEWS = Views(1, 0.2, 0.2)
-SPEC = MakeRows(tiny.PARAMS, None, {}, read, fields(("agentview", "eye_in_hand"), 1, 1, ["expert_action"]), VIEWS, 1, 5)
+CAMERAS = ("agentview", "eye_in_hand")
+SETTINGS = Embed(tiny.PARAMS, CAMERAS, 1, 0.2, 0.2, None, 1, 5, 100, 100, "stop")
+FIELDS = fields(CAMERAS, 1, 1, ["expert_action"])
+
+
+@pytest.fixture(autouse=True)
+def reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
+    """Read from here instead of from files; the function returned puts another reader in."""
+
+    def put(reader: Callable[..., Any]) -> None:
+        monkeypatch.setattr("pipeline.embed.worker.read", reader)
+
+    put(read)
+    return put
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -56,8 +68,7 @@ SPEC = MakeRows(tiny.PARAMS, None, {}, read, fields(("agentview", "eye_in_hand")
 @pytest.mark.parametrize("optional", [("expert_action", "ee_wrench"), ()])
 def test_pairs(shift: int, shard_rows: int, optional: tuple[str, ...]) -> None:
     encoder = Mean()
-    spec = replace(SPEC, obs_shift=shift, fields=fields(("agentview", "eye_in_hand"), 1, 1, optional))
-    embedder = Embedder(spec, encoder)  # type: ignore[arg-type]
+    embedder = Embedder(replace(SETTINGS, obs_shift=shift), fields(CAMERAS, 1, 1, optional), encoder)
     episodes = [Episode(n - shift, 0, "", str(i), payload=i) for i, n in enumerate(LENGTHS)]
     made = [embedder(unit) for unit in units(episodes, shard_rows)]
     found = {name: np.concatenate([part[name] for part in made]) for name in made[0]}
@@ -81,31 +92,33 @@ def test_views_of_depth_have_no_other_light() -> None:
     encoder = Mean()
     lights: list[bool] = []
     encoder.prepare = lambda frames, light: lights.append(light is not None) or torch.from_numpy(frames)  # type: ignore
-    spec = replace(SPEC, fields=fields(cameras, 2, 1), views=Views(2, 0.2, 0.2), batch_size=50)
-    rows = Embedder(spec, encoder)(next(iter(units([Episode(6, 0, "", "0", payload=0)], 100))))  # type: ignore[arg-type]
+    embedder = Embedder(replace(SETTINGS, views=2, batch_size=50), fields(cameras, 2, 1), encoder)
+    rows = embedder(next(iter(units([Episode(6, 0, "", "0", payload=0)], 100))))
     assert lights == [False, True, False, False]
     np.testing.assert_array_equal(rows["image/agentview_depth"][:, 0], rows["image/agentview_depth"][:, 1])
 
 
-def test_a_read_error_surfaces() -> None:
+def test_a_read_error_surfaces(reading: Callable[..., None]) -> None:
     def broken(*_: Any) -> dict[str, Any]:
         raise DataError("demo_3: cannot be read")
 
-    embedder = Embedder(replace(SPEC, read=broken), Mean())  # type: ignore[arg-type]
+    reading(broken)
+    embedder = Embedder(SETTINGS, FIELDS, Mean())
     with pytest.raises(BrokenEpisode, match=r"^demo_3: cannot be read$") as caught:
         embedder(next(units([Episode(5, 0, "", "", 7)], 10)))
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301  # as a Dask worker sends it
     assert (str(again), again.payload) == ("demo_3: cannot be read", 7)
 
 
-def test_frames_of_several_sizes_are_refused_by_name() -> None:
+def test_frames_of_several_sizes_are_refused_by_name(reading: Callable[..., None]) -> None:
     def mixed(episode: int, cameras: tuple[str, ...], start: int, stop: int) -> dict[str, Any]:
         out = read(episode, cameras, start, stop)
         if episode == 1:
             out["images"] = {c: np.repeat(x, 2, axis=1) for c, x in out["images"].items()}
         return out
 
-    embedder = Embedder(replace(SPEC, read=mixed), Mean())  # type: ignore[arg-type]
+    reading(mixed)
+    embedder = Embedder(SETTINGS, FIELDS, Mean())
     episodes = [Episode(n - 1, 0, "", str(i), payload=i) for i, n in enumerate(LENGTHS)]
     with pytest.raises(
         DataError, match=r"agentview: the frames of 0 are 4x4, those of 1 8x4. One store takes one size"
@@ -136,7 +149,7 @@ def test_ahead_keeps_order_and_stops_when_left() -> None:
     assert threading.active_count() == before, "the thread has ended"
 
 
-def test_a_unit_is_read_while_another_one_is_encoded() -> None:
+def test_a_unit_is_read_while_another_one_is_encoded(reading: Callable[..., None]) -> None:
     begun = threading.Event()
 
     class Patient(Mean):
@@ -144,12 +157,13 @@ def test_a_unit_is_read_while_another_one_is_encoded() -> None:
             assert images[0, 0, 0, 0] >= 40 or begun.wait(10)  # episode 0 waits for episode 1 to be read
             return super().submit(images)
 
-    def reading(episode: int, *rest: Any) -> dict[str, Any]:
+    def noted(episode: int, *rest: Any) -> dict[str, Any]:
         if episode == 1:
             begun.set()
         return read(episode, *rest)
 
-    embedder = Embedder(replace(SPEC, read=reading), Patient())  # type: ignore[arg-type]
+    reading(noted)
+    embedder = Embedder(SETTINGS, FIELDS, Patient())
     made = units([Episode(6, 0, "", "0", 0), Episode(19, 0, "", "1", 1)], 6)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(embedder, (next(made), next(made)))
@@ -164,7 +178,7 @@ def test_closing_gives_up_what_is_under_way() -> None:
             return super().submit(images)
 
     closing = threading.Event()
-    embedder = Embedder(replace(SPEC, batch_size=1), Slow())  # type: ignore[arg-type]
+    embedder = Embedder(replace(SETTINGS, batch_size=1), FIELDS, Slow())
     with ThreadPoolExecutor(2) as pool:
         made = units([Episode(6, 0, "", "0", 0), Episode(19, 0, "", "1", 1)], 6)
         running = [pool.submit(embedder, unit) for unit in (next(made), next(made))]
@@ -178,4 +192,4 @@ def test_closing_gives_up_what_is_under_way() -> None:
 def test_a_worker_with_other_weights_is_refused(tmp_path: Any) -> None:
     tiny.register(tmp_path)
     with pytest.raises(AssetError, match=r"differs in weights_sha256 from the one .*\(bc4a5890.*, not 00\)"):
-        replace(SPEC, identity={"weights_sha256": "00"})()
+        MakeEmbedder(SETTINGS, {"weights_sha256": "00"}, FIELDS)()

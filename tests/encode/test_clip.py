@@ -152,16 +152,18 @@ def test_padded_batches_give_the_same_features(encoder: ClipEncoder) -> None:
 
 
 def test_batches_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_batch_size("ViT-B-16", "cpu") == 64
-    for gib, model, expected in (
-        (141, "ViT-B-16", 1024),
-        (8, "ViT-B-16", 128),
-        (24, "ViT-L-14", 256),
-        (8, "ViT-B-32", 512),
+    assert default_batch_size("ViT-B-16", "cpu", 16) == 64
+    for gib, model, rows, expected in (
+        (141, "ViT-B-16", 4096, 1024),
+        (141, "ViT-B-16", 256, 256),
+        (141, "ViT-B-16", 1536, 768),
+        (8, "ViT-B-16", 4096, 128),
+        (24, "ViT-L-14", 4096, 256),
+        (8, "ViT-B-32", 4096, 512),
     ):
         device = SimpleNamespace(total_memory=gib * 2**30)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
-        assert default_batch_size(model, "cuda:0") == expected, (gib, model)
+        assert default_batch_size(model, "cuda:0", rows) == expected, (gib, model, rows)
 
 
 def test_bf16_is_recorded_and_close(encoder: ClipEncoder) -> None:

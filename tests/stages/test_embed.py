@@ -18,6 +18,7 @@ from pipeline.encode.preprocess import TRANSFORM_ID
 from pipeline.encode.settings import GridParams
 from pipeline.errors import DataError
 from pipeline.libero.demos.read import Demo, demo_file, read, scan
+from pipeline.libero.installation import official_picture_identity, picture_identity
 from pipeline.libero.suites import tasks
 from stages.embed import main
 from tests.encode import tiny
@@ -42,7 +43,7 @@ def test_rows_are_what_the_files_and_clip_say(base: Path) -> None:
     assert store.cameras == ("agentview", "eye_in_hand")
     assert store.identity["encoder"] == encoder.identity
     assert (store.identity["transform"], store.identity["obs_shift"], store.identity["views"]) == (TRANSFORM_ID, 1, 1)
-    assert store.identity["sim"]["render"] == "fast"
+    assert (store.identity["sim"], store.identity["order"]) == (picture_identity(tiny.SIM), "not measured")
     assert store.texts.instructions == [task.language for task in chosen]
     np.testing.assert_array_equal(store.texts.task_ids, TASKS)
     np.testing.assert_array_equal(store.texts.embedding, encoder.text(store.texts.instructions))
@@ -72,7 +73,7 @@ def test_a_second_run_does_nothing(base: Path, capsys: pytest.CaptureFixture[str
     assert content(base) == before
     record = json.loads((base / "scratch" / f"{SUITE}.json").read_text())
     assert record["took"]["images"] == 2 * 2 * (sum(LENGTHS) - 4)
-    assert "versions" in record["provenance"]
+    assert "versions" in record["provenance"] and record["weights"] is None, "seeded: not from the hub"
 
 
 def test_obs_shift_zero_keeps_all_rows(base: Path, tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def doomed(tmp_path: Path) -> Path:
 def test_a_demonstration_that_breaks_during_the_build_is_left_out(
     base: Path, tmp_path: Path, doomed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.embed.plan.read", breaks(doomed, whole_file=False))
+    monkeypatch.setattr("pipeline.embed.worker.read", breaks(doomed, whole_file=False))
     main(arguments(base, tmp_path, doomed))
     store = open_store(tmp_path / "out" / f"{SUITE}.zarr")
     file = demo_file(doomed, tasks(SUITE, [3])[0])
@@ -229,7 +230,7 @@ def test_a_demonstration_that_breaks_during_the_build_stops_it(
     base: Path, tmp_path: Path, doomed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.embed.plan.read", breaks(doomed, whole_file=False))
+        patch.setattr("pipeline.embed.worker.read", breaks(doomed, whole_file=False))
         with pytest.raises(DataError, match=r"demo_1: cannot be read: bad sector .* is kept.*: quarantine"):
             main(arguments(base, tmp_path, doomed, on_invalid="stop"))
     assert not (tmp_path / "out").exists()
@@ -241,7 +242,7 @@ def test_a_demonstration_that_breaks_during_the_build_stops_it(
 def test_a_file_that_breaks_during_the_build(
     base: Path, tmp_path: Path, doomed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.embed.plan.read", breaks(doomed, whole_file=True))
+    monkeypatch.setattr("pipeline.embed.worker.read", breaks(doomed, whole_file=True))
     with pytest.raises(DataError, match=r"task 3 .* has no usable demonstration; the first problem is .*_demo.hdf5"):
         main(arguments(base, tmp_path, doomed))
 
@@ -261,7 +262,7 @@ def test_verify_finds_other_frames_and_values(base: Path, monkeypatch: pytest.Mo
         rows = read(demo, cameras, start, stop)
         return {**rows, "images": {c: x[::-1] for c, x in rows["images"].items()}, "gripper": rows["gripper"] + 1e-4}
 
-    monkeypatch.setattr("pipeline.embed.plan.read", reading)
+    monkeypatch.setattr("pipeline.embed.worker.read", reading)
     with pytest.raises(SystemExit) as caught:
         main([*arguments(base, base), "--verify", "--sample", "12"])
     assert re.search(r"image/eye_in_hand: row \d+ has cosine 0\.", str(caught.value))
@@ -326,3 +327,47 @@ def test_files_recorded_unlike_each_other(base: Path, tmp_path: Path) -> None:
         file["data"].attrs["sim"] = json.dumps({**sim, "render": "full"})
     with pytest.raises(DataError, match=r"was recorded with .*One store takes one kind of rendering"):
         main(arguments(base, tmp_path, tmp_path / "demos"))
+
+
+def test_files_that_do_not_tell_are_taken_for_liberos_own(base: Path, tmp_path: Path) -> None:
+    for task in tasks(SUITE, TASKS):
+        tiny.demonstrations(tmp_path / "demos", task, LENGTHS[:1])
+        with h5py.File(demo_file(tmp_path / "demos", task), "r+") as file:
+            del file["data"].attrs["sim"]
+    main(arguments(base, tmp_path, tmp_path / "demos"))
+    identity = open_store(tmp_path / "out" / f"{SUITE}.zarr").identity
+    assert identity["sim"] == official_picture_identity(tiny.SIM.image_size)
+
+
+def recorded(root: Path, shifts: dict[int, int]) -> None:
+    """Write demonstrations whose observations were recorded after (1) or before (0) the action: task -> which."""
+    for task in tasks(SUITE, TASKS):
+        tiny.demonstrations(root, task, [20, 33])
+        with h5py.File(demo_file(root, task), "r+") as file:
+            for demo in file["data"].values():
+                length = len(demo["actions"])
+                joints = np.sin(np.arange(length + 1)[:, None] * 0.1 + np.arange(7))
+                demo["states"][:, 1:8] = joints[:-1]
+                demo["obs/joint_states"][:] = joints[shifts[task.id] :][:length]
+
+
+def test_observations_recorded_in_the_other_order_are_refused(base: Path, tmp_path: Path) -> None:
+    for shift, order in ((0, "before"), (1, "after")):
+        folder = tmp_path / order
+        recorded(folder / "demos", {0: shift, 3: shift})
+        file = demo_file(folder / "demos", tasks(SUITE, [0])[0])
+        text = rf"{file} demo_0: its observations were recorded {order} .* Set embed.obs_shift: {shift}$"
+        with pytest.raises(DataError, match=text):
+            main(arguments(base, folder, folder / "demos", obs_shift=1 - shift))
+        main(arguments(base, folder, folder / "demos", obs_shift=shift))
+        identity = open_store(folder / "out" / f"{SUITE}.zarr").identity
+        assert (identity["obs_shift"], identity["order"]) == (shift, "measured")
+
+
+def test_observations_recorded_in_both_orders_are_refused(base: Path, tmp_path: Path) -> None:
+    recorded(tmp_path / "demos", {0: 0, 3: 1})
+    before, after = (demo_file(tmp_path / "demos", task) for task in tasks(SUITE, TASKS))
+    text = rf"of {after} demo_0 were recorded after .*, those of {before} demo_0 before. One store takes one order"
+    for shift in (0, 1):
+        with pytest.raises(DataError, match=text):
+            main(arguments(base, tmp_path, tmp_path / "demos", obs_shift=shift))

@@ -50,7 +50,7 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     plan = make_plan(LENGTHS)
     encoder = {**plan.identity["encoder"], **base.params().embed.encoder.identity}
-    made = {"transform": "t", "sim": None, "frame_size": 128, "views": 2, "encoder": encoder}
+    made = {"transform": "t", "sim": official_picture_identity(128), "views": 2, "encoder": encoder}
     plan = replace(plan, identity={**plan.identity, **made, "grid": {"size": 2, "layer": -1}})
     build(plan, TEXT, MakeFake(lengths=LENGTHS), tmp_path / "data/embeddings/libero_spatial.zarr", tmp_path / "work")
     return tmp_path
