@@ -264,7 +264,7 @@ def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
                 # No dashboard, and no fixed port that two runs would fight over.
                 scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 memory_limit=0,  # work is bounded by design; pausing and killing at a guessed limit only harms
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,  # a worker would log what `fn` raised, which reaches the caller anyway
             ) as cluster,
             Client(cluster) as client,
         ):

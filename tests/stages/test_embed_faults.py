@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from stages.embed import main
+from tests.disk import small_disk
 from tests.encode import tiny
 from tests.stages import embedding
 from tests.stages.embedding import IMAGES, content, demonstrations, store, took
@@ -168,6 +170,18 @@ def test_a_worker_killed_in_the_middle_of_a_unit(base: Path, tmp_path: Path, for
     kill(cluster.workers[0])
     assert forker.wait(pid) == 0, (tmp_path / "stage.log").read_text()
     assert content(tmp_path) == content(base)
+
+
+def test_a_full_disk_is_one_clear_message(base: Path, tmp_path: Path, forker: Forker) -> None:
+    """The workers meet it, and none of them has anything to say."""
+    with small_disk(tmp_path / "disk", 256) as disk:
+        argv = arguments(base, disk / "build", scheduler="local", workers=2, shard_rows=64)
+        assert forker.wait(forker.start("stage", argv, tmp_path / "stage.log")) == 1
+    text = (tmp_path / "stage.log").read_text()
+    assert re.search(r"\nerror: .*/c/\d.*: cannot be written: No space left on device\. Make room and start", text), (
+        text
+    )
+    assert "Traceback" not in text and "Compute Failed" not in text
 
 
 def test_the_scheduler_killed(base: Path, tmp_path: Path, forker: Forker, cluster: Cluster) -> None:
