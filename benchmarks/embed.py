@@ -227,7 +227,7 @@ def make(
 ) -> None:
     """Build as the stage does."""
     text = np.ones((1, 8), np.float32)
-    run = partial(map_unordered, compute=compute, lanes=CONCURRENCY)
+    run = partial(map_unordered, compute=compute, concurrency=CONCURRENCY)
     build(made, text, factory, folder / "store.zarr", folder / "work", run=run, report=report)
 
 

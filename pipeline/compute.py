@@ -6,7 +6,7 @@ A worker is one process with one thread. What is costly to make (a CLIP model, a
     for item, result in map_unordered(record, tasks, params.compute, setup=partial(Recorder, params.sim)):
         ...
 
-`fn` may `tell` how far it is. `fn`, `setup` and the items travel by pickle. Which worker gets which item, and when, is
+`fn` may `report_progress`. `fn`, `setup` and the items travel by pickle. Which worker gets which item, and when, is
 not determined: a result must depend on its item alone.
 """
 
@@ -64,8 +64,8 @@ def map_unordered(
     compute: Compute,
     setup: Callable[[], Any] | None = None,
     lost: Callable[[Item], Result] | None = None,
-    lanes: int = 1,
-    heard: Callable[[Any], None] | None = None,
+    concurrency: int = 1,
+    on_progress: Callable[[Any], None] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, fn(state, item)) as they end.
 
@@ -76,9 +76,9 @@ def map_unordered(
         setup: makes the worker's state; None stands for a state of None. A `close()` of the state is called at the end.
         lost: gives the result of an item that killed its worker process three times. Without it that is an error.
             (A serial run has no other process: there the item kills the run.)
-        lanes: items under way at once in a worker, each in a thread of its own; `fn` must allow for that. A remote
-            worker that was started with fewer threads takes fewer.
-        heard: called with what `fn` tells, from some thread, soon, and not necessarily before the item's result.
+        concurrency: items in progress at once in a worker, each in a thread of its own; `fn` must allow for that. A
+            remote worker that was started with fewer threads takes fewer.
+        on_progress: callback for what `fn` reports. May run in any thread, unordered with respect to results.
 
     Raises:
         PipelineError: no scheduler at the address, unsuitable workers, or a lost item.
@@ -88,18 +88,18 @@ def map_unordered(
     if not todo:
         return
     if compute.scheduler == "serial":
-        yield from _serial(fn, todo, compute, setup, lanes, heard)
+        yield from _serial(fn, todo, compute, setup, concurrency, on_progress)
     else:
-        yield from _distributed(fn, todo, compute, setup, lost, lanes, heard)
+        yield from _distributed(fn, todo, compute, setup, lost, concurrency, on_progress)
 
 
-_teller: Callable[[Any], None] | None = None  # of this process, while it works on items
+_progress: Callable[[Any], None] | None = None  # of this process, while it works on items
 
 
-def tell(message: Any) -> None:
-    """Called by `fn`, in any thread: hand a small message of plain values to whoever called `map_unordered`."""
-    if _teller is not None:
-        _teller(message)
+def report_progress(message: Any) -> None:
+    """Called by `fn`, in any thread: hand a small message of plain values to the caller's `on_progress`."""
+    if _progress is not None:
+        _progress(message)
 
 
 def worker_index() -> int:
@@ -139,32 +139,32 @@ def _serial(
     items: list,
     compute: Compute,
     setup: Callable[[], Any] | None,
-    lanes: int,
-    heard: Callable[[Any], None] | None,
+    concurrency: int,
+    on_progress: Callable[[Any], None] | None,
 ) -> Iterator:
-    global _teller
+    global _progress
     keep_freed_memory()
     _set_threads(threads(compute, len(items)))
     state = setup() if setup else None
-    _teller = heard
+    _progress = on_progress
     try:
-        if lanes == 1:
+        if concurrency == 1:
             for item in items:
                 yield item, fn(state, item)
         else:
-            yield from _in_lanes(partial(fn, state), items, lanes)
+            yield from _concurrently(partial(fn, state), items, concurrency)
     finally:
-        _teller = None
+        _progress = None
         _close(state)
 
 
-def _in_lanes(fn: Callable, items: list, lanes: int) -> Iterator:
+def _concurrently(fn: Callable, items: list, concurrency: int) -> Iterator:
     waiting = iter(items)
     running: dict[Future, Any] = {}
-    pool = ThreadPoolExecutor(lanes)
+    pool = ThreadPoolExecutor(concurrency)
     try:
         while True:
-            for item in islice(waiting, lanes - len(running)):
+            for item in islice(waiting, concurrency - len(running)):
                 running[pool.submit(fn, item)] = item
             if not running:
                 return
@@ -181,8 +181,8 @@ def _distributed(
     compute: Compute,
     setup: Callable[[], Any] | None,
     lost: Callable | None,
-    lanes: int,
-    heard: Callable[[Any], None] | None,
+    concurrency: int,
+    on_progress: Callable[[Any], None] | None,
 ) -> Iterator:
     import dask
     from distributed import as_completed
@@ -195,9 +195,9 @@ def _distributed(
         "distributed.comm.timeouts.connect": f"{START_TIMEOUT_S}s",
         **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in WORKER_ENVIRONMENT.items()},
     }
-    with dask.config.set(settings), _client(compute, items, lanes) as client, _connected(compute.scheduler):
-        if heard is not None:
-            client.subscribe_topic(token, lambda event: heard(event[1]))
+    with dask.config.set(settings), _client(compute, items, concurrency) as client, _connected(compute.scheduler):
+        if on_progress is not None:
+            client.subscribe_topic(token, lambda event: on_progress(event[1]))
         running: dict[str, tuple[Any, Any]] = {}
         done = as_completed(loop=client.loop)
 
@@ -248,7 +248,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
+def _client(compute: Compute, items: list, concurrency: int) -> Iterator[Any]:
     """Yield a client of a fresh local cluster, or of the one at the address."""
     from distributed import Client, LocalCluster
 
@@ -258,7 +258,7 @@ def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
             contextlib.ExitStack() as until_closed,
             LocalCluster(
                 n_workers=worker_count(compute, len(items)),
-                threads_per_worker=lanes,
+                threads_per_worker=concurrency,
                 processes=True,
                 host="127.0.0.1",
                 # No dashboard, and no fixed port that two runs would fight over.
@@ -282,7 +282,7 @@ def _client(compute: Compute, items: list, lanes: int) -> Iterator[Any]:
             "Start one with: dask scheduler; or use compute.scheduler: local"
         ) from error
     with client:
-        _check_workers(client, compute.scheduler, lanes)
+        _check_workers(client, compute.scheduler, concurrency)
         yield client
 
 
@@ -311,17 +311,17 @@ def _security(tls: Tls | None) -> Any:
     return Security(require_encryption=True, tls_ca_file=tls.ca, tls_client_cert=tls.cert, tls_client_key=tls.key)
 
 
-def _check_workers(client: Any, address: str, lanes: int) -> None:
+def _check_workers(client: Any, address: str, concurrency: int) -> None:
     try:
         client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
     except TimeoutError:
         raise PipelineError(
             f"compute.scheduler: {address} has no workers. Start some: dask worker {address} --nthreads 1"
         ) from None
-    if wrong := [worker for worker, n in client.nthreads().items() if n > lanes]:
+    if wrong := [worker for worker, n in client.nthreads().items() if n > concurrency]:
         raise PipelineError(
             f"compute.scheduler: the worker {wrong[0]} has {client.nthreads()[wrong[0]]} threads; here there may be "
-            f"{lanes} per process. Start it with: dask worker {address} --nthreads 1 --nworkers N"
+            f"{concurrency} per process. Start it with: dask worker {address} --nthreads 1 --nworkers N"
         )
 
 
@@ -330,7 +330,7 @@ _states_lock = threading.Lock()
 
 
 def _call(fn: Callable, setup: Callable[[], Any] | None, token: str, torch_threads: int, item: Any) -> Any:
-    global _teller
+    global _progress
     from distributed import get_worker
 
     with _states_lock:
@@ -338,7 +338,7 @@ def _call(fn: Callable, setup: Callable[[], Any] | None, token: str, torch_threa
             for old in list(_states):
                 _close(_states.pop(old))
             _set_threads(torch_threads)
-            _teller = partial(get_worker().log_event, token)
+            _progress = partial(get_worker().log_event, token)
             _states[token] = setup() if setup else None
     return fn(_states[token], item)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.compute import Compute, Tls, cores, map_unordered, tell, threads, worker_count
+from pipeline.compute import Compute, Tls, cores, map_unordered, report_progress, threads, worker_count
 from pipeline.config import from_dict
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.memory import SETTINGS
@@ -100,7 +100,7 @@ def test_errors_keep_their_type_and_text(compute: Compute) -> None:
 def meet(state: Path, item: int) -> int:
     """Wait until the item's neighbour is under way too."""
     (state / str(item)).touch()
-    tell(item)
+    report_progress(item)
     deadline = time.monotonic() + 20
     while not (state / str(item ^ 1)).exists():
         assert time.monotonic() < deadline, "the other item has not been begun"
@@ -109,23 +109,23 @@ def meet(state: Path, item: int) -> int:
 
 
 @pytest.mark.parametrize("compute", [SERIAL, ONE], ids=["serial", "one"])
-def test_lanes_and_what_is_told(compute: Compute, tmp_path: Path) -> None:
-    heard: list[int] = []
+def test_concurrency_and_progress(compute: Compute, tmp_path: Path) -> None:
+    reported: list[int] = []
     setup = partial(Path, tmp_path)
     found = {}
-    for item, pid in map_unordered(meet, range(4), compute, setup, lanes=2, heard=heard.append):
+    for item, pid in map_unordered(meet, range(4), compute, setup, concurrency=2, on_progress=reported.append):
         found[item] = pid
-        while item not in heard:  # soon, though not necessarily before the result
+        while item not in reported:  # soon, though not necessarily before the result
             time.sleep(0.01)
     assert len(set(found.values())) == 1  # one process
-    assert sorted(found) == sorted(heard) == [0, 1, 2, 3]
-    tell("nobody listens any more")
+    assert sorted(found) == sorted(reported) == [0, 1, 2, 3]
+    report_progress("nobody listens any more")
 
 
 def test_a_failure_in_one_lane_loses_no_result_of_another() -> None:
     found = []
     with pytest.raises(DataError, match="item 2 is bad"):
-        for item, _ in map_unordered(fail, [0, 1, 3, 2], SERIAL, lanes=2):
+        for item, _ in map_unordered(fail, [0, 1, 3, 2], SERIAL, concurrency=2):
             found.append(item)
     assert sorted(found) == [0, 1, 3]
 

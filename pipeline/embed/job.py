@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -44,10 +45,12 @@ def embed(settings: Embed, compute: Compute, tasks: Sequence[Task], demos: Path,
         scratch: directory of this store alone, for unfinished work; what the build took goes to `<scratch>.json`.
 
     Raises:
-        DataError: demonstrations that are missing, unlike each other or, by `embed.on_invalid`, damaged.
+        DataError: demonstrations that are missing, unlike each other or, by `embed.on_invalid`, damaged; or a target
+            that cannot be written.
         StoreError: see `cache.build.build`.
     """
     found = planning.find(settings, demos, tasks)
+    require_writable(target.parent)
     settings, encoder = planning.load_encoder(settings)
     while True:
         job = Job(settings, compute, planning.plan(settings, found, encoder), encoder, target, scratch)
@@ -144,10 +147,21 @@ class Job:
             "factory": MakeEmbedder(self._settings, self._encoder.identity, self.plan.fields),
             "target": self._target,
             "work": self._work,
-            "run": partial(map_unordered, compute=self._compute, lanes=CONCURRENCY, heard=progress.encoded),
+            "run": partial(map_unordered, compute=self._compute, concurrency=CONCURRENCY, on_progress=progress.encoded),
             "execution": self._execution,
             "report": report,
         }
+
+
+def require_writable(folder: Path) -> None:
+    """Raise DataError if a folder, or where it is to be made, cannot be written: before the work, not after."""
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise DataError(
+            f"{folder}: nothing can be written there: {error.strerror}. Put that right, or choose another with --out"
+        ) from error
 
 
 def on_gpus(compute: Compute, device: torch.device) -> Compute:

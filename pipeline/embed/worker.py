@@ -17,7 +17,7 @@ import torch
 
 from cache.schema import Field
 from cache.units import Segment, Unit
-from pipeline.compute import tell, worker_index
+from pipeline.compute import report_progress, worker_index
 from pipeline.embed.settings import Embed
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, pick_device
@@ -31,7 +31,7 @@ Work = tuple[str, int, slice, torch.Tensor]
 """Camera, view, rows of the unit, model input."""
 READ_AHEAD = 2  # batches
 QUEUED = 2  # forward passes on a GPU while one is awaited
-TELL_EVERY_S = 0.5
+REPORT_EVERY_S = 0.5
 CONCURRENCY = 2  # units in progress at once in a worker: one is encoded, another written or its first batches read
 ACTIONS = ("action", "expert_action")
 
@@ -126,13 +126,13 @@ class Embedder:
         self._thread = ThreadPoolExecutor(1, "encode")  # one, whoever calls: OpenMP keeps threads for each caller
         self.batch_size = settings.batch_size or settings.shard_rows
         self._closed = threading.Event()
-        self._told = -math.inf
+        self._reported = -math.inf
         self._cameras = tuple(f.name.removeprefix("image/") for f in fields if f.name.startswith("image/"))
 
     def __call__(self, unit: Unit) -> dict[str, np.ndarray]:
         """Return field name -> (unit.rows, *field.shape). May be called from several threads, as `CONCURRENCY` says.
 
-        Tells (unit.index, images encoded of it) now and then: see `pipeline.compute.tell`.
+        Reports (unit.index, images encoded of it) as its progress.
 
         Raises:
             BrokenEpisode: a demonstration that cannot be read.
@@ -167,9 +167,9 @@ class Embedder:
                     raise CancelledError
                 queued.append((item, self._encoder.submit(item[3])))
                 encoded += item[2].stop - item[2].start
-                if time.monotonic() - self._told >= TELL_EVERY_S:
-                    self._told = time.monotonic()
-                    tell((unit.index, encoded))
+                if time.monotonic() - self._reported >= REPORT_EVERY_S:
+                    self._reported = time.monotonic()
+                    report_progress((unit.index, encoded))
                 if len(queued) > QUEUED:
                     finish()
             while queued:

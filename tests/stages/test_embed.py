@@ -306,6 +306,13 @@ def test_missing_demonstrations(base: Path, tmp_path: Path) -> None:
         main(arguments(base, tmp_path, tmp_path / "nowhere"))
 
 
+def test_a_target_that_cannot_be_written_is_told_before_the_work(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file where the directory is to be")
+    with pytest.raises(DataError, match=r"out: nothing can be written there: Not a directory\. .*--out"):
+        main(arguments(base, tmp_path))
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_frames_of_another_size(base: Path, tmp_path: Path) -> None:
     for task in tasks(SUITE, TASKS):
         tiny.demonstrations(tmp_path / "demos", task, LENGTHS[:1])
