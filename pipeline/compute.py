@@ -53,7 +53,7 @@ class Compute:
     """Where demos, embed and eval_libero run. Results do not depend on it, but for rollouts on threads_per_worker."""
 
     scheduler: str  # "serial", "local" (Dask workers on this machine), tcp://host:port or tls://host:port
-    workers: Count | None  # local: processes; null is the number of cores
+    workers: Count | None  # local: processes; null is the number of cores; embedding on GPUs takes one per GPU at most
     threads_per_worker: Count | None  # torch threads; null shares the cores among the workers (rollouts: one each)
     tls: Tls | None = None  # for tls://
 

@@ -92,5 +92,5 @@ def test_browser_draws_it(html: str, tmp_path: Path, width: int) -> None:
 
 def test_demonstrations_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"libero_spatial task 0 there.*demos\.source"):
+    with pytest.raises(DataError, match=r"libero_spatial task 0\. .*demos\.source"):
         report.main(["--params", str(PARAMS), "--demos", "libero_spatial"])
