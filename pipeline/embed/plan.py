@@ -14,7 +14,8 @@ from pipeline.embed.worker import shared_encoder, views
 from pipeline.encode.clip import ClipEncoder, default_batch_size, pick_device, resolve_precision
 from pipeline.encode.preprocess import TRANSFORM_ID
 from pipeline.errors import DataError
-from pipeline.libero.demos.read import Demo, Quarantined, manifest, recorded_with, scan
+from pipeline.libero.demos.layout import GUIDE
+from pipeline.libero.demos.read import Demo, Quarantined, digest, recorded_with, scan
 from pipeline.libero.depth import DEPTH_ID, is_depth
 from pipeline.libero.installation import official_picture_identity
 from pipeline.libero.suites import Task
@@ -26,7 +27,7 @@ READING = ("conventions", "depth", "proprio", "demos/layout", "demos/read")  # m
 
 @dataclass(frozen=True)
 class Source:
-    """Usable demonstrations, and for each its entry of `pipeline.libero.demos.read.manifest`.
+    """Usable demonstrations, and the digest of each.
 
     All tasks' first demonstrations come first, then all tasks' second ones, and so on: those that are recorded later
     go to the end of the store, and the shards before them stay as they are.
@@ -35,7 +36,7 @@ class Source:
     suite: str
     tasks: tuple[Task, ...]
     demos: tuple[Demo, ...]
-    entries: tuple[dict[str, Any], ...]
+    digests: tuple[str, ...]
     left_out: tuple[Quarantined, ...]
 
     def __post_init__(self) -> None:
@@ -44,7 +45,7 @@ class Source:
                 raise DataError(
                     f"{self.suite} task {task.id} ({task.name}) has no usable demonstration"
                     f"{f'; the first problem is {self.left_out[0]}' if self.left_out else ''}. "
-                    "Make them: python -m stages.demos"
+                    f"Make them: python -m stages.demos. {GUIDE}"
                 )
 
     def without(self, broken: Demo, reason: str, root: Path, cameras: Sequence[str]) -> "Source":
@@ -62,7 +63,7 @@ class Source:
         return replace(
             self,
             demos=tuple(self.demos[i] for i in kept),
-            entries=tuple(self.entries[i] for i in kept),
+            digests=tuple(self.digests[i] for i in kept),
             left_out=(*self.left_out, *new),
         )
 
@@ -76,13 +77,13 @@ def find(settings: Embed, root: Path, tasks: Sequence[Task]) -> Source:
     suite = tasks[0].suite
     found, left_out = scan(root, suite, tasks, settings.cameras)
     demos: list[Demo] = []
-    entries: list[dict[str, Any]] = []
+    digests: list[str] = []
     order = {task: k for k, task in enumerate(tasks)}
     for demo in sorted(found, key=lambda demo: (int(demo.name.removeprefix("demo_")), order[demo.task])):
         try:
             if demo.length <= settings.obs_shift:
                 raise DataError(f"{demo.length} steps are too few for obs_shift {settings.obs_shift}")
-            entries += manifest([demo])
+            digests.append(digest(demo))
             demos.append(demo)
         except DataError as error:
             left_out.append(Quarantined(demo.file, demo.name, str(error)))
@@ -92,7 +93,7 @@ def find(settings: Embed, root: Path, tasks: Sequence[Task]) -> Source:
             f"{len(left_out)} damaged demonstrations, first {left_out[0]}. "
             "Make or download them again, or set embed.on_invalid: quarantine to leave them out"
         )
-    return Source(suite, tuple(tasks), tuple(demos), tuple(entries), tuple(left_out))
+    return Source(suite, tuple(tasks), tuple(demos), tuple(digests), tuple(left_out))
 
 
 def load_encoder(settings: Embed) -> tuple[Embed, ClipEncoder]:
@@ -186,10 +187,10 @@ def plan(settings: Embed, source: Source, encoder: ClipEncoder) -> Plan:
                 rows=demo.length - settings.obs_shift,
                 task=number[demo.task],
                 source=demo.source,
-                digest=entry["sha256"],
+                digest=sha256,
                 payload=demo,
             )
-            for demo, entry in zip(source.demos, source.entries, strict=True)
+            for demo, sha256 in zip(source.demos, source.digests, strict=True)
         ),
         instructions=tuple(task.language for task in source.tasks),
         task_ids=tuple(task.id for task in source.tasks),

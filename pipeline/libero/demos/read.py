@@ -1,4 +1,4 @@
-"""Demonstrations in LIBERO's HDF5 layout: find and check them (`scan`), name them (`manifest`), read rows (`read`).
+"""Demonstrations in LIBERO's HDF5 layout: find and check them (`scan`), read rows (`read`).
 
 Files are `<root>/<suite>/<task name>_demo.hdf5`, as LIBERO's scripts/create_dataset.py writes them. Two habits of
 theirs are undone here and nowhere else: images lie upside-down in the file and come out upright; demos come back from
@@ -11,7 +11,7 @@ No handle outlives a call: h5py handles must not cross processes.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,27 +169,10 @@ def read_motion(demo: Demo) -> Motion:
         raise DataError(f"{demo}: cannot be replayed: {error}. Make or download it again.") from error
 
 
-def manifest(demos: Iterable[Demo]) -> list[dict[str, Any]]:
-    """Return, for each demo, JSON-able facts that change when its content does: the source of a store's fingerprint.
-
-    The digest covers every data set of the demo, pixels included, and neither path nor time stamps: a copy or a DVC
-    checkout of the same data has the same manifest.
-    """
-    return [
-        {
-            "suite": demo.task.suite,
-            "task": demo.task.id,
-            "file": demo.file.name,
-            "demo": demo.name,
-            "frames": demo.length,
-            "sha256": digest(demo),
-        }
-        for demo in demos
-    ]
-
-
 def digest(demo: Demo) -> str:
     """Return the SHA-256 of all data sets of one demo (name, type, shape, bytes), in the order of their names.
+
+    Neither path nor time stamps count: a copy or a DVC checkout of the same data has the same digest.
 
     Raises:
         DataError: the file cannot be read (any more).

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.libero.demos import layout
 from pipeline.libero.demos.defects import no_ops
 from pipeline.libero.demos.layout import demo_file
-from pipeline.libero.demos.read import manifest, read, recorded_with, scan
+from pipeline.libero.demos.read import digest, read, recorded_with, scan
 from pipeline.libero.demos.write import write_demos
 from pipeline.libero.depth import depth_picture
 from pipeline.libero.suites import Task, tasks
@@ -286,28 +287,25 @@ def test_errors_name_the_remedy(root: Path, task: Task) -> None:
         read(demos[0], ("agentview",))
 
 
-def test_manifest_follows_content_only(root: Path, task: Task, tmp_path_factory: pytest.TempPathFactory) -> None:
-    demos, _ = scan(root, "libero_spatial", [task])
-    entries = manifest(demos)
-    assert entries[3] | {"sha256": ""} == {
-        "suite": "libero_spatial",
-        "task": 3,
-        "file": f"{task.name}_demo.hdf5",
-        "demo": "demo_3",
-        "frames": 7,
-        "sha256": "",
-    }
-    assert len({e["sha256"] for e in entries}) == 12
+def test_the_digest_follows_content_only(root: Path, task: Task, tmp_path_factory: pytest.TempPathFactory) -> None:
+    digests = [digest(demo) for demo in scan(root, "libero_spatial", [task])[0]]
+    assert len(set(digests)) == 12
     elsewhere = tmp_path_factory.mktemp("copy")
     copy = demo_file(elsewhere, task)
     copy.parent.mkdir()
     copy.write_bytes(demo_file(root, task).read_bytes())
     copied, _ = scan(elsewhere, "libero_spatial", [task])
-    assert manifest(copied) == entries
+    assert [digest(demo) for demo in copied] == digests
     with h5py.File(copy, "r+") as file:
         file["data/demo_3/obs/agentview_rgb"][6, 0, 0, 0] = 1  # one pixel value
-    changed = [a["demo"] for a, b in zip(manifest(copied), entries, strict=True) if a != b]
-    assert changed == ["demo_3"]
+    assert [digest(demo) == before for demo, before in zip(copied, digests, strict=True)].index(False) == 3
+    assert [digest(demo) for demo in copied[4:]] == digests[4:]
+
+
+def test_the_guide_names_every_data_set() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "demonstrations.md").read_text()
+    names = (*layout.LOWDIM_WIDTHS, *layout.OPTIONAL_WIDTHS, *(f"obs/{key}" for key in layout.IMAGE_KEYS.values()))
+    assert not [name for name in names if name not in guide]
 
 
 def test_no_ops_keep_gripper_changes() -> None:
