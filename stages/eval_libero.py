@@ -39,6 +39,7 @@ from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, Repl
 from pipeline.rollout.conditions import OF_THE_AGENT, baseline
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings
+from pipeline.rollout.figures import METRICS, TASKS, write_figures
 from pipeline.rollout.metrics import headline, held_out, paired, rates, summary, timings
 from pipeline.rollout.results import EpisodeRecord, write_records
 from pipeline.rollout.settings import EvalLibero, condition_parts
@@ -48,7 +49,7 @@ from stages import cli
 
 log = logging.getLogger(__name__)
 Other = tuple[str, list[EpisodeRecord]]  # a condition, and its episodes
-PUBLISHED = {"eval.json", "episodes.jsonl", "videos", "conditions"}
+PUBLISHED = {"eval.json", METRICS, TASKS, "episodes.jsonl", "videos", "conditions"}
 AGENTS = ("policy", "noop", "random", "replay", "expert")
 
 
@@ -250,6 +251,7 @@ def publish(
     for place, (condition, changed_records) in others.items():
         write_episodes(changed_records, place, partial_out / "conditions" / condition)
     (partial_out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_figures(partial_out, report)
     shutil.rmtree(out, ignore_errors=True)
     partial_out.rename(out)
     for place in (work, *others):

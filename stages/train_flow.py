@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,12 @@ from pipeline.train.curves import TRACKERS, make_trackers
 from pipeline.train.data import Table, Wanted, load_stores
 from pipeline.train.finetune import Tower, load_tower
 from pipeline.train.loop import Progress, train
+from pipeline.train.recipe import recipe
 from pipeline.train.reflow import load_teacher
 from stages import cli
 
 log = logging.getLogger(__name__)
+METRICS = ("train_loss", "val_loss", "train_action_mse", "val_action_mse", "val_action_mae", "wall_s")
 
 # Processes wait for the main one, which alone measures the validation split. Through CLIP that can take longer than
 # the ten minutes that torch allows.
@@ -86,7 +88,15 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             tune = params.train_flow.encoder.tune
             facts = (source["encoder"], tune, grid if arch.patches else None, source["transform"], identity["data"])
-            publish(out, network, bundle.PolicySpec(arch, *facts, provenance()), progress, accelerator)
+            made = recipe(
+                params.train_flow,
+                params.policy.feature_noise,
+                params.demos.source,
+                table.episodes,
+                source["encoder"],
+                accelerator.device,
+            )
+            publish(out, network, bundle.PolicySpec(arch, *facts, provenance(), made), progress, accelerator)
             checkpoint.remove(scratch)
     accelerator.end_training()
 
@@ -157,7 +167,7 @@ def publish(
 ) -> None:
     """Write the policy, and how it came about."""
     bundle.save(out / "policy", network, spec, network.tower() if isinstance(network, TunedPolicy) else None)
-    write_history(out, progress, network.parameter_counts(), accelerator)
+    write_history(out, progress, network.parameter_counts(), accelerator, spec.recipe)
     final = progress.published
     print(
         f"trained {progress.step} steps in {progress.wall_s:.0f} s; loss {final['train_loss']:.4f}, "
@@ -208,10 +218,13 @@ def teacher_identity(path: str | None) -> dict[str, Any] | None:
     return {"weights_sha256": bundle.weights_digest(path), **bundle.load_spec(path).architecture.to_json()}
 
 
-def write_history(out: Path, progress: Progress, parameters: dict[str, int], accelerator: Accelerator) -> None:
-    """Write train.json and curves.csv (for `dvc plots`), each whole or not at all.
+def write_history(
+    out: Path, progress: Progress, parameters: dict[str, int], accelerator: Accelerator, recipe: dict[str, Any]
+) -> None:
+    """Write train.json, and for DVC metrics.json, curves.csv (every epoch) and errors.csv (those where actions were
+    sampled: a gap would break the line). Each is whole or not there.
 
-    train.json has the published network's figures on top, and every epoch's.
+    train.json has the published network's figures on top, the recipe with the date, and every epoch's figures.
     """
     final = {k: v for k, v in progress.published.items() if k not in ("epoch", "step")}
     report = {
@@ -223,16 +236,24 @@ def write_history(out: Path, progress: Progress, parameters: dict[str, int], acc
         "device": accelerator.device.type,
         "processes": accelerator.num_processes,
         "trainable_parameters": parameters,
+        "recipe": {**recipe, "date": datetime.now(UTC).isoformat(timespec="seconds")},
         "epochs": progress.history,
         "provenance": provenance(),
     }
     write_atomic(out / "train.json", json.dumps(report, indent=2) + "\n")
-    curves = io.StringIO()
-    columns = list(dict.fromkeys(k for e in progress.history for k, v in e.items() if not isinstance(v, dict)))
-    writer = csv.DictWriter(curves, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    write_atomic(out / "metrics.json", json.dumps({name: report.get(name) for name in METRICS}, indent=2) + "\n")
+    write_atomic(out / "curves.csv", as_csv(progress.history))
+    write_atomic(out / "errors.csv", as_csv([entry for entry in progress.history if "train_action_mse" in entry]))
+
+
+def as_csv(history: Sequence[dict[str, Any]]) -> str:
+    """Return a line for each epoch, without the errors of single dimensions."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(k for e in history for k, v in e.items() if not isinstance(v, dict)))
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(progress.history)
-    write_atomic(out / "curves.csv", curves.getvalue())
+    writer.writerows(history)
+    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from pipeline.policy.keyframes import PREFIX
 from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
 
 FORMAT = "vla-flow-policy"
-VERSION = 6
+VERSION = 7
 WEIGHTS = "weights.safetensors"
 TOWER = "encoder.safetensors"
 
@@ -39,6 +39,7 @@ class PolicySpec:
     transform: str  # id of the image and proprioception transform
     data: dict[str, Any]  # fingerprints of the stores, render quality, which label
     provenance: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)  # settings, demonstrations and machine of the training
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -52,6 +53,7 @@ class PolicySpec:
             "transform": self.transform,
             "data": self.data,
             "provenance": self.provenance,
+            "recipe": self.recipe,
         }
 
 
@@ -174,6 +176,7 @@ def load_spec(path: str | Path) -> PolicySpec:
             transform=tree["transform"],
             data=tree["data"],
             provenance=tree["provenance"],
+            recipe=tree["recipe"],
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{file}: incomplete or unknown entry ({error}). Train again with this code.") from None

@@ -26,6 +26,7 @@ from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import PolicySpec, save
 from pipeline.policy.network import Architecture, PolicyNetwork
+from pipeline.rollout.metrics import summary
 from pipeline.rollout.results import read_records
 from pipeline.rollout.video import read_frames
 from stages import eval_libero
@@ -267,14 +268,20 @@ def test_results_replace_older_ones_whole(tmp_path: Path) -> None:
     (work / "videos/new.mp4").write_bytes(b"film")
     (blind / "videos/dark.mp4").write_bytes(b"film")
     others = {blind: ("blank_cameras", [record("failure", video="videos/dark.mp4")])}
-    eval_libero.publish([record(video="videos/new.mp4"), record(episode=1)], {"n": 2}, work, out, others)
+    records = [record(video="videos/new.mp4"), record("failure", episode=1)]
+    eval_libero.publish(records, summary(records), work, out, others)
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == [
         "conditions/blank_cameras/episodes.jsonl",
         "conditions/blank_cameras/videos/dark.mp4",
         "episodes.jsonl",
         "eval.json",
+        "metrics.json",
+        "tasks.csv",
         "videos/new.mp4",
     ]
+    few = {"success_rate": 0.5, "wilson_low": 0.0945, "wilson_high": 0.9055, "n": 2, "errors": 0, "mean_steps": 100}
+    assert json.loads((out / "metrics.json").read_text()) == pytest.approx(few, abs=1e-4)
+    assert (out / "tasks.csv").read_text() == "task,success_rate,n\nlibero_spatial 0,0.5,2\n"
     assert not work.exists() and not blind.exists() and [p.name for p in out.parent.iterdir()] == ["flow"]
 
 

@@ -1,5 +1,6 @@
 """The training stage as a user starts it: one process, two real processes, killed and started again."""
 
+import csv
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -105,6 +107,27 @@ def test_main_trains_and_publishes(
     assert len((project / "runs/flow/curves.csv").read_text().splitlines()) == 7
     spec = bundle.load_spec(project / "runs/flow/policy")
     assert spec.data["sim"] == official_picture_identity(128)
+    recipe = spec.recipe
+    settings = yaml.safe_load((project / "params.yaml").read_text())
+    assert recipe["train_flow"]["learning_rate"] == settings["train_flow"]["learning_rate"]
+    assert (recipe["train_flow"]["epochs"], recipe["train_flow"]["batch_size"], recipe["train_flow"]["seed"]) == (
+        6,
+        16,
+        0,
+    )
+    assert recipe["feature_noise"] == settings["policy"]["feature_noise"]
+    # 4 episodes of 2 tasks: of each task one is held out
+    learnt = {"source": "scripted", "learnt": 2, "validation": 2}
+    assert {name: recipe["demonstrations"][name] for name in learnt} == learnt
+    assert recipe["encoder"] == {"model": "fake", "pretrained": None, "precision": None}
+    assert recipe["machine"]["device"] == "cpu" and recipe["machine"]["cores"] >= 1 and recipe["machine"]["name"]
+    date = datetime.fromisoformat(report["recipe"].pop("date"))
+    assert date.utcoffset() == timedelta(0) and report["recipe"] == recipe
+    measured = list(csv.DictReader((project / "runs/flow/errors.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in measured] == [str(e["epoch"]) for e in report["epochs"] if "val_action_mse" in e]
+    assert all(float(row["val_action_mse"]) > 0 for row in measured) and 1 < len(measured) < 6
+    few = json.loads((project / "runs/flow/metrics.json").read_text())
+    assert few == {name: report[name] for name in few} and len(few) == 6
     assert not list((project / ".scratch/train").iterdir()), "checkpoints of a finished training are gone"
 
     before = {p: p.read_bytes() for p in (project / "runs/flow/policy").iterdir()}
