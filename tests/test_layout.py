@@ -17,7 +17,7 @@ COMPARING = {
     "train_variant": "train_flow",
     "eval_variant": "eval_libero",
     "eval_steps": "eval_libero",
-    "compare": "report",
+    "compare": "compare",
 }
 # Settings reach a stage as DVC params. These files carry them (as does each settings.py), spread work, write files,
 # fetch what is pinned, keep memory, report errors and stamp results.

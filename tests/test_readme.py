@@ -31,7 +31,7 @@ RUN_ELSEWHERE = {
     "python -m stages.eval_libero": "tests/stages/test_eval_libero.py",
     "python -m stages.eval_libero --agent replay": "tests/stages/test_eval_libero.py",
     "python -m stages.report": "tests/stages/test_report.py",
-    "python -m stages.report --demos libero_spatial": "tests/stages/test_report_demos.py",
+    "python -m stages.dataset libero_spatial": "tests/stages/test_dataset.py",
     "python -m cache info data/embeddings/libero_spatial.zarr": "tests/test_pipeline.py",
     "python -m cache verify data/embeddings/libero_spatial.zarr": "tests/test_pipeline.py",
 }
@@ -113,7 +113,7 @@ def test_three_seeds_are_what_the_stages_wrote() -> None:
 def test_tables_are_what_the_stage_makes_of_the_committed_figures(page: Path) -> None:
     text = page.read_text()
     assert page.name != "README.md" or "<!-- table: " in text
-    assert fill(text, ROOT) == text, f"run: python -m stages.report --tables {page.relative_to(ROOT)}"
+    assert fill(text, ROOT) == text, f"run: python -m pipeline.report.markdown {page.relative_to(ROOT)}"
 
 
 def test_expert_figures_are_what_the_benchmark_wrote() -> None:

@@ -1,10 +1,12 @@
-"""Result files to one self-contained HTML page.
+"""Result files to self-contained HTML pages, and to tables in documents.
 
-inputs      what the page is made of: read, checked, nothing guessed
-charts      small SVG charts: lines, bars, and rates with their intervals
 html        elements with escaped text
-sections    each part of the page
-page        the page
-dataset     another page: what demonstrations look like
-comparison  and another: several evaluations side by side
+charts      small SVG charts: lines, bars, and rates with their intervals
+table       a table, written once: HTML or Markdown
+results     tables of a training and its evaluation
+inputs      what the report of a run is made of: read, checked, nothing guessed
+page        that report
+comparison  several evaluations side by side: read, paired by init state, shown
+dataset     what demonstrations look like
+markdown    tables of committed figures in documents
 """

@@ -1,90 +1,129 @@
-"""Charts as inline SVG: sharp on any screen, coloured by the page's style sheet, readable by a screen reader."""
+"""Charts as inline SVG: sharp on any screen, coloured by the page's style sheet, readable by a screen reader.
 
-from collections.abc import Sequence
+A pointer over a chart is told the values there, without a script: by the titles of invisible columns.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, floor, log10
+
+import numpy as np
 
 from pipeline.report.html import Markup, Number, el
 
 WIDTH, HEIGHT = 420, 280
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+COLUMNS = 60  # of a chart, at most, that tell their values
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart.
-
-    Attributes:
-        style: class of the style sheet: "a", "b" or "c".
-        markers: points instead of a line.
-    """
+    """A line of a chart. `style` is a class of the style sheet: "a", "b" or "d"."""
 
     name: str
     x: Sequence[Number]
     y: Sequence[Number]
     style: str
-    markers: bool = False
 
 
-def line_chart(title: str, x_label: str, series: Sequence[Series]) -> Markup:
-    """Return a figure of `series` against x, y on a logarithmic scale. Values of zero or less are left out."""
-    points = {s.name: [(x, y) for x, y in zip(s.x, s.y, strict=True) if y > 0] for s in series}
+@dataclass(frozen=True)
+class Axis:
+    """Where values stand between 0 and 1, and the values and names of the ticks."""
+
+    share: Callable[[Number], Number]
+    ticks: Sequence[tuple[Number, str]]
+
+
+def linear(low: Number, high: Number) -> Axis:
+    """Return an axis of round ticks that holds `low` to `high`; a wider one where these are the same."""
+    if low == high:
+        low, high = low - 1, high + 1
+    step = round_step((high - low) / 5)
+    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
+    bottom, span = first * step, (last - first) * step
+    # A tick's name has the digits of the step, no rounding error of the product.
+    ticks = [(k * step, f"{round(k * step, 12):g}") for k in range(first, last + 1)]
+    return Axis(lambda y: (y - bottom) / span, ticks)
+
+
+def logarithmic(low: Number, high: Number) -> Axis:
+    """Return an axis of powers of ten that holds `low` to `high`, both positive."""
+    first = floor(log10(low))
+    last = max(ceil(log10(high)), first + 1)
+    ticks = [(10.0**k, f"{10.0**k:g}" if -4 < k < 5 else f"1e{k}") for k in range(first, last + 1)]
+    return Axis(lambda y: (log10(y) - first) / (last - first), ticks)
+
+
+def line_chart(
+    title: str, x_label: str, series: Sequence[Series], limits: tuple[Number, Number] | None = None
+) -> Markup:
+    """Return a figure of `series` against x from 0.
+
+    Args:
+        limits: what y must hold; None is a logarithmic scale, which leaves out values of zero or less.
+    """
+    points = {s.name: [(x, y) for x, y in zip(s.x, s.y, strict=True) if limits or y > 0] for s in series}
     shown = [s for s in series if points[s.name]]
     if not shown:
         return el("p", f"{title}: nothing was recorded.")
-    every = [p for s in shown for p in points[s.name]]
-    x_max = max(x for x, _ in every) or 1
-    low, high = floor(log10(min(y for _, y in every))), ceil(log10(max(y for _, y in every)))
-    high = max(high, low + 1)
+    ys = [y for s in shown for _, y in points[s.name]]
+    axis = linear(min(*ys, *limits), max(*ys, *limits)) if limits else logarithmic(min(ys), max(ys))
+    across, x_max = by_x(points), max(x for s in shown for x, _ in points[s.name]) or 1
 
     def place(x: Number, y: Number) -> tuple[Number, Number]:
-        return _across(x / x_max), _down((log10(y) - low) / (high - low))
+        return _across(x / x_max), _down(axis.share(y))
 
-    grid = [_y_tick(10.0**k, place(0, 10.0**k)[1]) for k in range(low, high + 1)]
-    grid += [_x_tick(x, place(x, 10.0**low)[0]) for x in ticks(x_max)]
-    lines = [_line(s, [place(*p) for p in points[s.name]]) for s in shown]
-    last = "; ".join(f"{s.name} {points[s.name][-1][1]:.3g} at {points[s.name][-1][0]:g}" for s in shown)
-    words = f"{title} against {x_label}, logarithmic scale. Last values: {last}"
-    return _figure(title, words, x_label, [*grid, *lines], shown)
+    grid = [_y_tick(name, _down(axis.share(y))) for y, name in axis.ticks]
+    grid += [_x_tick(x, _across(x / x_max)) for x in ticks(x_max)]
+    lines = [_line(s.style, [place(*p) for p in points[s.name]]) for s in shown]
+    words = f"{title} against {x_label}{'' if limits else ', logarithmic scale'}. Last values: "
+    words += "; ".join(f"{s.name} {points[s.name][-1][1]:.3g} at {points[s.name][-1][0]:g}" for s in shown)
+    return _figure(title, words, x_label, [*grid, *lines, *_columns(x_label, across, x_max)], shown)
 
 
-def trace_chart(title: str, x_label: str, series: Sequence[Series], low: Number, high: Number) -> Markup:
-    """Return a figure of `series` against x from 0, y from `low` to `high`."""
-    x_max = max(max(s.x) for s in series) or 1
+def by_x(points: dict[str, list[tuple[Number, Number]]]) -> list[tuple[Number, str]]:
+    """Return the values of all series at each x, in words: at most COLUMNS of them, evenly spread."""
+    values: dict[Number, list[str]] = {}
+    for name, line in points.items():
+        for x, y in line:
+            values.setdefault(x, []).append(f"{name} {y:.3g}")
+    every = sorted(values)
+    kept = np.unique(np.linspace(0, len(every) - 1, min(len(every), COLUMNS)).round().astype(int))
+    return [(every[i], ", ".join(values[every[i]])) for i in kept]
 
-    def place(x: Number, y: Number) -> tuple[Number, Number]:
-        return _across(x / x_max), _down((y - low) / (high - low))
 
-    grid = [_y_tick(y, place(0, y)[1]) for y in (low, (low + high) / 2, high)]
-    grid += [_x_tick(x, place(x, low)[0]) for x in ticks(x_max)]
-    lines = [_line(s, [place(*p) for p in zip(s.x, s.y, strict=True)]) for s in series]
-    ranges = "; ".join(f"{s.name} {min(s.y):.2g} to {max(s.y):.2g}" for s in series)
-    return _figure(title, f"{title} against {x_label}. Ranges: {ranges}", x_label, [*grid, *lines], series)
+def _columns(x_label: str, across: Sequence[tuple[Number, str]], x_max: Number) -> list[Markup]:
+    places = [_across(x / x_max) for x, _ in across]
+    edges = pairwise([LEFT, *((a + b) / 2 for a, b in pairwise(places)), WIDTH - RIGHT])
+    return [
+        _box("column", f"{x_label} {x:g}: {text}", left, right, 1)
+        for (x, text), (left, right) in zip(across, edges, strict=True)
+    ]
+
+
+def _box(kind: str, title: str, left: Number, right: Number, share: Number) -> Markup:
+    """Return a rectangle over a share of the height, which tells `title` under a pointer."""
+    top, width = _down(share), round(max(right - left, 1), 1)
+    height = round(_down(0) - top, 1)
+    return el("rect", el("title", title), x=round(left, 1), y=top, width=width, height=height, class_=kind)
 
 
 def histogram(title: str, x_label: str, counts: Sequence[int], low: Number, high: Number) -> Markup:
     """Return a figure of bars: how many values lie in each of equal bins from `low` to `high`."""
-    top = max(max(counts), 1)
-    width = (WIDTH - LEFT - RIGHT) / len(counts)
+    top, bins = max(*counts, 1), len(counts)
+    width = (WIDTH - LEFT - RIGHT) / bins
+    edges = [low + i * (high - low) / bins for i in range(bins + 1)]
     bars = [
-        el(
-            "rect",
-            x=round(LEFT + i * width + 0.5, 1),
-            y=_down(n / top),
-            width=round(width - 1, 1),
-            height=round(_down(0) - _down(n / top), 1),
-            class_="bar",
-        )
+        _box("bar", f"{edges[i]:.3g} to {edges[i + 1]:.3g}: {n}", LEFT + i * width, LEFT + (i + 1) * width - 1, n / top)
         for i, n in enumerate(counts)
         if n
     ]
-    grid = [_y_tick(n, _down(n / top)) for n in sorted({0, top})]
+    grid = [_y_tick(str(n), _down(n / top)) for n in (0, top)]
     grid += [_x_tick(low + share * (high - low), _across(share)) for share in (0, 0.5, 1)]
-    fullest = max(range(len(counts)), key=lambda i: counts[i])
-    edges = [low + (fullest + i) * (high - low) / len(counts) for i in (0, 1)]
-    words = (
-        f"{title}: {sum(counts)} values from {low:g} to {high:g}; most, {top}, from {edges[0]:.3g} to {edges[1]:.3g}"
-    )
+    fullest = counts.index(max(counts))
+    words = f"{title}: {sum(counts)} values from {low:g} to {high:g}; "
+    words += f"most, {top}, from {edges[fullest]:.3g} to {edges[fullest + 1]:.3g}"
     return _figure(title, words, x_label, [*grid, *bars], ())
 
 
@@ -111,11 +150,15 @@ def _figure(title: str, words: str, x_label: str, drawing: Sequence[Markup], ser
     return el("figure", el("figcaption", title), svg, el("ul", legend, class_="legend") if legend else "")
 
 
+def round_step(least: Number) -> float:
+    """Return the smallest of 1, 2, 5, 10, ... times a power of ten that is at least `least`."""
+    scale = 10.0 ** floor(log10(least))
+    return next(m * scale for m in (1, 2, 5, 10) if m * scale >= least * 0.999)
+
+
 def ticks(top: Number, about: int = 5) -> list[float]:
     """Return round numbers from 0 to at most `top`, some `about` of them."""
-    raw = top / about
-    scale = 10.0 ** floor(log10(raw))
-    step = next(m * scale for m in (1, 2, 5, 10) if m * scale >= raw * 0.999)
+    step = round_step(top / about)
     return [i * step for i in range(int(top / step + 1e-9) + 1)]
 
 
@@ -144,14 +187,13 @@ def shares_bar(shares: Sequence[tuple[str, Number]]) -> Markup:
     return el("div", svg, el("ul", legend, class_="legend"))
 
 
-def _line(series: Series, places: list[tuple[Number, Number]]) -> Markup:
-    if series.markers or len(places) == 1:
-        return Markup("".join(el("circle", cx=x, cy=y, r=4, class_=f"mark {series.style}") for x, y in places))
-    return el("polyline", points=" ".join(f"{x},{y}" for x, y in places), class_=f"curve {series.style}")
+def _line(style: str, places: list[tuple[Number, Number]]) -> Markup:
+    if len(places) == 1:
+        return el("circle", cx=places[0][0], cy=places[0][1], r=4, class_=f"mark {style}")
+    return el("polyline", points=" ".join(f"{x},{y}" for x, y in places), class_=f"curve {style}")
 
 
-def _y_tick(value: Number, y: Number) -> Markup:
-    name = f"{value:g}" if value <= 0 or 1e-3 <= value < 1e5 else f"1e{round(log10(value))}"
+def _y_tick(name: str, y: Number) -> Markup:
     return Markup(
         el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
         + el("text", name, x=LEFT - 6, y=y + 4, class_="axis", text_anchor="end")

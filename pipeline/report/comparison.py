@@ -7,10 +7,10 @@ from typing import Any
 
 from pipeline.errors import DataError, did_you_mean
 from pipeline.policy.settings import HEADS_IN_STEPS
-from pipeline.report.charts import interval_bar
-from pipeline.report.html import Content, Markup, document, el, table
+from pipeline.report.html import document
 from pipeline.report.inputs import EVAL_KEYS, read_json
-from pipeline.report.sections import condition_name, duration, interval, percent
+from pipeline.report.results import SUCCESS, condition_name, pairs
+from pipeline.report.table import NONE, Cell, Code, Rate, Table, duration, number
 from pipeline.rollout.metrics import paired
 from pipeline.rollout.results import EpisodeRecord, read_records
 
@@ -63,7 +63,7 @@ def read_run(results: Path, trainings: Path) -> Run:
     Raises:
         DataError: a file of the evaluation is missing or damaged.
     """
-    tree = read_json(results / "eval.json", (*EVAL_KEYS, "protocol", "timings"), f"stages.eval_libero --out {results}")
+    tree = read_json(results / "eval.json", EVAL_KEYS, f"stages.eval_libero --out {results}")
     record = trainings / training_of(results.name) / "train.json"
     training = read_json(record, ("wall_s",), "stages.train_flow") if record.exists() else None
     names = [row["condition"] for row in tree.get("conditions", ())]
@@ -76,40 +76,22 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
 
     It is None where the scenes are not the same: other drawing, settling, seed or steps, or a replay's own states.
     """
-    first = runs[0]
-    suite = " + ".join(dict.fromkeys(str(run.results["suite"]) for run in runs))
-
-    def against(run: Run, before: Sequence[EpisodeRecord], after: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
-        return paired(before, after) if run is not first and _scene(run) == _scene(first) else None
-
-    def conditions(run: Run) -> list[dict[str, Any]]:
-        """Its rates under each condition, against the first one's under the same."""
-        firsts = {row["condition"]: row["amount"] for row in first.results.get("conditions", ())}
-        rows = []
+    first, rows = runs[0], []
+    amounts = {row["condition"]: row["amount"] for row in first.results.get("conditions", ())}
+    for run in runs:
+        alike = run is not first and _scene(run) == _scene(first)
+        conditions, held_out = [], run.results.get("held_out")
         for row in run.results.get("conditions", ()):
-            name, amount = row["condition"], row["amount"]
-            alike = name in firsts and firsts[name] == amount
-            pairs = against(run, first.changed[name], run.changed[name]) if alike else None
-            rows.append({"condition": name, "amount": amount, **_rates(row), "against_first": pairs})
-        return rows
-
-    def held_out(run: Run) -> dict[str, Any] | None:
-        """The tasks that it did not learn from, against the first one's success there."""
-        rates = run.results.get("held_out")
-        if not rates:
-            return None
-        records = [r for r in run.records if [r.suite, r.task] in rates["tasks"]]
-        return {**rates, "against_first": against(run, first.records, records)}
-
-    rows = [
-        {
-            **_row(run),
-            "against_first": against(run, first.records, run.records),
-            "conditions": conditions(run),
-            "held_out": held_out(run),
-        }
-        for run in runs
-    ]
+            name = row["condition"]
+            same = alike and name in amounts and amounts[name] == row["amount"]
+            both = paired(first.changed[name], run.changed[name]) if same else None
+            conditions.append({"condition": name, "amount": row["amount"], **_rates(row), "against_first": both})
+        if held_out:  # against the first one's success on these tasks
+            own = [r for r in run.records if [r.suite, r.task] in held_out["tasks"]]
+            held_out = {**held_out, "against_first": paired(first.records, own) if alike else None}
+        both = paired(first.records, run.records) if alike else None
+        rows.append({**_row(run), "against_first": both, "conditions": conditions, "held_out": held_out})
+    suite = " + ".join(dict.fromkeys(str(run.results["suite"]) for run in runs))
     return {"suite": suite, "rows": rows, "provenance": first.results.get("provenance")}
 
 
@@ -123,132 +105,89 @@ def _scene(run: Run) -> Any:
 
 def comparison_page(compared: Mapping[str, Any]) -> str:
     """Return the page of what `compare` gave."""
-    header = (
-        el("h1", "Comparison"),
-        el("p", f"{len(compared['rows'])} evaluations on {compared['suite']}, LIBERO simulator"),
+    words = f"{len(compared['rows'])} evaluations on {compared['suite']}, LIBERO simulator"
+    parts = (
+        ("Side by side", comparison(compared).html()),
+        ("Sampling steps", steps(compared).html()),
+        ("With something changed", conditions_changed(compared).html()),
+        ("Tasks not learnt from", new_tasks(compared).html()),
     )
-    return document("Comparison", header, comparison("Side by side", compared))
+    return document("Comparison", words, parts)
 
 
-def comparison(title: str, compared: Mapping[str, Any]) -> Markup:
-    """Return a section of what `compare` gave: a table; and success by steps, conditions, held-out tasks, if any."""
+def comparison(compared: Mapping[str, Any]) -> Table:
+    """The policies side by side, paired by init state."""
     first = compared["rows"][0]["name"]
-    rows = [_cells(row) for row in compared["rows"]]
-    head: tuple[str, ...] = ("Run", "Success", "0 to 100 %", "95 % interval", "Solved")
-    head += (
-        f"Against {first}",
-        "McNemar's p",
-        "Head",
-        "Steps",
-        "Validation MSE",
-        "Training",
-        "Parameters",
-        "Latency",
-    )
-    caption = (
-        f"Against {first}: episodes lost and gained on the init states that both began in; latency: median of a look, "
-        "encoder included"
-    )
-    made = table(caption, head, rows, numbers=(1, 4, 5, 6, 8, 9, 10, 11, 12))
-    others = (_steps_table, _conditions_table, _held_out_table)
-    return el("section", el("h2", title), made, *(make(compared["rows"]) for make in others))
+    rows = [
+        (
+            Code(row["name"]),
+            str(row["head"]) + (f", {row['sampling_steps']} steps" if row["sampling_steps"] else ""),
+            Rate(row),
+            pairs(row["against_first"]),
+            number(row["val_action_mse"], "{:.4f}"),
+            duration(row["training_s"]),
+            number(row["parameters"] and row["parameters"] / 1e6, "{:.1f} M"),
+            number(row["policy_ms"], "{:.0f} ms"),
+        )
+        for row in compared["rows"]
+    ]
+    head = ("policy", "head", SUCCESS, f"against {first}", "val. MSE", "training", "weights", "inference")
+    caption = f"Against {first}: the init states that both began in, with McNemar's p. Inference: median, with encoder"
+    return Table(caption, head, rows, (4, 5, 6, 7))
 
 
-def by_steps(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], dict[str, dict[int, Mapping[str, Any]]]]:
-    """Return the policies sampled in several numbers of steps: all the numbers, and the rows by name and number."""
+def steps(compared: Mapping[str, Any]) -> Table:
+    """Success of each policy that was sampled in several numbers of steps."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for row in rows:
+    for row in compared["rows"]:
         if row["sampling_steps"] is not None:
             found.setdefault(training_of(row["name"]), {})[row["sampling_steps"]] = row
     several = {name: by for name, by in found.items() if len(by) > 1}
-    return sorted({steps for by in several.values() for steps in by}), several
+    columns = sorted({n for by in several.values() for n in by})
+    rows = []
+    for name, by in several.items():
+        bent = number(next(iter(by.values())).get("straightness"), "{:.3f}")
+        rows.append((Code(name), bent, *(Rate(by[n]) if n in by else NONE for n in columns)))
+    head = ("policy", "straightness (0: straight)", *(f"{n} step{'s' if n > 1 else ''}" for n in columns))
+    caption = "Success by sampling steps. Straightness: mean squared difference of the velocity and a straight path's"
+    return Table(caption, head, rows, (1,))
 
 
-def steps_head(columns: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of the columns of numbers of steps."""
-    return tuple(f"{n} step{'s' if n > 1 else ''}" for n in columns)
-
-
-STRAIGHTNESS = "straightness (0: straight)"
-"""Of a flow: the mean squared difference between its velocity and the straight way, in the head's units of actions."""
-
-
-def straightness(by: Mapping[int, Mapping[str, Any]]) -> str:
-    """Return a flow's straightness, 0 of a straight one, as its training measured it."""
-    found = next(iter(by.values())).get("straightness")
-    return "–" if found is None else f"{found:.3f}"
-
-
-def _steps_table(rows: Sequence[Mapping[str, Any]]) -> Content:
-    """A table of the policies that were sampled in several numbers of steps."""
-    columns, several = by_steps(rows)
-    if not several:
-        return ()
-
-    def rate(row: Mapping[str, Any] | None) -> str:
-        return f"{percent(row['success_rate'])} ({interval(row)})" if row else "–"
-
-    cells = [(name, straightness(by), *(rate(by.get(n)) for n in columns)) for name, by in several.items()]
-    head = ("Policy", STRAIGHTNESS.capitalize(), *steps_head(columns))
-    return table("Success by sampling steps, with 95 % interval", head, cells, numbers=range(1, len(head)))
-
-
-def by_condition(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, dict[str, Mapping[str, Any]]]]:
-    """Return the policies evaluated with something changed: all that was, in words, and the rows by name and change."""
+def conditions_changed(compared: Mapping[str, Any]) -> Table:
+    """Success of each policy with something changed, against the first one's with the same."""
     found = {
         row["name"]: {condition_name(c["condition"], c["amount"]): c for c in row["conditions"]}
-        for row in rows
+        for row in compared["rows"]
         if row.get("conditions")
     }
-    return list(dict.fromkeys(name for by in found.values() for name in by)), found
+    columns = list(dict.fromkeys(name for by in found.values() for name in by))
+    rows = [(Code(name), *(_against(by.get(column)) for column in columns)) for name, by in found.items()]
+    caption = f"Success under each condition, against {compared['rows'][0]['name']} under the same"
+    return Table(caption, ("policy", *columns), rows)
 
 
-def _conditions_table(rows: Sequence[Mapping[str, Any]]) -> Content:
-    """A table of the policies that were evaluated with something changed, too."""
-    columns, found = by_condition(rows)
-    if not found:
-        return ()
-
-    def cell(row: Mapping[str, Any] | None) -> str:
-        if row is None:
-            return "–"
-        pairs = row["against_first"]
-        return f"{percent(row['success_rate'])} ({interval(row)})" + (f", {lost_and_gained(pairs)}" if pairs else "")
-
-    cells = [(name, *(cell(by.get(column)) for column in columns)) for name, by in found.items()]
-    caption = f"Success under each condition; episodes lost and gained: against {rows[0]['name']}, under the same"
-    return table(caption, ("Policy", *columns), cells, numbers=range(1, len(columns) + 1))
-
-
-def _held_out_table(rows: Sequence[Mapping[str, Any]]) -> Content:
-    """A table of the policies that were evaluated on tasks that they did not learn from."""
-    new = [(row["name"], row["held_out"]) for row in rows if row.get("held_out")]
-    if not new:
-        return ()
-    head = ("Policy", "Tasks", "Success", "95 % interval", "Solved", f"Against {rows[0]['name']}")
-    cells = [
-        (
-            name,
-            task_names(found["tasks"]),
-            percent(found["success_rate"]),
-            interval(found),
-            f"{found['successes']} of {found['n']}",
-            lost_and_gained(found["against_first"]),
-        )
-        for name, found in new
+def new_tasks(compared: Mapping[str, Any]) -> Table:
+    """Success on tasks that a policy did not learn from."""
+    rows = [
+        (Code(row["name"]), _task_names(row["held_out"]["tasks"]), _against(row["held_out"]))
+        for row in compared["rows"]
+        if row.get("held_out")
     ]
-    return table("Tasks that a policy did not learn from", head, cells, numbers=(2, 4, 5))
+    caption = f"Success on tasks not learnt from, against {compared['rows'][0]['name']} on the same"
+    return Table(caption, ("policy", "tasks held out", SUCCESS), rows)
 
 
-def task_names(tasks: Sequence[Sequence[Any]]) -> str:
+def _against(row: Mapping[str, Any] | None) -> Cell:
+    """A rate, and what was lost and gained where it is paired."""
+    if row is None:
+        return NONE
+    return Rate(row, pairs(row["against_first"]) if row["against_first"] else "")
+
+
+def _task_names(tasks: Sequence[Sequence[Any]]) -> str:
     """Return suites with the numbers of their tasks, from [suite, number] pairs."""
     suites = dict.fromkeys(suite for suite, _ in tasks)
     return "; ".join(f"{suite} {', '.join(str(i) for s, i in tasks if s == suite)}" for suite in suites)
-
-
-def lost_and_gained(pairs: Mapping[str, Any] | None) -> str:
-    """Return how many episodes a policy loses and gains against another."""
-    return f"-{pairs['lost']} +{pairs['gained']} of {pairs['pairs']}" if pairs else "–"
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -272,25 +211,3 @@ def _row(run: Run) -> dict[str, Any]:
 
 def _rates(results: Mapping[str, Any]) -> dict[str, Any]:
     return {key: results[key] for key in ("n", "successes", "success_rate", "wilson_low", "wilson_high")}
-
-
-def _cells(row: Mapping[str, Any]) -> list[Content]:
-    def shown(name: str, form: str) -> str:
-        return "–" if row[name] is None else form.format(row[name])
-
-    pairs = row["against_first"]
-    return [
-        row["name"],
-        percent(row["success_rate"]),
-        interval_bar(row["success_rate"], row["wilson_low"], row["wilson_high"]),
-        interval(row),
-        f"{row['successes']} of {row['n']}",
-        lost_and_gained(pairs),
-        f"{pairs['p_value']:.2g}" if pairs else "–",
-        str(row["head"]),
-        shown("sampling_steps", "{}"),
-        shown("val_action_mse", "{:.4f}"),
-        "–" if row["training_s"] is None else duration(row["training_s"]),
-        "–" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f} M",
-        shown("policy_ms", "{:.0f} ms"),
-    ]

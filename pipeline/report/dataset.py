@@ -9,8 +9,9 @@ from jaxtyping import Float
 from pipeline.libero.conventions import CONTROL_HZ
 from pipeline.libero.demos.read import Demo, Quarantined, read
 from pipeline.libero.suites import Task
-from pipeline.report.charts import Series, histogram, trace_chart
-from pipeline.report.html import Content, Markup, document, el, table, video
+from pipeline.report.charts import Series, histogram, line_chart
+from pipeline.report.html import Content, Markup, document, el, video
+from pipeline.report.table import NONE, Table
 from pipeline.rollout.video import VideoRecorder, png, read_frames
 
 SAMPLES = 3  # recordings per task: the shortest, the median and the longest demonstration
@@ -34,32 +35,32 @@ def dataset_page(
     left_out = f", {len(quarantine)} left out" if quarantine else ""
     of = f"{len(tasks)} task{'s' if len(tasks) != 1 else ''}"
     text = f"{len(demos)} demonstrations of {of}, {frames} steps at {CONTROL_HZ} Hz{left_out}"
-    header = (el("h1", f"Demonstrations: {suite}"), el("p", text))
     own = [(task, [demo for demo in demos if demo.task == task]) for task in tasks]
-    main = [_overview(own), *(_task(task, mine, cameras) for task, mine in own if mine), _quarantine(quarantine)]
-    return document(f"Demonstrations: {suite}", header, main)
+    parts = [
+        ("Tasks", _overview(own)),
+        *((f"{task.id}: {task.language}", _task(mine, cameras)) for task, mine in own if mine),
+        ("Left out", _quarantine(quarantine)),
+    ]
+    return document(f"Demonstrations: {suite}", text, parts)
 
 
-def _overview(own: Sequence[tuple[Task, Sequence[Demo]]]) -> Markup:
-    rows: list[Sequence[Content]] = []
+def _overview(own: Sequence[tuple[Task, Sequence[Demo]]]) -> Content:
+    rows = []
     for task, demos in own:
         lengths = [demo.length for demo in demos]
-        shown = [str(f(lengths)) for f in (min, lambda x: round(float(np.median(x))), max)] if demos else ["–"] * 3
-        rows.append(([el("span", f"task {task.id} ", class_="id"), task.language], str(len(demos)), *shown))
-    head = ("Task", "Demonstrations", "Shortest", "Median", "Longest")
-    made = table("Demonstrations per task, and their lengths in steps", head, rows, numbers=(1, 2, 3, 4))
-    return el("section", el("h2", "Tasks"), made)
+        shown = [str(f(lengths)) for f in (min, lambda x: round(float(np.median(x))), max)] if demos else [NONE] * 3
+        rows.append((str(task.id), task.language, str(len(demos)), *shown))
+    head = ("task", "instruction", "demonstrations", "shortest", "median", "longest")
+    return Table("Demonstrations per task, and their lengths in steps", head, rows, (2, 3, 4, 5)).html()
 
 
-def _task(task: Task, demos: Sequence[Demo], cameras: tuple[str, ...]) -> Markup:
+def _task(demos: Sequence[Demo], cameras: tuple[str, ...]) -> Content:
     by_length = sorted(demos, key=lambda demo: demo.length)
     picks = sorted(set(np.linspace(0, len(demos) - 1, SAMPLES).round().astype(int).tolist()))
     samples = [by_length[i] for i in picks]
     moved = [read(demo, ()) for demo in demos]
     typical = samples[len(samples) // 2]
-    return el(
-        "section",
-        el("h2", f"{task.id}: {task.language}"),
+    return (
         el("div", [_recording(demo, cameras) for demo in samples], class_="videos"),
         el("h3", f"Actions of {typical.name}"),
         _traces(moved[list(demos).index(typical)]),
@@ -95,12 +96,12 @@ def _traces(rows: dict[str, Any]) -> Markup:
     command = Series("command: -1 opens, +1 closes", seconds, action[:, 6].tolist(), "a")
     return el(
         "div",
-        trace_chart("Translation, 1 = 5 cm", "s", lines(ACTION_NAMES[:3], action[:, :3]), -1, 1),
-        trace_chart("Rotation, 1 = 0.5 rad", "s", lines(ACTION_NAMES[3:6], action[:, 3:6]), -1, 1),
-        trace_chart("Gripper command", "s", [command], -1, 1),
-        trace_chart("Opening of the fingers, mm", "s", [Series("opening", seconds, opening.tolist(), "a")], 0, 80),
+        line_chart("Translation, 1 = 5 cm", "s", lines(ACTION_NAMES[:3], action[:, :3]), (-1, 1)),
+        line_chart("Rotation, 1 = 0.5 rad", "s", lines(ACTION_NAMES[3:6], action[:, 3:6]), (-1, 1)),
+        line_chart("Gripper command", "s", [command], (-1, 1)),
+        line_chart("Opening of the fingers, mm", "s", [Series("opening", seconds, opening.tolist(), "a")], (0, 80)),
         [
-            trace_chart(title, "s", lines("xyz", values), float(values.min()), float(values.max()))
+            line_chart(title, "s", lines("xyz", values), (float(values.min()), float(values.max())))
             for title, values in _wrench(rows)
         ],
         class_="charts",
@@ -125,9 +126,8 @@ def _distributions(demos: Sequence[Demo], actions: Float[np.ndarray, "N 7"]) -> 
     return el("div", charts, class_="charts")
 
 
-def _quarantine(quarantine: Sequence[Quarantined]) -> Markup:
-    heading = el("h2", "Left out")
+def _quarantine(quarantine: Sequence[Quarantined]) -> Content:
     if not quarantine:
-        return el("section", heading, el("p", "Nothing: every demonstration that was found is sound."))
+        return el("p", "Nothing: every demonstration that was found is sound.")
     rows = [(q.file.name, q.demo or "the whole file", q.reason) for q in quarantine]
-    return el("section", heading, table("What is damaged, and how", ("File", "Demonstration", "Why"), rows))
+    return Table("What is damaged, and how", ("file", "demonstration", "why"), rows).html()

@@ -1,7 +1,7 @@
 """HTML elements. Text is escaped, always; what is markup already says so by its type."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def el(tag: str, *content: Content, **attributes: str | Number | bool | None) ->
             continue
         key = name.rstrip("_").replace("_", "-")
         parts.append(key if value is True else f'{key}="{escape(str(value))}"')
-    if tag in EMPTY_SVG:  # SVG elements must be closed, or what follows them is their child and is not drawn
+    if tag in EMPTY_SVG and not content:  # to be closed, or what follows is its child and is not drawn
         return Markup(f"<{' '.join(parts)}/>")
     start = f"<{' '.join(parts)}>"
     return Markup(start if tag in VOID else f"{start}{join(content)}</{tag}>")
@@ -39,29 +39,6 @@ def join(content: Content) -> Markup:
     if isinstance(content, str):
         return Markup(escape(content))
     return Markup("".join(join(part) for part in content))
-
-
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Content]], numbers: Sequence[int] = ()) -> Markup:
-    """Return a table whose first column heads its rows, in a box that scrolls sideways where it must.
-
-    Args:
-        numbers: columns to align to the right.
-    """
-
-    def cell(tag: str, i: int, content: Content, scope: str | None) -> Markup:
-        return el(tag, content, scope=scope, class_="number" if i in numbers else None)
-
-    body = [
-        el("tr", [cell("th" if i == 0 else "td", i, c, "row" if i == 0 else None) for i, c in enumerate(row)])
-        for row in rows
-    ]
-    made = el(
-        "table",
-        el("caption", caption),
-        el("thead", el("tr", [cell("th", i, name, "col") for i, name in enumerate(head)])),
-        el("tbody", body),
-    )
-    return el("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
 def video(clip: bytes, poster: bytes, label: str) -> Markup:
@@ -84,8 +61,15 @@ def video(clip: bytes, poster: bytes, label: str) -> Markup:
     )
 
 
-def document(title: str, header: Content, main: Content) -> str:
-    """Return a whole page that needs nothing else."""
+def document(title: str, words: str, parts: Iterable[tuple[str, Content]]) -> str:
+    """Return a whole page that needs nothing else: a section for each part (heading, content) that has content."""
+    shown = [(heading, made) for heading, content in parts if (made := join(content))]
+    sections = [
+        el("section", el("h2", heading), made, id=f"part-{i}", aria_label=heading)
+        for i, (heading, made) in enumerate(shown)
+    ]
+    links = [el("li", el("a", heading, href=f"#part-{i}")) for i, (heading, _) in enumerate(shown)]
+    contents = el("nav", el("ul", links), aria_label="Contents") if len(links) > 2 else ""
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -93,7 +77,7 @@ def document(title: str, header: Content, main: Content) -> str:
         el("title", title),
         el("style", Markup((Path(__file__).parent / "style.css").read_text())),
     )
-    body = el("body", el("header", header), el("main", main))
+    body = el("body", el("header", el("h1", title), el("p", words), contents), el("main", sections))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from pathlib import Path
 
 import h5py
@@ -12,8 +13,9 @@ from pipeline.errors import DataError
 from pipeline.libero.demos.read import demo_file
 from pipeline.libero.demos.write import write_demos
 from pipeline.libero.suites import tasks
+from pipeline.report.charts import linear
 from pipeline.rollout.video import read_frames
-from stages import report
+from stages import dataset
 from tests.libero.synthetic import SIM, make_episode
 from tests.stages.browser import CHROMIUM, Page, drawn
 
@@ -40,14 +42,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def html(project: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(project)
-    report.main(["--params", str(PARAMS), "--demos", "libero_spatial"])
+    dataset.main(["--params", str(PARAMS), "libero_spatial"])
     return Path("results/libero_spatial_demos.html").read_text()
 
 
 def test_it_says_what_is_there_and_what_is_left_out(html: str) -> None:
     says = Page(html).says()
     assert "5 demonstrations of 1 task, 164 steps at 20 Hz, 1 left out" in says
-    assert f"{TASK.language}5203050" in says, "demonstrations, shortest, median, longest"
+    assert f"0{TASK.language}5203050" in says, "demonstrations, shortest, median, longest"
     assert "demo_5actions reaches 1.5; the range is [-1, 1]" in says
     actions = np.concatenate([make_episode(n, seed).actions for seed, n in enumerate(LENGTHS)])
     assert f"mean {actions[:, 0].mean():.3f}, std {actions[:, 0].std():.3f}" in says
@@ -76,6 +78,25 @@ def test_curves_pass_through_the_actions(html: str) -> None:
     assert (np.diff(places[:, 0]) > 0).all()
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (-3.5, -3.5), (-1, 1), (1.23, 1.89745), (-7, 438978), (0, 1e-3)])
+def test_axes_have_round_ticks_around_what_they_hold(low: float, high: float) -> None:
+    axis = linear(low, high)
+    assert 3 <= len(axis.ticks) <= 8 and axis.ticks[0][0] <= low <= high <= axis.ticks[-1][0]
+    assert all(len(name) <= 7 for _, name in axis.ticks), "they fit beside the axis"
+    assert [float(name) for _, name in axis.ticks] == pytest.approx([value for value, _ in axis.ticks])
+    assert [axis.share(value) for value, _ in axis.ticks] == pytest.approx(np.linspace(0, 1, len(axis.ticks)))
+
+
+def test_a_force_that_never_changes_is_drawn(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(project, tmp_path / "still")
+    with h5py.File(demo_file(tmp_path / "still/data/demos", TASK), "r+") as file:
+        for demo in file["data"].values():
+            demo["obs/ee_wrench"][:] = 0
+    monkeypatch.chdir(tmp_path / "still")
+    dataset.main(["--params", str(PARAMS), "libero_spatial"])
+    assert "Force at the wrist" in Path("results/libero_spatial_demos.html").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [1280, 390])
@@ -93,4 +114,4 @@ def test_browser_draws_it(html: str, tmp_path: Path, width: int) -> None:
 def test_demonstrations_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"libero_spatial task 0\. .*demos\.source"):
-        report.main(["--params", str(PARAMS), "--demos", "libero_spatial"])
+        dataset.main(["--params", str(PARAMS), "libero_spatial"])
