@@ -35,7 +35,7 @@ def page(inputs: Inputs) -> str:
         ("Per task", results.tasks(r).html()),
         ("What the policy uses", [el("p", el("strong", words)) if words else "", changed] if changed else ()),
         ("Episodes", episodes(inputs)),
-        ("Recipe", results.recipe(inputs.recipe).html() if inputs.recipe else ()),
+        ("Recipe", recipe(inputs)),
         ("Learning curves", learning(inputs)),
         ("Where the time went", time_spent(inputs)),
         ("Protocol and provenance", provenance(inputs)),
@@ -109,8 +109,9 @@ def _how_to_film(inputs: Inputs) -> Content:
     if not inputs.records or inputs.agent.get("name") == "replay":
         return ()
     r = results.failures_first(inputs.records)[0]
-    choice = f"--set 'data.suites=[{r.suite}]' --set 'data.tasks={{{r.suite}: [{r.task}]}}' --episode {r.episode}"
-    command = results.command(inputs.results.get("provenance", {}), choice, "--picture episode.png")
+    task = ("--set", f"data.suites=[{r.suite}]", "--set", f"data.tasks={{{r.suite}: [{r.task}]}}")
+    made = inputs.results.get("provenance", {})
+    command = results.command(made, *task, "--episode", str(r.episode), "--picture", "episode.png")
     return el("p", "Draws one as a film strip, here the first: ", el("code", command), class_="note")
 
 
@@ -138,6 +139,15 @@ def _strip(record: EpisodeRecord, frames: UInt8[np.ndarray, "T H W 3"]) -> Marku
 
 def _words(r: EpisodeRecord) -> str:
     return f"{r.outcome}, {r.suite} task {r.task}, episode {r.episode}, {r.steps} steps"
+
+
+def recipe(inputs: Inputs) -> Content:
+    """How the policy came about, and how to look at what it learnt from."""
+    if inputs.recipe is None:
+        return ()
+    suites = str(inputs.results["suite"]).split("+")
+    commands = [el("code", f"python -m stages.dataset {suite} ") for suite in suites]
+    return results.recipe(inputs.recipe).html(), el("p", "Shows the demonstrations: ", commands, class_="note")
 
 
 def learning(inputs: Inputs) -> Content:

@@ -1,5 +1,6 @@
 """Tables of one training and its evaluation: eval.json, train.json, and the committed files that hold both."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -151,4 +152,4 @@ def settings(result: Tree) -> Table:
 def command(made: Tree, *more: str) -> str:
     """Return the command that made a result, from its provenance, with `more` arguments."""
     program, *arguments = made.get("argv") or ["?"]
-    return " ".join(("python -m", f"stages.{program.removesuffix('.py')}", *arguments, *more))
+    return shlex.join(("python", "-m", f"stages.{program.removesuffix('.py')}", *arguments, *more))

@@ -1,6 +1,7 @@
 """The report's real main() on small result files: what it says, whether it is sound, what a browser makes of it."""
 
 import json
+import shlex
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -74,7 +75,7 @@ def project(tmp_path_factory) -> Path:
         },
         "versions": {"mujoco": "3.3.2"},
         "timings": {"wall_s": 95.4, **timings(records)},
-        "provenance": {"git": "0123abc", "argv": ["eval_libero.py", "--agent", "policy"]},
+        "provenance": {"git": "0123abc", "argv": ["eval_libero.py", "--set", "eval_libero.conditions={}"]},
     }
     (root / "results/flow/eval.json").write_text(json.dumps(results))
     training = {
@@ -129,6 +130,7 @@ def test_page_has_the_recipe(html: str) -> None:
     assert "encoderViT-S-32, random weights, bf16" in says and "seeded," not in says
     assert "learning rate0.0003batch size128" in says and "feature noise0.1" in says
     assert "demonstrations66 (scripted, 6,785 steps), 3 more for validation" in says
+    assert "python -m stages.dataset libero_spatial" in says
     assert "machineA processor, 2 CPU coresdate2026-11-26T15:09:12+00:00" in says
 
 
@@ -147,7 +149,7 @@ def test_encoder_and_demonstrations_are_told_without_the_training(
 def test_settings_are_those_that_were_used(html: str) -> None:
     says = Page(html).says()
     assert "control steps, at most220 (libero_spatial)" in says and "default" not in says
-    assert "commandpython -m stages.eval_libero --agent policy" in says
+    assert "commandpython -m stages.eval_libero --set 'eval_libero.conditions={}'" in says
 
 
 def test_every_episode_is_listed_failures_first_with_a_command_that_draws_one(html: str) -> None:
@@ -158,8 +160,10 @@ def test_every_episode_is_listed_failures_first_with_a_command_that_draws_one(ht
     assert (
         listed.index(first) < listed.index("libero_spatial 2, episode 9") < listed.index("libero_spatial 0, episode 0")
     )
-    command = "--set 'data.suites=[libero_spatial]' --set 'data.tasks={libero_spatial: [1]}' --episode 0"
-    assert f"python -m stages.eval_libero --agent policy {command} --picture episode.png" in says
+    command = says[says.index("python -m stages.eval_libero ") : says.index("episode.png") + len("episode.png")]
+    asked = ["eval_libero.conditions={}", "data.suites=[libero_spatial]", "data.tasks={libero_spatial: [1]}"]
+    sets = [word for setting in asked for word in ("--set", setting)]
+    assert shlex.split(command)[3:] == [*sets, "--episode", "0", "--picture", "episode.png"], "a shell reads it so"
 
 
 def test_contents_lead_to_the_sections(html: str) -> None:
