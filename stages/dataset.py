@@ -6,7 +6,8 @@ python -m stages.dataset libero_spatial      # results/libero_spatial_demos.html
 from pathlib import Path
 
 from pipeline.files import write_atomic
-from pipeline.libero.demos.read import cameras_of, scan
+from pipeline.libero.demos.layout import cameras_of
+from pipeline.libero.demos.read import scan
 from pipeline.libero.suites import tasks
 from pipeline.report.dataset import dataset_page
 from stages import cli

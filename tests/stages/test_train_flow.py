@@ -119,7 +119,7 @@ def test_main_trains_and_publishes(
     # 4 episodes of 2 tasks: of each task one is held out
     learnt = {"source": "scripted", "learnt": 2, "validation": 2}
     assert {name: recipe["demonstrations"][name] for name in learnt} == learnt
-    assert recipe["encoder"] == {"model": "fake", "pretrained": None, "precision": None}
+    assert recipe["encoder"] == {"model": "ViT-S-32", "pretrained": "seeded", "precision": "fp32"}
     assert recipe["machine"]["device"] == "cpu" and recipe["machine"]["cores"] >= 1 and recipe["machine"]["name"]
     date = datetime.fromisoformat(report["recipe"].pop("date"))
     assert date.utcoffset() == timedelta(0) and report["recipe"] == recipe
