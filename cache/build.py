@@ -22,6 +22,7 @@ import zarr
 from cache import reuse, schema
 from cache.codec import shard_key
 from cache.errors import StoreError, not_written
+from cache.files import LocalFiles
 from cache.ledger import Ledger, Receipt, fsync_directory, fsync_file
 from cache.lock import exclusive
 from cache.plan import Plan
@@ -182,7 +183,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _open(plan: Plan, text_embedding: np.ndarray, work: Path, execution: dict[str, Any]) -> tuple[Path, Ledger]:
     store, path = work / STORE, work / LEDGER
-    header = {"fingerprint": plan.fingerprint, "execution": execution}
+    header = {"schema": schema.SCHEMA_VERSION, "fingerprint": plan.fingerprint, "execution": execution}
     _sweep(work)
     ledger = Ledger.resume(path, header) if store.exists() else None
     if ledger is None:
@@ -251,12 +252,9 @@ def _sound(store: Store, bad: frozenset[int], task: Task) -> Found | None:
     unit = task.unit.index
     if unit in bad:
         return None
-    paths = {name: Path(store.location) / store.shard_key(name, unit) for name in store.fields}
-    digests = store.table("integrity/sha256")[unit]
-    shards = {
-        name: (path.stat().st_size, digests[column].tobytes().hex())
-        for column, (name, path) in enumerate(paths.items())
-    }
+    keys = {name: store.shard_key(name, unit) for name in store.fields}
+    paths = {name: Path(store.location) / key for name, key in keys.items()}
+    shards = {name: (path.stat().st_size, store.digests[keys[name]]) for name, path in paths.items()}
     return Receipt(unit, task.key, task.unit.rows, shards, 0.0), paths
 
 
@@ -285,15 +283,19 @@ def _fill(
 
 def _finish(plan: Plan, store: Path, ledger: Ledger) -> None:
     """Write the table of digests, which makes the store a whole one, and check everything."""
-    digests = np.zeros((plan.unit_count, len(plan.fields), 32), np.uint8)
-    for unit in range(plan.unit_count):
-        for column, field in enumerate(plan.fields):
-            sha256 = ledger.receipts[unit].shards[field.name][1]
-            digests[unit, column] = np.frombuffer(bytes.fromhex(sha256), np.uint8)
     shutil.rmtree(store / "integrity", ignore_errors=True)
+    digests = {
+        shard_key(field.name, 1 + len(field.shape), unit): receipt.shards[field.name][1]
+        for unit, receipt in ledger.receipts.items()
+        for field in plan.fields
+    }
+    own = {"integrity/zarr.json", f"{schema.DIGESTS}/zarr.json"}
+    others = (LocalFiles(str(store)).keys() | own) - digests.keys()
     with _explained(store):
         root = zarr.open_group(store, mode="r+")
-        schema.create_table(root, "integrity/sha256", digests, ("shard", "field", "byte"))
+        table = schema.create_table(root, schema.DIGESTS, [""] * len(digests | dict.fromkeys(others)), ("file",))
+        digests |= {key: reuse.file_sha256(store / key) for key in others}
+        table[...] = np.array([f"{digests[key]}  {key}" for key in sorted(digests)], object)
     problems = verify(store)
     if not problems:
         return
@@ -306,10 +308,9 @@ def _finish(plan: Plan, store: Path, ledger: Ledger) -> None:
 
 def _compare(found: Store, ledger: Ledger, units: Sequence[int]) -> None:
     """Say so if units came out otherwise than they were: on another device or version, last bits may differ."""
-    digests = found.table("integrity/sha256")
     for unit in units:
-        for column, name in enumerate(found.fields):
-            if ledger.receipts[unit].shards[name][1] != digests[unit, column].tobytes().hex():
+        for name, (_, sha256) in ledger.receipts[unit].shards.items():
+            if sha256 != found.digests[found.shard_key(name, unit)]:
                 log.warning("%s: shard %d of %s differs from what it was before the damage", found.location, unit, name)
 
 

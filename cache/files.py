@@ -4,7 +4,7 @@ import abc
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,10 @@ class LocalFiles:
         """Return the whole of a file. FileNotFoundError if there is none."""
         return (self._root / key).read_bytes()
 
+    def keys(self) -> set[str]:
+        """Return all files, but for those that a writer has not finished."""
+        return _finished(path.relative_to(self._root).as_posix() for path in self._root.rglob("*") if path.is_file())
+
 
 class RemoteFile(File):
     """An object in a bucket, or whatever else fsspec reads by ranges; several of them at a time."""
@@ -161,6 +165,15 @@ class RemoteFiles:
         """Return the whole of an object. FileNotFoundError if there is none."""
         return self._fs.cat_file(f"{self._root}/{key}")
 
+    def keys(self) -> set[str]:
+        """Return all objects; none where there is nothing to list them, as on many web servers."""
+        try:
+            found = self._fs.find(self._root)
+        except FileNotFoundError:
+            return set()
+        root = self._root.rstrip("/") + "/"
+        return _finished(path.removeprefix(root) for path in found if not path.endswith("/"))
+
 
 def open_files(location: str) -> LocalFiles | RemoteFiles:
     """Return access to the files below a path or URL.
@@ -187,6 +200,10 @@ REMEDIES = {
     "ValueError": "Check the URL; s3://bucket/path/to/store.zarr is one that works",
 }
 """By the type of the exception: s3fs lets botocore's through, and botocore is no dependency of ours."""
+
+
+def _finished(keys: Iterable[str]) -> set[str]:
+    return {key for key in keys if not key.endswith(".partial")}
 
 
 def _read_into(file: io.FileIO, view: memoryview) -> None:

@@ -58,9 +58,10 @@ class Ledger:
             return None
         receipts, length = [], len(header_line)
         for line in lines:
-            if (value := _parsed(line)) is None:
+            try:
+                receipts.append(parse_receipt(_parsed(line)))
+            except (AttributeError, KeyError, TypeError, ValueError):  # a line cut short, or damaged
                 break
-            receipts.append(parse_receipt(value))
             length += len(line)
         file = path.open("r+b", buffering=0)
         file.truncate(length)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from cache.errors import StoreError
-from cache.schema import SCHEMA_VERSION, Field
+from cache.schema import ROWS_VERSION, SCHEMA_VERSION, Field
 from cache.units import Episode, Unit, starts, unit_count, units
 
 
@@ -116,7 +116,7 @@ class Plan:
     @cached_property
     def _base(self) -> dict[str, Any]:
         return {
-            "schema": SCHEMA_VERSION,
+            "schema": ROWS_VERSION,
             "identity": self.identity,
             "fields": [asdict(field) for field in self.fields],
             "shard_rows": self.shard_rows,

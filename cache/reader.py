@@ -14,7 +14,9 @@ import zarr
 from cache.codec import Damage, Layout, layout, read_rows, shard_key
 from cache.errors import StoreError
 from cache.files import LocalFiles, RemoteFiles, open_files, unreachable
-from cache.schema import SCHEMA_VERSION, check_codecs
+from cache.plan import Plan, differences
+from cache.schema import DIGESTS, SCHEMA_VERSION, Field, check_codecs
+from cache.units import Episode, starts
 
 REBUILD = "Build it: python -m stages.embed"
 REPLACE = "Delete the store and build it: python -m stages.embed; of a copy, copy it again"
@@ -50,9 +52,11 @@ class Texts:
 def open_store(location: str | Path) -> "Store":
     """Open the store at a path or a URL that fsspec knows (s3://bucket/x.zarr), read-only.
 
+    The fingerprint is computed again, so that no change of attributes, episodes or instructions goes unnoticed.
+
     Raises:
-        StoreError: nothing there, half built, of another schema version, not made of whitelisted Zarr v3 codecs, or a
-            URL that does not answer.
+        StoreError: nothing there, half built, of another schema version, not made of whitelisted Zarr v3 codecs,
+            changed since it was written, or a URL that does not answer.
     """
     where = str(location)
     files = open_files(where)
@@ -69,11 +73,25 @@ def open_store(location: str | Path) -> "Store":
     if found != SCHEMA_VERSION:
         raise StoreError(f"{where}: has schema {found!r}, this version reads {SCHEMA_VERSION}. {REBUILD}")
     store = Store(where, root, files)
+    try:
+        _check(store)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise StoreError(f"{where}: its metadata are damaged: {type(error).__name__}: {error}. {REPLACE}") from error
+    return store
+
+
+def _check(store: "Store") -> None:
     for name in TABLES:
         store.array(name)
     for name in store.fields:
         store.layout(name)
-    return store
+    if changed := differences(store.attrs, store.plan.attributes(), "in its attributes"):
+        raise StoreError(
+            f"{store.location}/zarr.json: the attributes, or the tables of episodes and texts, have changed since they "
+            f"were written: {'; '.join(changed)}. {REPLACE}"
+        )
+    if not np.array_equal(store.episodes.start, starts(store.plan.episodes)[:-1]):
+        raise StoreError(f"{store.location}/episode/start: episodes do not lie one after the other. {REPLACE}")
 
 
 TABLES = (
@@ -85,7 +103,7 @@ TABLES = (
     "text/embedding",
     "text/instruction",
     "text/task",
-    "integrity/sha256",
+    DIGESTS,
 )
 
 
@@ -173,11 +191,11 @@ class Store:
         """
         if name not in self._layouts:
             found = layout(self.array(name), self.location)
-            rows = found.chunk_rows * found.chunks
-            if rows != self.shard_rows:
+            shard_rows, rows = found.chunk_rows * found.chunks, self.array(name).shape[0]
+            if (shard_rows, rows) != (self.shard_rows, self.units * self.shard_rows):
                 raise StoreError(
-                    f"{self.location}: {name} has {rows} rows a shard, the store's attributes say {self.shard_rows}. "
-                    f"{REPLACE}"
+                    f"{self.location}: {name} has {rows} rows, {shard_rows} a shard; by the store's attributes there "
+                    f"are {self.units} shards of {self.shard_rows}. {REPLACE}"
                 )
             self._layouts[name] = found
         return self._layouts[name]
@@ -242,6 +260,35 @@ class Store:
         instructions = [str(text) for text in self.table("text/instruction")]
         return Texts(self.table("text/embedding"), instructions, self.table("text/task"))
 
+    @cached_property
+    def plan(self) -> Plan:
+        """What the store is a function of, by its attributes and tables as they are now."""
+        episodes, texts = self.episodes, self.texts
+        columns = episodes.length.tolist(), episodes.task.tolist(), episodes.source, episodes.digest
+        try:
+            return Plan(
+                identity=self.identity,
+                fields=tuple(self._field(name) for name in self.fields),
+                episodes=tuple(Episode(*row) for row in zip(*columns, strict=True)),
+                instructions=tuple(texts.instructions),
+                task_ids=tuple(texts.task_ids.tolist()),
+                shard_rows=self.shard_rows,
+                chunk_rows=self.attrs["chunk_rows"],
+            )
+        except StoreError as error:
+            raise StoreError(f"{self.location}: its metadata are damaged: {error}. {REPLACE}") from error
+
+    def _field(self, name: str) -> Field:
+        array = self.array(name)
+        axes: Any = array.metadata.to_dict().get("dimension_names")
+        return Field(name, array.shape[1:], str(array.dtype), tuple(axes or ()))
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file but the table of them, by its path below the store's root."""
+        lines = map(str, self.table(DIGESTS))
+        return {path: sha256 for sha256, _, path in (line.partition("  ") for line in lines)}
+
     def _fill(self, piece: "Piece") -> None:
         unit, within = divmod(piece.start, self.shard_rows)
         key = self.shard_key(piece.name, unit)
@@ -266,8 +313,10 @@ class Store:
         try:
             array = self._root[name]
         except KeyError:
-            if name == "integrity/sha256":
+            if name == DIGESTS:
                 raise StoreError(f"{self.location}: the build was never finished. {REBUILD}") from None
+            if name in (*TABLES, *self.fields):
+                raise StoreError(f"{self.location}: {name} is missing. {REPLACE}") from None
             raise StoreError(f"{self.location}: no array {name!r}; it has {', '.join(self.fields)}") from None
         except Exception as error:
             raise StoreError(f"{self.location}: {name} cannot be opened: {error}. {REBUILD}") from error
@@ -277,7 +326,7 @@ class Store:
         return array
 
     def table(self, name: str) -> np.ndarray:
-        """Return a whole table, such as "integrity/sha256".
+        """Return a whole table, such as "episode/length".
 
         Raises:
             StoreError: it is missing or damaged.

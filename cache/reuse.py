@@ -27,7 +27,7 @@ def find(keep: Path, key: str, execution: Mapping[str, Any]) -> Receipt | None:
     try:
         record = json.loads((keep / key / RECEIPT).read_bytes())
         receipt = parse_receipt(record["receipt"])
-        if record["execution"] != json.loads(json.dumps(execution)):
+        if receipt.key != key or record["execution"] != json.loads(json.dumps(execution)):
             return None
         for name, (_, sha256) in receipt.shards.items():
             if file_sha256(keep / key / name) != sha256:

@@ -12,7 +12,7 @@
     text/embedding        (K, D) float32      one instruction each
     text/instruction      (K,) string
     text/task             (K,) int64          the benchmark's number of the task
-    integrity/sha256      (U, F, 32) uint8    of shard u of row array f, in the order of attrs["fields"]; written last
+    integrity/sha256      (M,) string         "<SHA-256>  <path>" of every file, as of `sha256sum`; written last
 
 N is a row count padded to whole shards: rows from attrs["rows"] on are NaN. Chunk = unit of read: attrs["chunk_rows"]
 rows, or that halved until they fit into CHUNK_BYTES. Shard = unit of write. Every chunk carries a crc32c. Fill values
@@ -29,7 +29,11 @@ from zarr.codecs import Crc32cCodec
 
 from cache.errors import StoreError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""Of the layout of a store."""
+ROWS_VERSION = 2
+"""Of what a row means; in the fingerprint. As long as it stays, a store of a new layout takes over finished shards."""
+DIGESTS = "integrity/sha256"
 CHUNK_BYTES = 2 * 2**20
 """A chunk holds at most so much: whoever wants one row of a grid shall not read 77 MB."""
 LOWDIM_WIDTHS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "action": 7}
@@ -113,7 +117,7 @@ def create_field(root: zarr.Group, field: Field, rows: int, shard_rows: int, chu
     )
 
 
-def create_table(root: zarr.Group, name: str, data: np.ndarray | Sequence[str], axes: tuple[str, ...]) -> None:
+def create_table(root: zarr.Group, name: str, data: np.ndarray | Sequence[str], axes: tuple[str, ...]) -> zarr.Array:
     """Create a small array and write it: numbers, or a sequence of strings."""
     values = np.asarray(data, dtype=object) if not isinstance(data, np.ndarray) else data
     text = values.dtype == object
@@ -128,6 +132,7 @@ def create_table(root: zarr.Group, name: str, data: np.ndarray | Sequence[str], 
         dimension_names=axes,
     )
     array[...] = values
+    return array
 
 
 def check_codecs(array: zarr.Array, where: str) -> None:

@@ -1,8 +1,7 @@
-"""Check a store against itself: every shard's digest, checksums, values and counts."""
+"""Check a store against itself: the digest of every file, checksums and values of every shard, and nothing besides."""
 
 import hashlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 from cache.codec import Damage, read_rows
 from cache.files import MemoryFile, unreachable
 from cache.reader import Store, open_store
+from cache.schema import DIGESTS
 
 THREADS = min(os.cpu_count() or 1, 8)
 """Taking a SHA-256 is most of the work, and lets other threads run."""
@@ -20,7 +20,7 @@ THREADS = min(os.cpu_count() or 1, 8)
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. `unit` is the shard's number, or None if no single shard is concerned."""
+    """One thing that is wrong: of shard `unit` of an array, or of a file that is no shard, whose path is `array`."""
 
     array: str
     unit: int | None
@@ -39,43 +39,58 @@ def verify(location: str | Path) -> list[Problem]:
         StoreError: it cannot be opened at all, or a table is missing or damaged.
     """
     store = open_store(location)
-    problems = list(_tables(store))
-    expected = store.table("integrity/sha256")
-    if expected.shape != (store.units, len(store.fields), 32):
-        return [*problems, Problem("integrity/sha256", None, f"has shape {expected.shape}, not {store.units} shards")]
+    shards = {store.shard_key(name, unit): (name, unit) for name in store.fields for unit in range(store.units)}
+    problems = []
+    if not (np.linalg.norm(store.texts.embedding, axis=-1) > 0).all():
+        problems.append(Problem("text/embedding", None, "has a row of norm zero"))
+    known = shards.keys() | store.digests.keys() | {f"{DIGESTS}/c/0"}  # the last has no digest, but a crc32c
+    problems += [Problem(key, None, "is no file of the store; delete it") for key in sorted(store.files.keys() - known)]
     with ThreadPoolExecutor(THREADS) as pool:
-        for column, name in enumerate(store.fields):
-            rows = store.array(name).shape[0]
-            if rows != store.units * store.shard_rows:
-                text = f"has {rows} rows, not {store.units} shards of {store.shard_rows}"
-                problems.append(Problem(name, None, text))
-                continue
-            found = pool.map(partial(_shard, store, name), range(store.units), expected[:, column])
-            problems += [Problem(name, unit, text) for unit, text in enumerate(found) if text]
+        others = sorted(store.digests.keys() - shards.keys())
+        found = pool.map(partial(_changed, store), others)
+        problems += [Problem(key, None, text) for key, text in zip(others, found, strict=True) if text]
+        found = pool.map(partial(_shard, store), *zip(*shards.values(), strict=True))
+        problems += [Problem(*shard, text) for shard, text in zip(shards.values(), found, strict=True) if text]
     return problems
 
 
-def _shard(store: Store, name: str, unit: int, sha256: np.ndarray) -> str | None:
+def _changed(store: Store, key: str) -> str | None:
+    """Return what is wrong with a file that is no shard, None if nothing is."""
+    content, problem = _read(store, key)
+    return problem or _differs(store, key, content)
+
+
+def _shard(store: Store, name: str, unit: int) -> str | None:
     """Return what is wrong with a shard, None if nothing is."""
-    key = store.shard_key(name, unit)
-    where = store.files.name(key)
-    try:
-        content = store.files.read(key)
-    except FileNotFoundError:
-        return f"{where} is missing"
-    except OSError as error:
-        return f"{where} cannot be read: {error}"
-    except Exception as error:  # of the network: it says nothing of the shard
-        raise unreachable(where, error) from error
-    layout = store.layout(name)
+    key, layout = store.shard_key(name, unit), store.layout(name)
+    content, problem = _read(store, key)
+    if problem:
+        return problem
     values = np.empty((min(store.shard_rows, store.rows - unit * store.shard_rows), *layout.row_shape), layout.dtype)
     try:
         read_rows(MemoryFile(content), layout, 0, values)
     except Damage as damage:
-        return f"{where} {damage}"
-    if hashlib.sha256(content).digest() != sha256.tobytes():
-        return f"{where} has changed since it was written (SHA-256)"
-    return _values(values, name.startswith("image/"), layout.chunk_rows)
+        return f"{store.files.name(key)} {damage}"
+    return _differs(store, key, content) or _values(values, name.startswith("image/"), layout.chunk_rows)
+
+
+def _read(store: Store, key: str) -> tuple[bytes, str | None]:
+    """Return the content of a file, and why there is none."""
+    where = store.files.name(key)
+    try:
+        return store.files.read(key), None
+    except FileNotFoundError:
+        return b"", f"{where} is missing"
+    except OSError as error:
+        return b"", f"{where} cannot be read: {error}"
+    except Exception as error:  # of the network: it says nothing of the file
+        raise unreachable(where, error) from error
+
+
+def _differs(store: Store, key: str, content: bytes) -> str | None:
+    if hashlib.sha256(content).hexdigest() != store.digests.get(key):
+        return f"{store.files.name(key)} has changed since it was written (SHA-256)"
+    return None
 
 
 def _values(values: np.ndarray, features: bool, block: int) -> str | None:
@@ -87,16 +102,3 @@ def _values(values: np.ndarray, features: bool, block: int) -> str | None:
         if features and (zero := int((np.linalg.norm(part, axis=-1) == 0).sum())):
             return f"has {zero} features of norm zero in rows {start} to {start + len(part) - 1}"
     return None
-
-
-def _tables(store: Store) -> Iterator[Problem]:
-    episodes, texts = store.episodes, store.texts
-    ends = episodes.start + episodes.length
-    if episodes.start[0] != 0 or not (episodes.start[1:] == ends[:-1]).all() or (episodes.length < 1).any():
-        yield Problem("episode/start", None, "episodes do not lie one after the other")
-    if ends[-1] != store.rows:
-        yield Problem("episode/length", None, f"the lengths sum to {ends[-1]}, the store has {store.rows} rows")
-    if (episodes.task >= len(texts.instructions)).any():
-        yield Problem("episode/task", None, f"names a text beyond the {len(texts.instructions)} there are")
-    if not (np.linalg.norm(texts.embedding, axis=-1) > 0).all():
-        yield Problem("text/embedding", None, "has a row of norm zero")

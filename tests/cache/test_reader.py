@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import zarr
 
 from cache import open_store
 from cache.__main__ import main
+from cache.build import is_current
 from cache.errors import StoreError
 from cache.verify import verify
 from tests.cache.synthetic import expected, make_plan
@@ -112,10 +115,51 @@ def test_a_missing_table(store: Path, table: str) -> None:
         verify(store)
 
 
-def test_an_inconsistent_index(store: Path) -> None:
-    array = zarr.open_array(store / "episode/length", mode="r+")
-    array[...] = array[...] + np.array([0, 0, 0, 0, 0, 0, 0, 1])
-    assert [p.array for p in verify(store)] == ["episode/length"]
+@pytest.mark.parametrize("table", ["episode/start", "episode/length", "episode/task", "text/task"])
+def test_another_index_than_was_written(store: Path, table: str) -> None:
+    array = zarr.open_array(store / table, mode="r+")
+    array[...] = array[...] + np.arange(len(array[...])) % 2
+    with pytest.raises(StoreError, match=r"Delete the store and build it"):
+        open_store(store)
+
+
+@pytest.mark.parametrize(
+    ("table", "index", "text"), [("episode/source", 2, "x.hdf5/demo_1"), ("text/instruction", 0, "lift the cup")]
+)
+def test_other_texts_than_were_written(store: Path, table: str, index: int, text: str) -> None:
+    array = zarr.open_array(store / table, mode="r+")
+    array[index] = text
+    with pytest.raises(StoreError, match=r"s.zarr/zarr.json: the attributes, or the tables .* fingerprint is '96c0"):
+        open_store(store)
+
+
+def test_other_instruction_embeddings_than_were_written(store: Path) -> None:
+    array = zarr.open_array(store / "text/embedding", mode="r+")
+    array[1] = array[0]
+    assert [(p.array, p.unit) for p in verify(store)] == [("text/embedding/c/0/0", None)]
+
+
+def changes(attrs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the attributes, each with one value changed or one key gone."""
+    for key, value in attrs.items():
+        yield {name: other for name, other in attrs.items() if name != key}
+        if isinstance(value, dict):
+            yield from ({**attrs, key: changed} for changed in changes(value))
+        else:
+            yield {**attrs, key: value + 1 if isinstance(value, int) else value + type(value)("x")}
+
+
+def test_any_change_of_the_attributes_is_refused(store: Path) -> None:
+    """What a store says of itself (encoder, obs_shift, rows...) is what it was built with, or it is not opened."""
+    path = store / "zarr.json"
+    metadata = json.loads(path.read_text())
+    changed = list(changes(metadata["attributes"]))
+    assert len(changed) == 22
+    for attributes in changed:
+        path.write_text(json.dumps({**metadata, "attributes": attributes}))
+        with pytest.raises(StoreError, match=rf"^{store}.*(Delete the store and b|B)uild it: python -m stages.embed"):
+            open_store(store)
+        assert not is_current(store, make_plan())
 
 
 def test_what_is_no_store(store: Path, tmp_path: Path) -> None:
@@ -127,7 +171,7 @@ def test_what_is_no_store(store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         open_store(tmp_path / "v2")
     zarr.create_group(tmp_path / "v3")
-    with pytest.raises(StoreError, match="has schema None, this version reads 2"):
+    with pytest.raises(StoreError, match="has schema None, this version reads 3"):
         open_store(tmp_path / "v3")
     with pytest.raises(StoreError, match=r"no array 'image/top'; it has image/agentview"):
         open_store(store).read("image/top")
@@ -145,7 +189,7 @@ def test_an_unfinished_store(store: Path) -> None:
 def test_attributes_that_contradict_the_arrays(store: Path) -> None:
     root = zarr.open_group(store, mode="r+")
     root.attrs["shard_rows"] = 8
-    with pytest.raises(StoreError, match="image/agentview has 16 rows a shard, the store's attributes say 8"):
+    with pytest.raises(StoreError, match=r"image/agentview has 96 rows, 16 a shard; .* there are 11 shards of 8"):
         open_store(store)
 
 
