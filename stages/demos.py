@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config import Params
-from pipeline.files import exclusive, write_atomic
+from pipeline.files import exclusive, publish_directory, restore_directory, write_atomic
 from pipeline.libero.demos import collect, directory, download
 from pipeline.libero.demos.layout import cameras_of
 from pipeline.libero.demos.link import link
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch: Path) -> None:
     """Bring the demonstrations of one suite into `<out>/<suite>`, whole or not at all."""
     source, target = params.demos.source, out / suite
+    restore_directory(target)
     fingerprint = collect.fingerprint(suite, chosen, params.sim, params.demos)
     if source == "scripted" and directory.is_current(target, chosen, fingerprint):
         print(f"{target}: up to date (fingerprint {fingerprint})")
@@ -67,7 +68,7 @@ def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch:
     directory.refuse_empty(chosen, demos, quarantine)
     index = {"fingerprint": fingerprint, **directory.describe(params.demos, suite, chosen, demos, quarantine)}
     (work / suite / directory.INDEX).write_text(json.dumps(index, indent=1) + "\n")
-    directory.publish(work / suite, target)
+    publish_directory(work / suite, target)
     record = {"demos": asdict(params.demos), "sim": asdict(params.sim), "took": took, "provenance": provenance()}
     if source == "official":
         record["hub"] = {"repository": download.REPOSITORY, "commit": download.REVISION}

@@ -29,7 +29,7 @@ from pipeline.encode.clip import pick_device
 from pipeline.encode.preprocess import TRANSFORM_ID
 from pipeline.encode.settings import EncoderParams
 from pipeline.errors import ConfigError, DataError, SimulatorError
-from pipeline.files import write_atomic
+from pipeline.files import publish_directory, write_atomic
 from pipeline.libero.settings import Sim
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import load_spec
@@ -252,8 +252,7 @@ def publish(
         write_episodes(changed_records, place, partial_out / "conditions" / condition)
     (partial_out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
     write_figures(partial_out, report)
-    shutil.rmtree(out, ignore_errors=True)
-    partial_out.rename(out)
+    publish_directory(partial_out, out)
     for place in (work, *others):
         shutil.rmtree(place)
 

@@ -1,6 +1,7 @@
-"""A file system that is soon full."""
+"""File systems that are soon full, or that nobody can write to."""
 
 import contextlib
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,3 +22,13 @@ def small_disk(folder: Path, kib: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def read_only_disk(folder: Path, *content: Path) -> Iterator[Path]:
+    """Mount a file system that holds copies of these directories and cannot be written to, not even by root."""
+    with small_disk(folder, 64 * 1024) as disk:
+        for path in content:
+            shutil.copytree(path, disk / path.name)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        yield disk

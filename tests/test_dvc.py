@@ -40,7 +40,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def dvc(project: Path, *arguments: str) -> dict:
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments, "--json"], cwd=project, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments, "--json"], cwd=project, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -13,10 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from cache.ledger import fsync_directory, fsync_file
 from cache.plan import differences, digest
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomic
+from pipeline.files import publish_directory, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,9 @@ def save(accelerator: Accelerator, directory: Path, step: int) -> None:
         accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _publish(partial, final)
+            publish_directory(partial, final)
+            for old in checkpoints(directory)[:-KEEP]:
+                remove(old)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         free = shutil.disk_usage(directory).free
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,16 +85,6 @@ def save(accelerator: Accelerator, directory: Path, step: int) -> None:
             "and start again: it goes on from the checkpoint before"
         ) from error
     accelerator.wait_for_everyone()
-
-
-def _publish(partial: Path, final: Path) -> None:
-    _flush(partial)
-    if final.exists():
-        remove(final)
-    partial.rename(final)
-    fsync_directory(final.parent)
-    for old in checkpoints(final.parent)[:-KEEP]:
-        remove(old)
 
 
 def remove(directory: Path) -> None:
@@ -150,10 +141,3 @@ def checkpoints(directory: Path) -> list[Path]:
     """Return the complete checkpoints, oldest first."""
     found = [p for p in directory.glob("step-*") if _NAME.fullmatch(p.name)] if directory.is_dir() else []
     return sorted(found)
-
-
-def _flush(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            fsync_file(path)
-    fsync_directory(directory)

@@ -1,7 +1,6 @@
 """The directory of a suite's demonstrations: what its index.json says, and how it takes the place of an older one."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,16 +69,6 @@ def describe(
         ],
         "quarantine": [{"file": q.file.name, "demo": q.demo, "reason": q.reason} for q in quarantine],
     }
-
-
-def publish(ready: Path, directory: Path) -> None:
-    """Move a finished directory into place. What was there before goes only then."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    old = ready.with_name("replaced")
-    if directory.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.move(directory, old)
-    shutil.move(ready, directory)
 
 
 def headline(index: dict[str, Any], took: dict[str, Any]) -> str:
