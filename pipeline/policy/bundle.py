@@ -1,6 +1,7 @@
 """The policy bundle: one directory with weights.safetensors and policy.json. Nothing in it is a pickle.
 
-Of a policy that was trained through CLIP, encoder.safetensors holds the image tower.
+Of a policy that was trained through CLIP, encoder.safetensors holds the image tower. policy.json has the SHA-256 of
+these files, and one of itself: what has changed since it was written is refused.
 """
 
 import hashlib
@@ -14,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pipeline.errors import DataError
+from pipeline.files import publish_directory, restore_directory
 from pipeline.policy.keyframes import PREFIX
 from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
 
@@ -26,6 +28,7 @@ FORMAT = "vla-flow-policy"
 VERSION = 7
 WEIGHTS = "weights.safetensors"
 TOWER = "encoder.safetensors"
+JSON = "policy.json"
 
 
 @dataclass(frozen=True)
@@ -104,16 +107,26 @@ def save(path: Path, network: PolicyNetwork, spec: PolicySpec, tower: Mapping[st
     partial.mkdir(parents=True)
     elsewhere = ("visual.", PREFIX)  # the image tower in a file of its own, what is for training alone in none
     weights = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(elsewhere)}
-    save_file(_plain(weights), partial / WEIGHTS)
-    if tower is not None:
-        save_file(_plain(tower), partial / TOWER)
-    (partial / "policy.json").write_text(json.dumps(spec.to_json(), indent=2, sort_keys=True) + "\n")
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
+    files = {WEIGHTS: _content(weights)} | ({} if tower is None else {TOWER: _content(tower)})
+    for name, content in files.items():
+        (partial / name).write_bytes(content)
+    tree = {**spec.to_json(), "files": {name: _sha256(content) for name, content in files.items()}}
+    (partial / JSON).write_text(_sealed(json.loads(json.dumps(tree))))
+    publish_directory(partial, path)
 
 
-def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+def _content(weights: Mapping[str, Tensor]) -> bytes:
+    return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+
+
+def _sealed(tree: dict[str, Any]) -> str:
+    """Return the text of policy.json, in the one form it can have, with its own digest among the rest."""
+    own = _sha256(json.dumps(tree, sort_keys=True).encode())
+    return json.dumps({**tree, "sha256": own}, indent=2, sort_keys=True) + "\n"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
@@ -123,14 +136,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
         DataError: a file is missing or damaged, or the bundle is of another format or version.
     """
     path = Path(path)
-    spec = load_spec(path)
+    spec, contents = _read(path)
     network = PolicyNetwork(spec.architecture)
-    weights = path / WEIGHTS
     try:
-        network.load_state_dict(_read(weights))
+        network.load_state_dict(read_tensors(contents[WEIGHTS]))
     except RuntimeError as error:  # of other names or shapes
-        raise DataError(f"{weights}: cannot be read as this policy's weights: {error}. Train again.") from None
-    tower = _read(path / TOWER) if spec.tune != "none" else None
+        raise DataError(f"{path / WEIGHTS}: are not this policy's weights: {error}. Train again.") from None
+    tower = read_tensors(contents[TOWER]) if spec.tune != "none" else None
     return PolicyBundle(spec, network.to(device).eval(), torch.device(device), tower)
 
 
@@ -138,37 +150,54 @@ def weights_digest(path: str | Path) -> str:
     """Return the SHA-256 of all weights of the bundle at `path`.
 
     Raises:
-        DataError: there is no bundle.
+        DataError: there is no bundle, or one that is damaged.
     """
-    digest = hashlib.sha256()
-    for name in (WEIGHTS, *([TOWER] if load_spec(path).tune != "none" else [])):
+    return _sha256(b"".join(_read(Path(path))[1].values()))
+
+
+def _read(path: Path) -> tuple[PolicySpec, dict[str, bytes]]:
+    """Return what the policy is, and the content of its files as it was written, that of WEIGHTS first."""
+    digests, spec = _read_json(path)
+    contents = {}
+    for name in (WEIGHTS, *([TOWER] if spec.tune != "none" else [])):
         try:
-            digest.update((Path(path) / name).read_bytes())
-        except FileNotFoundError:
-            raise DataError(f"{path}/{name}: not found. Train again: dvc repro -f train_flow") from None
-    return digest.hexdigest()
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{file}: cannot be read as a policy's weights: {error}. Train again.") from None
+            contents[name] = (path / name).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{path / name}: not found or not readable ({error.strerror}). Train again: dvc repro -f train_flow"
+            ) from None
+        if _sha256(contents[name]) != digests.get(name):
+            raise DataError(
+                f"{path / name}: has changed since it was written (SHA-256). Copy it again, or train again: dvc repro "
+                "-f train_flow"
+            )
+    return spec, contents
 
 
 def load_spec(path: str | Path) -> PolicySpec:
     """Read a bundle's policy.json alone. Raises DataError as `load` does."""
-    file = Path(path) / "policy.json"
+    return _read_json(Path(path))[1]
+
+
+def _read_json(path: Path) -> tuple[dict[str, str], PolicySpec]:
+    """Return the digests of the files, and what the policy is."""
+    restore_directory(path)
+    file = path / JSON
     try:
-        tree = json.loads(file.read_text())
+        text = file.read_bytes().decode()
+        tree = json.loads(text)
     except FileNotFoundError:
         raise DataError(f"{file}: not found. Train a policy first: dvc repro train_flow") from None
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON ({error}). Train again: dvc repro -f train_flow") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("version") != VERSION:
         raise DataError(f"{file}: not a {FORMAT} of version {VERSION}. Train again with this code.")
+    if text != _sealed({name: value for name, value in tree.items() if name != "sha256"}):
+        raise DataError(
+            f"{file}: has changed since it was written. Copy it again, or train again: dvc repro -f train_flow"
+        )
     try:
-        return PolicySpec(
+        return tree["files"], PolicySpec(
             architecture=Architecture.from_json(tree["architecture"]),
             encoder=tree["encoder"],
             tune=tree["tune"],

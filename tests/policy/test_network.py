@@ -255,5 +255,5 @@ def test_bundle_refuses_what_is_missing_damaged_or_foreign(tmp_path: Path) -> No
         bundle.load(path)
     del tree["encoder"]
     (path / "policy.json").write_text(json.dumps(tree))
-    with pytest.raises(DataError, match="encoder"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         bundle.load(path)
