@@ -6,8 +6,9 @@ https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -63,19 +64,17 @@ def layout(array: zarr.Array, where: str) -> Layout:
         StoreError: it is encoded in any other way than `schema.create_field` has it.
     """
     shard_shape = array.shards or array.chunks
-    crc32c = {"name": "crc32c"}
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    sharding = {
-        "chunk_shape": array.chunks,
-        "codecs": (little, crc32c),
-        "index_codecs": (little, crc32c),
-        "index_location": "end",
-    }
-    keys = {"name": "default", "configuration": {"separator": "/"}}
-    found = array.metadata.to_dict()
-    as_ours = found["codecs"] == ({"name": "sharding_indexed", "configuration": sharding},)
-    whole_rows = array.chunks[1:] == shard_shape[1:] == array.shape[1:]
-    if not (as_ours and whole_rows and found["chunk_key_encoding"] == keys):
+    found: Any = array.metadata.to_dict()
+    codec, *more = found["codecs"]
+    sharding, keys = codec.get("configuration", {}), found["chunk_key_encoding"]
+    as_ours = (
+        (codec["name"], more) == ("sharding_indexed", [])
+        and _with_checksum(sharding["codecs"])
+        and _with_checksum(sharding["index_codecs"])
+        and sharding["index_location"] == "end"
+        and (keys["name"], keys["configuration"]["separator"]) == ("default", "/")
+    )
+    if not (as_ours and array.chunks[1:] == shard_shape[1:] == array.shape[1:]):
         raise StoreError(
             f"{where}: {array.path} is not made of shards of whole rows with crc32c in chunks and index. "
             "This is not a store that python -m stages.embed wrote."
@@ -83,6 +82,12 @@ def layout(array: zarr.Array, where: str) -> Layout:
     return Layout(
         np.dtype(array.dtype).newbyteorder("<"), array.shape[1:], array.chunks[0], shard_shape[0] // array.chunks[0]
     )
+
+
+def _with_checksum(codecs: Sequence[Any]) -> bool:
+    """Return whether these make little-endian values with a crc32c behind them. Keys unknown here are no matter."""
+    names = [codec["name"] for codec in codecs]
+    return names == ["bytes", "crc32c"] and codecs[0]["configuration"]["endian"] == "little"
 
 
 def shard_key(name: str, axes: int, unit: int) -> str:

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -186,6 +187,19 @@ def test_other_encodings_are_refused(tmp_path: Path, change: dict) -> None:
     array = zarr.create_array(tmp_path / "a", **{**settings, **change})
     with pytest.raises(StoreError, match="not made of shards of whole rows"):
         layout(array, "store")
+
+
+def test_what_a_newer_zarr_adds_to_its_metadata_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array, shape = written(tmp_path, FIELDS["one-view"], 4, 4)
+    real = type(array.metadata).to_dict
+
+    def more(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {**{name: more(part) for name, part in value.items()}, "added": None}
+        return tuple(map(more, value)) if isinstance(value, (list, tuple)) else value
+
+    monkeypatch.setattr(type(array.metadata), "to_dict", lambda self: more(real(self)))
+    assert layout(array, "store") == shape
 
 
 def test_a_damaged_local_file_is_the_same_as_one_in_memory(tmp_path: Path) -> None:
