@@ -82,6 +82,11 @@ class Plan:
         return self.unit_count * self.shard_rows
 
     @property
+    def bytes(self) -> int:
+        """Of all rows: what the store takes at least."""
+        return self.rows * sum(field.row_bytes for field in self.fields)
+
+    @property
     def unit_count(self) -> int:
         """Number of work units: shards per row array."""
         return unit_count(self.episodes, self.shard_rows)

@@ -92,9 +92,18 @@ def require_writable(path: Path, needed_bytes: int = 0) -> None:
         ) from error
     if free < needed_bytes:
         raise PipelineError(
-            f"{path}: needs {needed_bytes / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free there. Make room, or "
+            f"{path}: needs {needed_bytes / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are free there. Make room, or "
             "name a directory on another disk"
         )
+
+
+def bytes_below(folder: Path) -> int:
+    """Return the bytes of all files below a directory, in which others may be at work; 0 if it is not there."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from cache.reader import Store, open_store
 from pipeline.compute import cores
 from pipeline.config import Params
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import exclusive, write_atomic
+from pipeline.files import exclusive, require_writable, write_atomic
 from pipeline.libero.depth import is_depth
 from pipeline.libero.suites import tasks
 from pipeline.memory import keep_freed_memory
@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     """Train by params.yaml and publish the policy."""
     args = arguments(argv)
     params, out = cli.settings(args), Path(args.out)
+    for folder in (out, Path(args.scratch)):
+        require_writable(folder)
     keep_freed_memory()
     accelerator = make_accelerator(params, args.track, out)
     stores = {suite: open_store(Path(args.embeddings) / f"{suite}.zarr") for suite in params.data.suites}
@@ -76,6 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     arch = Architecture.of(params.policy, table.images.dim, table.text.shape[1], patches)
     teacher = load_teacher(params.train_flow, arch, source, out, accelerator.device)
     identity = training_identity(params, arch, stores)
+    weights_bytes = 4 * sum(parameter.numel() for parameter in PolicyNetwork(arch).parameters())
+    require_writable(out, weights_bytes)
+    require_writable(Path(args.scratch), 4 * weights_bytes)  # a checkpoint: also their average, and AdamW's moments
     with accelerator.main_process_first():
         scratch = checkpoint.claim(Path(args.scratch), identity)
     with contextlib.ExitStack() as locks:

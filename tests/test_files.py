@@ -84,7 +84,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1024) as disk:
         require_writable(disk / "not/there/yet", 900 * 1024)
         assert not list(disk.iterdir())
-        with pytest.raises(PipelineError, match=r"disk/a: needs 2 MiB, and 1 MiB are free there. Make room"):
+        with pytest.raises(PipelineError, match=r"disk/a: needs 2.0 MiB, and 1.0 MiB are free there. Make room"):
             require_writable(disk / "a", 2 * 2**20)
 
 

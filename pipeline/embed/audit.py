@@ -8,7 +8,6 @@ import numpy as np
 
 from cache.plan import differences
 from cache.reader import Store, open_store
-from cache.schema import Field
 from cache.units import Episode, Unit, units
 from cache.verify import verify
 from pipeline.embed import plan as planning
@@ -80,8 +79,7 @@ def audit(
             f"{target}: was not made with the settings as they are now: {'; '.join(other)}. "
             "Set them back to check it, or embed anew: python -m stages.embed"
         )
-    fields = tuple(Field(name, (a := store.array(name)).shape[1:], str(a.dtype), ()) for name in store.fields)
-    embedder = Embedder(settings, fields, encoder)
+    embedder = Embedder(settings, store.plan.fields, encoder)
     try:
         result = compare(store, {demo.source: demo for demo in found}, embedder, rows, seed)
     finally:

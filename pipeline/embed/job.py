@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -29,6 +28,7 @@ from pipeline.embed.worker import CONCURRENCY, BrokenEpisode, MakeEmbedder
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.weights import hub_source
 from pipeline.errors import DataError
+from pipeline.files import bytes_below, require_writable
 from pipeline.libero.suites import Task
 from pipeline.provenance import provenance
 
@@ -58,6 +58,7 @@ def embed(settings: Embed, compute: Compute, tasks: Sequence[Task], demos: Path,
         if build.is_current(target, plan):
             return f"{target}: up to date ({plan.rows} rows, fingerprint {plan.fingerprint[:12]})"
         explain(target, plan)
+        require_writable(scratch, plan.bytes - bytes_below(scratch))
         try:
             took = job.build()
             break
@@ -153,17 +154,6 @@ class Job:
         }
 
 
-def require_writable(folder: Path) -> None:
-    """Raise DataError if a folder, or where it is to be made, cannot be written: before the work, not after."""
-    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise DataError(
-            f"{folder}: nothing can be written there: {error.strerror}. Put that right, or choose another with --out"
-        ) from error
-
-
 def on_gpus(compute: Compute, device: torch.device) -> Compute:
     """Return where to run: on GPUs, one local worker for each. More of them on one GPU only get in each other's way."""
     if device.type == "cpu" or compute.scheduler != "local":
@@ -173,10 +163,13 @@ def on_gpus(compute: Compute, device: torch.device) -> Compute:
 
 
 def explain(target: Path, plan: Plan) -> None:
-    """Log why a store that is there is not the one that is asked for: both sides."""
+    """Log why a store that is there is not the one that is asked for: both sides, or what is wrong with it."""
+    if not target.exists():
+        return
     try:
         found = differences(open_store(target).attrs, plan.attributes())
-    except StoreError:
+    except StoreError as error:
+        log.warning("%s cannot be used and will be replaced: %s", target, error)
         return
     log.warning("%s is of something else and will be replaced: %s", target, "; ".join(found))
 
