@@ -90,16 +90,8 @@ def build(
     """
     execution = dict(execution or {})
     with _working(work, target) as work:
-        store, ledger = _open(plan, text_embedding, work, execution)
-        with contextlib.closing(ledger):
-            tasks = [Task(unit, plan.unit_key(unit)) for unit in plan.units()]
-            if keep is not None:
-                _take(plan, store, ledger, tasks, partial(_kept, keep, execution))
-            _fill(plan, store, ledger, tasks, factory, run, report)
-            _finish(plan, store, ledger)
-        with _explained(target):
-            publish(store, target, plan.fields)
-        ledger.path.unlink()
+        find = None if keep is None else partial(_kept, keep, execution)
+        ledger = _make(plan, text_embedding, factory, target, work, run, execution, report, find)
         if keep is not None:
             _keep(plan, target, keep, ledger, execution)
 
@@ -146,17 +138,35 @@ def repair(
         if not bad:
             return []
         log.warning("%s: making %d of %d units anew: %s", target, len(bad), plan.unit_count, bad)
-        store, ledger = _open(plan, text_embedding, work, dict(execution or {}))
-        with contextlib.closing(ledger):
-            tasks = [Task(unit, plan.unit_key(unit)) for unit in plan.units()]
-            _take(plan, store, ledger, tasks, partial(_sound, found, frozenset(bad)))
-            _fill(plan, store, ledger, tasks, factory, run, report)
-            _finish(plan, store, ledger)
+        find = partial(_sound, found, frozenset(bad))
+        ledger = _make(plan, text_embedding, factory, target, work, run, dict(execution or {}), report, find)
         _compare(found, ledger, bad)
-        with _explained(target):
-            publish(store, target, plan.fields)
-        ledger.path.unlink()
     return bad
+
+
+def _make(
+    plan: Plan,
+    text_embedding: np.ndarray,
+    factory: Callable[[], Rows],
+    target: Path,
+    work: Path,
+    run: Run,
+    execution: dict[str, Any],
+    report: Report | None,
+    find: Callable[[Task], Found | None] | None,
+) -> Ledger:
+    """Take over the units that `find` finds, compute the others, check all, publish; return the closed ledger."""
+    store, ledger = _open(plan, text_embedding, work, execution)
+    with contextlib.closing(ledger):
+        tasks = [Task(unit, plan.unit_key(unit)) for unit in plan.units()]
+        if find is not None:
+            _take(plan, store, ledger, tasks, find)
+        _fill(plan, store, ledger, tasks, factory, run, report)
+        _finish(plan, store, ledger)
+    with _explained(target):
+        publish(store, target, plan.fields)
+    ledger.path.unlink()
+    return ledger
 
 
 @contextlib.contextmanager

@@ -378,3 +378,16 @@ def test_observations_recorded_in_both_orders_are_refused(base: Path, tmp_path: 
     for shift in (0, 1):
         with pytest.raises(DataError, match=text):
             main(arguments(base, tmp_path, tmp_path / "demos", obs_shift=shift))
+
+
+def test_a_store_that_says_something_else_of_itself_is_replaced(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main(arguments(base, tmp_path))
+    before = content(tmp_path)
+    metadata = tmp_path / "out" / f"{SUITE}.zarr/zarr.json"
+    metadata.write_text(metadata.read_text().replace('"obs_shift": 1', '"obs_shift": 0'))
+    main(arguments(base, tmp_path))
+    assert "cannot be used and will be replaced" in caplog.text and "fingerprint is" in caplog.text
+    assert content(tmp_path) == before
+    assert took(tmp_path)["images"] == 0, "its shards are taken over"
