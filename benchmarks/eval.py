@@ -5,7 +5,7 @@
 The trained policy (both cameras) on libero_spatial task 0. One process, by turns:
 - libero: LIBERO's own OffScreenRenderEnv, stepped as OpenVLA and openpi do; it knows full render quality only;
 - gymnasium: our LiberoEnv, which draws at each step, too;
-- engine: pipeline.rollout.episode, which draws when the policy looks.
+- engine: pipeline.rollout.episode, which draws for a policy call only.
 Then the engine on one and on two local workers. Rates are control steps per second, resets, settling and the policy's
 own time included, building the environment not. Writes benchmarks/results/eval.json.
 """

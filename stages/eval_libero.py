@@ -34,7 +34,7 @@ from pipeline.libero.settings import Sim
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import load_spec
 from pipeline.provenance import provenance, versions
-from pipeline.rollout.agent import Agent, PolicyAgent, check_spec, look_every, policy_identity
+from pipeline.rollout.agent import Agent, PolicyAgent, action_steps, check_spec, policy_identity
 from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable
 from pipeline.rollout.conditions import OF_THE_AGENT, baseline
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
@@ -121,11 +121,11 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
         encoder = params.embed.encoder
         if encoder.precision == "auto":  # what it came to where the features were made, not what it would be here
             encoder = replace(encoder, precision=spec.encoder["precision"])
-        every = look_every(spec.architecture, cfg.execute)
-        make_agent = partial(load_policy, policy.resolve(), encoder, params.sim, device, cfg, every)
+        n_action_steps = action_steps(spec.architecture, cfg.execute)
+        make_agent = partial(load_policy, policy.resolve(), encoder, params.sim, device, cfg, n_action_steps)
         identity = {"name": "policy", "device": device, **policy_identity(policy)}
         identity["sampling_steps"] = cfg.sampling_steps or spec.architecture.sampling_steps
-        identity["execute"] = every
+        identity["execute"] = n_action_steps
     elif agent == "replay":
         make_agent = partial(ReplayAgent, demos.resolve(), execute)
         identity["demonstrations"] = replay_identity(demos, chosen)
@@ -147,9 +147,11 @@ def plan(params: Params, agent: str, policy: Path, demos: Path, device: str) -> 
     )
 
 
-def load_policy(path: Path, encoder: EncoderParams, sim: Sim, device: str, cfg: EvalLibero, every: int) -> Agent:
+def load_policy(
+    path: Path, encoder: EncoderParams, sim: Sim, device: str, cfg: EvalLibero, n_action_steps: int
+) -> Agent:
     """Return the agent of a bundle, in a worker."""
-    return PolicyAgent.load(path, encoder, sim, device, cfg.sampling_steps, every)
+    return PolicyAgent.load(path, encoder, sim, device, cfg.sampling_steps, n_action_steps)
 
 
 def conditions_for(agent: str, asked: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -4,8 +4,8 @@
     gymnasium.make("pipeline.libero.gym_env:Libero-v0", sim=sim, suite="libero_spatial", task=0)
 
 Episodes are those of `pipeline.rollout.episode`, to the bit: the same order of seeding, reset, init state and settling,
-the same limits. The cameras are drawn at every step, as the API wants it; the engine, which draws when the policy
-looks, is 1.7 (fast rendering) to 3.6 times (full) as fast (docs/evaluation.md).
+the same limits. The cameras are drawn at every step, as the API wants it; the engine, which draws for a
+policy call only, is 1.7 (fast rendering) to 3.6 times (full) as fast (docs/evaluation.md).
 """
 
 from typing import Any

@@ -56,7 +56,7 @@ class Architecture(PolicyParams):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of one row's features of a camera, ([L,] [P,] D): L looks of a history, P patches of a grid."""
+        """Shape of one row's features of a camera, ([L,] [P,] D): L observations of a history, P patches of a grid."""
         return (*((self.history,) if self.history > 1 else ()), *self.frame_shape)
 
     @property
@@ -69,8 +69,8 @@ class PolicyNetwork(nn.Module):
     """Cached features in, actions out.
 
     images: camera -> (B, D) raw pooled CLIP features, or (B, P, D) patch tokens; text: (B, D); proprio: name -> (B, k)
-    in metres, radians and quaternions; with a history both have an axis of L looks after B, oldest first. actions:
-    (B, H, 7) in the environment's units, [-1, 1].
+    in metres, radians and quaternions; with a history both have an axis of L observations after B, oldest first.
+    actions: (B, H, 7) in the environment's units, [-1, 1].
     """
 
     def __init__(self, arch: Architecture) -> None:
@@ -150,11 +150,11 @@ class PolicyNetwork(nn.Module):
         feature_noise: Mapping[str, Noise] | None = None,
     ) -> Float[Tensor, "B W"]:
         images, text, proprio = self.normaliser.inputs(images, text, proprio, feature_noise)
-        rows, looks = len(text), self.arch.history
+        rows, history = len(text), self.arch.history
         return self.fusion(
-            {name: x.reshape(rows, looks, -1, self.arch.image_dim) for name, x in images.items()},
+            {name: x.reshape(rows, history, -1, self.arch.image_dim) for name, x in images.items()},
             text,
-            {name: x.reshape(rows, looks, -1) for name, x in proprio.items()},
+            {name: x.reshape(rows, history, -1) for name, x in proprio.items()},
         )
 
     def parameter_counts(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 agent     what acts: a policy bundle behind its encoder
 baselines agents whose success is known beforehand: noop, random, replay, expert
 episode   one rollout by the protocol: a pure function of its arguments
-record    what is kept of an episode, and the append-only file it is kept in
+results   what is kept of an episode, and the append-only file it is kept in
 engine    many episodes, on any number of workers, resumable
 metrics   success rates with Wilson intervals, latencies
 video     H.264 recordings and film strips

@@ -24,11 +24,11 @@ from pipeline.policy.network import Architecture
 
 @runtime_checkable
 class Agent(Protocol):
-    """Looks, and says what to do until the next look.
+    """Maps an observation to an action chunk.
 
     Attributes:
-        cameras: what it looks at; () for an agent that is blind, for which nothing is drawn.
-        execute: how many of the actions it gives are carried out before it looks again.
+        cameras: the images that it takes; () for an agent that is blind, for which nothing is drawn.
+        execute: how many actions of a chunk are carried out before the next call of `act`.
     """
 
     cameras: tuple[str, ...]
@@ -46,7 +46,7 @@ class Privileged(Protocol):
     """What an agent has besides that is shown the simulator itself: no policy, but a test of the harness."""
 
     def begin(self, simulator: Simulator, episode: int) -> None:
-        """Called after `reset`, before the first look. It may set another state, but not step."""
+        """Called after `reset`, before the first `act`. It may set another state, but not step."""
 
 
 class PolicyAgent:
@@ -55,11 +55,11 @@ class PolicyAgent:
     Args:
         sim: how the simulator draws now.
         steps: of sampling; None for the policy's own number.
-        every: control steps from one look to the next; None for the policy's own number.
+        n_action_steps: actions of a chunk to carry out; None for the policy's own number.
 
     Raises:
         DataError: encoder, transform or pictures are not those that the policy was trained with.
-        ConfigError: it can't look that often, or that seldom.
+        ConfigError: a number of action steps that the policy can't have.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class PolicyAgent:
         encoder: ClipEncoder,
         sim: Sim,
         steps: int | None = None,
-        every: int | None = None,
+        n_action_steps: int | None = None,
     ) -> None:
         check_spec(bundle.spec, sim)
         check_encoder(bundle.spec, encoder.identity)
         arch = bundle.spec.architecture
         self.cameras = arch.cameras
-        self.execute = look_every(arch, every)
+        self.execute = action_steps(arch, n_action_steps)
         self._kind = "grid" if arch.patches else "image"
-        # A policy with a history learnt from looks that are `execute` steps apart.
-        self._apart = arch.execute // self.execute
-        self._looks: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (arch.history - 1) * self._apart)
+        # A policy with a history learnt from observations that are `arch.execute` control steps apart.
+        self._stride = arch.execute // self.execute
+        self._observations: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (arch.history - 1) * self._stride)
         self._bundle = bundle
         self._encoder = encoder
         self._steps = steps
@@ -94,12 +94,12 @@ class PolicyAgent:
         sim: Sim,
         device: str = "cpu",
         steps: int | None = None,
-        every: int | None = None,
+        n_action_steps: int | None = None,
     ) -> "PolicyAgent":
         """Read the bundle at `path` and make the encoder."""
         bundle = load(path, device)
         grid = GridParams(**bundle.spec.grid) if bundle.spec.grid else None
-        agent = cls(bundle, ClipEncoder(encoder, device, grid), sim, steps, every)
+        agent = cls(bundle, ClipEncoder(encoder, device, grid), sim, steps, n_action_steps)
         if agent._bundle.tower is not None:
             agent._encoder.replace_tower(agent._bundle.tower)
         return agent
@@ -107,7 +107,7 @@ class PolicyAgent:
     def reset(self, task: Task, seed: int) -> None:
         self._task = task
         self._generator = torch.Generator().manual_seed(seed)
-        self._looks.clear()
+        self._observations.clear()
         if task.language not in self._words:
             self._words[task.language] = self._encoder.text([task.language])
 
@@ -118,17 +118,17 @@ class PolicyAgent:
         frames = np.stack([obs.images[camera] for camera in self.cameras])
         features = self._encoder.forward(self._encoder.prepare(frames))[self._kind].astype(np.float32)
         state = {name: getattr(obs, name) for name in arch.proprio}
-        self._looks.append(state | dict(zip(self.cameras, features, strict=True)))
-        newest = len(self._looks) - 1
-        looks = [self._looks[max(0, newest - back * self._apart)] for back in reversed(range(arch.history))]
-        seen = {name: np.stack([look[name] for look in looks])[None] for name in looks[0]}
+        self._observations.append(state | dict(zip(self.cameras, features, strict=True)))
+        newest = len(self._observations) - 1
+        past = [self._observations[max(0, newest - i * self._stride)] for i in reversed(range(arch.history))]
+        seen = {name: np.stack([obs[name] for obs in past])[None] for name in past[0]}
         if arch.history == 1:
             seen = {name: x[:, 0] for name, x in seen.items()}
         return self._bundle.act(seen, self._words[self._task.language], seen, self._generator, self._steps)[0]
 
 
-class Noting:
-    """An agent, the pictures that it was shown, and what it meant to do until the next look."""
+class RecordingAgent:
+    """An agent that keeps the images of its observations, and its action chunks."""
 
     def __init__(self, agent: Agent) -> None:
         self.cameras = agent.cameras
@@ -151,21 +151,21 @@ class Noting:
         return actions
 
 
-def look_every(arch: Architecture, asked: int | None) -> int:
-    """Return the control steps from one look to the next: those asked for, or the policy's own.
+def action_steps(arch: Architecture, asked: int | None) -> int:
+    """Return how many actions of a chunk are carried out: as many as asked for, or the policy's own number.
 
     Raises:
-        ConfigError: it can't look that often, or that seldom.
+        ConfigError: a number that the policy can't have.
     """
-    every = asked or arch.execute
-    if every > arch.horizon:
-        raise ConfigError(f"eval_libero.execute is {every}, but the policy gives {arch.horizon} actions at a look")
-    if arch.history > 1 and arch.execute % every:
+    steps = asked or arch.execute
+    if steps > arch.horizon:
+        raise ConfigError(f"eval_libero.execute is {steps}, but the policy gives chunks of {arch.horizon} actions")
+    if arch.history > 1 and arch.execute % steps:
         raise ConfigError(
-            f"eval_libero.execute is {every}, but the policy learnt from looks {arch.execute} steps apart: "
+            f"eval_libero.execute is {steps}, but the policy learnt from observations {arch.execute} steps apart: "
             "give a divisor of that"
         )
-    return every
+    return steps
 
 
 def policy_identity(path: str | Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class RandomAgent:
     """Uniform actions in [-1, 1]: the floor that a policy has to rise from.
 
     Args:
-        cameras: drawn at each look, to no purpose but a test's or a benchmark's.
+        cameras: drawn for each policy call, to no purpose but a test's or a benchmark's.
     """
 
     def __init__(self, execute: int = 8, cameras: tuple[str, ...] = ()) -> None:

@@ -37,7 +37,7 @@ def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:
     """Return the agent as this condition lets it see and hear."""
     for part in condition_parts(condition):
         if part == BLANK:
-            agent = Blank(agent, sim.image_size)
+            agent = BlankCameraAgent(agent, sim.image_size)
         elif part == "other_instruction":
             agent = OtherInstruction(agent)
     return agent
@@ -67,7 +67,7 @@ def alter_world(simulator: Simulator, condition: str, amount: float | None, seed
         simulator.set_state(simulator.state())  # which samples the cameras' poses again
 
 
-class Blank:
+class BlankCameraAgent:
     """An agent whose cameras show black. They are not drawn."""
 
     cameras: tuple[str, ...] = ()
@@ -84,8 +84,8 @@ class Blank:
         return self._agent.act(replace(obs, images=self._black))
 
 
-class Shown:
-    """An agent that is shown these pictures, look by look, and then the last of them, whatever happens."""
+class FixedImageAgent:
+    """An agent that gets these images, one set a policy call, and then the last of them, whatever happens."""
 
     cameras: tuple[str, ...] = ()
 
@@ -93,15 +93,15 @@ class Shown:
         self.execute = agent.execute
         self._agent = agent
         self._pictures = pictures
-        self._looks = 0
+        self._calls = 0
 
     def reset(self, task: Task, seed: int) -> None:
         self._agent.reset(task, seed)
-        self._looks = 0
+        self._calls = 0
 
     def act(self, obs: Observation) -> np.ndarray:
-        images = self._pictures[min(self._looks, len(self._pictures) - 1)]
-        self._looks += 1
+        images = self._pictures[min(self._calls, len(self._pictures) - 1)]
+        self._calls += 1
         return self._agent.act(replace(obs, images=images))
 
 

@@ -246,7 +246,7 @@ def failed_record(evaluation: Evaluation, item: Item, kind: ErrorKind, error: st
         error=error,
         attempts=1,
         steps=0,
-        looks=0,
+        policy_calls=0,
         renders=0,
         final_state=None,
         seconds=0.0,

@@ -15,8 +15,8 @@ from pipeline.errors import PipelineError, SimulatorError
 from pipeline.libero.conventions import ACTION_DIM
 from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import SUITES, Task, check_row, init_states
-from pipeline.rollout.agent import Agent, Noting, Privileged
-from pipeline.rollout.conditions import OTHER_EPISODE, Shown, alter_world, without
+from pipeline.rollout.agent import Agent, Privileged, RecordingAgent
+from pipeline.rollout.conditions import OTHER_EPISODE, FixedImageAgent, alter_world, without
 from pipeline.rollout.results import EpisodeRecord, ErrorKind
 from pipeline.rollout.settings import PLAIN, condition_parts
 
@@ -71,7 +71,7 @@ def run_episode(
 ) -> EpisodeRecord:
     """Run one episode; return what came of it, whatever that was.
 
-    The cameras are drawn when the agent looks, which is every agent.execute steps. With a recorder they are drawn at
+    The cameras are drawn for a policy call, which is every agent.execute steps. With a recorder they are drawn at
     each step, without any effect on the result.
 
     Raises:
@@ -108,7 +108,7 @@ def run_episode(
         error=describe(error) if error else None,
         attempts=1,
         steps=roll.steps,
-        looks=len(roll.policy_s),
+        policy_calls=len(roll.policy_s),
         renders=roll.renders,
         final_state=None if error else _digest(simulator.state()),
         seconds=round(perf_counter() - started, 4),
@@ -168,7 +168,7 @@ class _Rollout:
     def run(self) -> None:
         """Act until the task is solved or the steps are spent."""
         if OTHER_EPISODE in condition_parts(self.settings.condition):
-            self.agent = Shown(self.agent, self._neighbours_pictures())
+            self.agent = FixedImageAgent(self.agent, self._neighbours_pictures())
         with self._timed("reset"):
             states = init_states(self.task)
             row = self.settings.first_init_state + self.episode
@@ -199,10 +199,10 @@ class _Rollout:
         """Run the episode of the next init state, else under the same condition; return what the agent was shown."""
         row = self.settings.first_init_state + self.episode
         neighbour = self.episode + (1 if row + 1 < len(init_states(self.task)) else -1)
-        noting = Noting(self.agent)
+        recording = RecordingAgent(self.agent)
         settings = replace(self.settings, condition=without(self.settings.condition, OTHER_EPISODE))
-        _Rollout(self.simulator, noting, self.task, neighbour, settings, None).run()
-        return noting.seen
+        _Rollout(self.simulator, recording, self.task, neighbour, settings, None).run()
+        return recording.seen
 
     def _look(self) -> Observation:
         return self._draw() if self.agent.cameras else self.simulator.proprio()

@@ -108,16 +108,16 @@ def paired(plain: Iterable[EpisodeRecord], changed: Iterable[EpisodeRecord]) -> 
 
 def timings(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     """Return where the episodes' wall time went, and percentiles of the policy's latency (encoder included)."""
-    looks_ms = np.array([ms for r in records for ms in r.policy_ms])
+    calls_ms = np.array([ms for r in records for ms in r.policy_ms])
     steps = sum(r.steps for r in records)
     seconds = sum(r.seconds for r in records)
-    percentiles = np.percentile(looks_ms, [50, 90, 99]).round(2).tolist() if len(looks_ms) else [None] * 3
+    percentiles = np.percentile(calls_ms, [50, 90, 99]).round(2).tolist() if len(calls_ms) else [None] * 3
     return {
         "episode_s_total": round(seconds, 3),
         "reset_s": round(sum(r.reset_s for r in records), 3),
         "physics_s": round(sum(r.physics_s for r in records), 3),
         "render_s": round(sum(r.render_s for r in records), 3),
-        "policy_s": round(float(looks_ms.sum()) / 1e3, 3),
+        "policy_s": round(float(calls_ms.sum()) / 1e3, 3),
         "control_steps": steps,
         "control_steps_per_s": round(steps / seconds, 2) if seconds else None,
         "policy_ms": dict(zip(("p50", "p90", "p99"), percentiles, strict=True)),

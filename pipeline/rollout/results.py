@@ -28,11 +28,11 @@ class EpisodeRecord:
             worker process died, again and again); None without an error.
         attempts: runs it took; an episode that ended in an error is run once more.
         steps: control steps after settling; of a success, the steps to it.
-        looks: times that the agent was asked to act.
-        renders: times that the cameras were drawn; equal to looks unless a video was recorded or the agent is blind.
+        policy_calls: times that the agent was asked to act.
+        renders: times that the cameras were drawn: policy_calls, unless a video was recorded or the agent is blind.
         final_state: first 16 hex digits of the SHA-256 of the simulator's last state: equal rollouts have equal ones.
         seconds: wall time of the episode, of which reset_s, physics_s, render_s and the sum of policy_ms are parts.
-        policy_ms: wall time of each look's inference, encoder included.
+        policy_ms: wall time of each policy call, encoder included.
         video: its recording, relative to the file the record stands in; None if there is none.
     """
 
@@ -47,7 +47,7 @@ class EpisodeRecord:
     error: str | None
     attempts: int
     steps: int
-    looks: int
+    policy_calls: int
     renders: int
     final_state: str | None
     seconds: float

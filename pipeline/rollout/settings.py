@@ -34,7 +34,7 @@ class EvalLibero:
     timeout_s: Positive  # wall-clock limit of one episode
     videos_per_task: Natural
     sampling_steps: Count | None  # null: the policy's own
-    execute: Count | None  # actions carried out of each chunk before the next look; null: the policy's own
+    execute: Count | None  # actions carried out of each chunk; null: the policy's own number
     conditions: dict[str, float | None]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
     condition_episodes: Count | None  # per task under each of them, the first ones; null: all
     seed: Seed  # of the flow's noise, one generator per episode

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
-from pipeline.rollout.agent import Agent, Noting
+from pipeline.rollout.agent import Agent, RecordingAgent
 from pipeline.rollout.episode import EpisodeSettings, run_episode
 from pipeline.rollout.results import EpisodeRecord
 from pipeline.rollout.video import film_strip
@@ -25,10 +25,10 @@ def picture(
         size: pixels of each square frame.
         count: frames, from the first to the last.
     """
-    noting = Noting(agent)
+    recording = RecordingAgent(agent)
     with Simulator(task, sim, agent.cameras or (CAMERA,)) as simulator:
-        record = run_episode(simulator, noting, task, episode, settings)
-    actions = np.concatenate(noting.chunks)[: record.steps]
+        record = run_episode(simulator, recording, task, episode, settings)
+    actions = np.concatenate(recording.chunks)[: record.steps]
     looks = set(np.linspace(0, len(actions), count).round().astype(int).tolist())
     frames = []
     with Simulator(task, replace(sim, image_size=size), (CAMERA,)) as simulator:

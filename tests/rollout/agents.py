@@ -11,7 +11,7 @@ from pipeline.rollout.baselines import RandomAgent
 
 
 class Odd(RandomAgent):
-    """Random, but for its second look in an episode, which goes wrong.
+    """Random, but for its second call in an episode, which goes wrong.
 
     Args:
         what: nan, shape, raise or sleep.
@@ -24,18 +24,18 @@ class Odd(RandomAgent):
         self.what = what
         self.episode_seeds = episode_seeds
         self.once = once
-        self.looks = 0
+        self.calls = 0
         self.odd = True
 
     def reset(self, task: Task, seed: int) -> None:
         super().reset(task, seed)
-        self.looks = 0
+        self.calls = 0
         self.odd = self.episode_seeds is None or seed in self.episode_seeds
 
     def act(self, obs: Observation) -> np.ndarray:
         actions = super().act(obs)
-        self.looks += 1
-        if self.looks != 2 or not self.odd:
+        self.calls += 1
+        if self.calls != 2 or not self.odd:
             return actions
         if self.once is not None:
             if self.once.exists():

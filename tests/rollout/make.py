@@ -17,7 +17,7 @@ def record(outcome: str = "success", task: int = 0, episode: int = 0, suite: str
         "error": "RuntimeError('the <GL> context is lost') (gl.py:12)" if outcome == "error" else None,
         "attempts": 2 if outcome == "error" else 1,
         "steps": 220 if outcome == "failure" else 100 + episode,
-        "looks": 13,
+        "policy_calls": 13,
         "renders": 13,
         "final_state": None if outcome == "error" else "0123456789abcdef",
         "seconds": 5.0,

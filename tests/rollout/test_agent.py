@@ -74,18 +74,18 @@ def test_policy_agent_does_what_encoder_and_bundle_do_by_hand(
         expected = bundle.act(features, encoder.text([task.language]), state, generator)[0]
         assert got.shape == (4, 7)
         np.testing.assert_allclose(got, expected, atol=2e-3)  # a batch of two images against two of one
-    assert np.abs(actions[0] - actions[1]).max() > 1e-3, "each look draws its own noise"
+    assert np.abs(actions[0] - actions[1]).max() > 1e-3, "each call draws its own noise"
 
 
-def test_a_policy_of_patch_tokens_with_a_history_sees_the_looks_before() -> None:
+def test_a_policy_of_patch_tokens_with_a_history_sees_the_observations_before() -> None:
     grid = GridParams(7, -2)
     encoder = ClipEncoder(EncoderParams("ViT-S-32", "seeded", 0, "fp32"), grid=grid)
-    bundle = untrained(encoder, grid, history=2)  # which executes 2 actions a look
+    bundle = untrained(encoder, grid, history=2)  # which executes 2 actions a call
     task = tasks("libero_spatial", [0])[0]
     seen = [observation(i) for i in range(4)]
 
-    def expected(looks: list[int], generator: torch.Generator) -> np.ndarray:
-        obs = [seen[i] for i in looks]
+    def expected(rows: list[int], generator: torch.Generator) -> np.ndarray:
+        obs = [seen[i] for i in rows]
         images = {
             c: np.stack([encoder.forward(encoder.prepare(o.images[c][None]))["grid"][0] for o in obs])[None]
             for c in ("agentview", "eye_in_hand")
@@ -93,22 +93,22 @@ def test_a_policy_of_patch_tokens_with_a_history_sees_the_looks_before() -> None
         state = {name: np.stack([getattr(o, name) for o in obs])[None] for name in ("joint_pos", "ee_pose", "gripper")}
         return bundle.act(images, encoder.text([task.language]), state, generator)[0]
 
-    for every, pairs in ((None, [[0, 0], [0, 1], [1, 2]]), (1, [[0, 0], [0, 1], [0, 2], [1, 3]])):
-        agent = PolicyAgent(bundle, encoder, SIM, every=every)
+    for steps, pairs in ((None, [[0, 0], [0, 1], [1, 2]]), (1, [[0, 0], [0, 1], [0, 2], [1, 3]])):
+        agent = PolicyAgent(bundle, encoder, SIM, n_action_steps=steps)
         for _ in range(2):  # the second episode begins as the first one did
             agent.reset(task, 5)
             generator = torch.Generator().manual_seed(5)
-            for i, looks in enumerate(pairs):
-                np.testing.assert_allclose(agent.act(seen[i]), expected(looks, generator), atol=5e-3)
+            for i, rows in enumerate(pairs):
+                np.testing.assert_allclose(agent.act(seen[i]), expected(rows, generator), atol=5e-3)
 
 
-def test_a_policy_looks_as_often_as_it_is_told(bundle: PolicyBundle, encoder: ClipEncoder) -> None:
-    assert PolicyAgent(bundle, encoder, SIM, every=3).execute == 3
-    with pytest.raises(ConfigError, match=r"eval_libero\.execute is 5, but the policy gives 4 actions"):
-        PolicyAgent(bundle, encoder, SIM, every=5)
+def test_as_many_actions_are_carried_out_as_asked(bundle: PolicyBundle, encoder: ClipEncoder) -> None:
+    assert PolicyAgent(bundle, encoder, SIM, n_action_steps=3).execute == 3
+    with pytest.raises(ConfigError, match=r"eval_libero\.execute is 5, but the policy gives chunks of 4 actions"):
+        PolicyAgent(bundle, encoder, SIM, n_action_steps=5)
     remembers = untrained(encoder, history=2)
-    with pytest.raises(ConfigError, match="3, but the policy learnt from looks 2 steps apart"):
-        PolicyAgent(remembers, encoder, SIM, every=3)
+    with pytest.raises(ConfigError, match="3, but the policy learnt from observations 2 steps apart"):
+        PolicyAgent(remembers, encoder, SIM, n_action_steps=3)
 
 
 def test_an_episode_depends_on_its_seed_and_task_only(bundle: PolicyBundle, encoder: ClipEncoder, task: Task) -> None:

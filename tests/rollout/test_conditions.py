@@ -46,7 +46,7 @@ def test_blank_cameras_show_black_and_are_not_drawn(simulator: Simulator) -> Non
     agent = Attentive()
     blank = alter_agent(agent, "blank_cameras", simulator._sim)
     record = run_episode(simulator, blank, simulator.task, 0, replace(SETTINGS, condition="blank_cameras"))
-    assert (record.looks, record.renders, record.steps) == (2, 0, 8)
+    assert (record.policy_calls, record.renders, record.steps) == (2, 0, 8)
     for obs in agent.seen:
         assert set(obs.images) == {"agentview", "eye_in_hand"}
         assert all(image.shape == (64, 64, 3) and not image.any() for image in obs.images.values())
@@ -75,7 +75,7 @@ def test_pictures_of_another_episode_are_the_next_ones(simulator: Simulator, epi
         np.testing.assert_array_equal(obs.images["agentview"], picture)
     np.testing.assert_array_equal(agent.seen[0].images["agentview"], theirs[0])
     assert record.final_state == own.final_state != plain.final_state, "random actions do not depend on pictures"
-    assert (record.steps, record.looks, record.renders) == (8, 2, 0)
+    assert (record.steps, record.policy_calls, record.renders) == (8, 2, 0)
 
 
 def test_what_a_condition_is_compared_with() -> None:

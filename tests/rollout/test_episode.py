@@ -42,7 +42,7 @@ def simulator(scripted: Scripted) -> Scripted:
     return scripted
 
 
-def test_cameras_are_drawn_when_the_agent_looks_and_at_no_other_time(
+def test_cameras_are_drawn_for_a_policy_call_and_at_no_other_time(
     simulator: Scripted, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
@@ -51,11 +51,11 @@ def test_cameras_are_drawn_when_the_agent_looks_and_at_no_other_time(
     for execute, steps in ((4, 11), (8, 16), (1, 3)):
         drawn.clear()
         record = run_episode(simulator, RandomAgent(execute, CAMERAS), task, 0, replace(SETTINGS, max_steps=steps))
-        assert len(drawn) == record.renders == record.looks == len(record.policy_ms) == ceil(steps / execute)
+        assert len(drawn) == record.renders == record.policy_calls == len(record.policy_ms) == ceil(steps / execute)
         assert (record.outcome, record.steps) == ("failure", steps)
     drawn.clear()
     record = run_episode(simulator, NoopAgent(4), task, 0, SETTINGS)
-    assert not drawn and (record.looks, record.renders) == (3, 0), "for a blind agent nothing is drawn"
+    assert not drawn and (record.policy_calls, record.renders) == (3, 0), "for a blind agent nothing is drawn"
 
 
 def test_a_recording_has_a_frame_per_step_and_changes_nothing(simulator: Scripted, task: Task) -> None:
@@ -87,11 +87,11 @@ def test_protocol_is_seed_reset_row_settle_act(sim: Sim, simulator: Scripted, ta
         assert record.final_state == _digest(fresh.state())
 
 
-@pytest.mark.parametrize(("at", "looks"), [(4, 1), (6, 2)])
-def test_success_at_any_step_ends_the_episode(simulator: Scripted, task: Task, at: int, looks: int) -> None:
+@pytest.mark.parametrize(("at", "calls"), [(4, 1), (6, 2)])
+def test_success_at_any_step_ends_the_episode(simulator: Scripted, task: Task, at: int, calls: int) -> None:
     simulator.solved_at = at
     record = run_episode(simulator, RandomAgent(4), task, 0, SETTINGS)
-    assert (record.outcome, record.steps, record.looks) == ("success", at, looks)
+    assert (record.outcome, record.steps, record.policy_calls) == ("success", at, calls)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,12 @@ def test_success_at_any_step_ends_the_episode(simulator: Scripted, task: Task, a
 )
 def test_an_agent_that_gives_no_action_is_an_error(simulator: Scripted, task: Task, what: str, said: str) -> None:
     record = run_episode(simulator, Odd(what), task, 6, SETTINGS)
-    assert (record.outcome, record.error_kind, record.steps, record.looks) == ("error", "agent", 4, 1 + (what == "nan"))
+    assert (record.outcome, record.error_kind, record.steps, record.policy_calls) == (
+        "error",
+        "agent",
+        4,
+        1 + (what == "nan"),
+    )
     assert said in str(record.error)
     assert (record.suite, record.task, record.episode) == ("libero_spatial", 0, 6)
 

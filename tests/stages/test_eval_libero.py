@@ -224,13 +224,13 @@ def test_a_policy_is_evaluated_by_the_protocol(
     assert protocol["tasks"] == [{"suite": "libero_spatial", "task": 0, "max_steps": 9}]
     assert protocol["simulators"][0]["gl_used"] in ("egl", "osmesa")
     records = read_records(out / "episodes.jsonl")
-    assert [(r.init_row, r.steps, r.looks, r.renders) for r in records] == [(3, 9, 2, 10), (4, 9, 2, 2)]
+    assert [(r.init_row, r.steps, r.policy_calls, r.renders) for r in records] == [(3, 9, 2, 10), (4, 9, 2, 2)]
     assert read_frames(out / str(records[0].video)).shape == (10, 32, 64, 3)
     assert all(len(r.policy_ms) == 2 and min(r.policy_ms) > 0 for r in records)
 
     often = replace(params, eval_libero=replace(params.eval_libero, episodes=1, execute=3))
     eval_libero.main([*write(often), "--policy", str(policy), "--out", str(out)])
-    assert [r.looks for r in read_records(out / "episodes.jsonl")] == [3]
+    assert [r.policy_calls for r in read_records(out / "episodes.jsonl")] == [3]
     assert json.loads((out / "eval.json").read_text())["protocol"]["agent"]["execute"] == 3
 
     eval_libero.main([*write(params), "--policy", str(policy), "--picture", str(tmp_path / "strip.png")])
@@ -247,7 +247,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_anything_runs(
     with pytest.raises(DataError, match=r"policy\.json: not found.*dvc repro train_flow"):
         eval_libero.main([*write(params), "--policy", str(tmp_path / "nowhere")])
     seldom = replace(params, eval_libero=replace(params.eval_libero, execute=17))
-    with pytest.raises(ConfigError, match=r"eval_libero\.execute is 17, but the policy gives 16 actions"):
+    with pytest.raises(ConfigError, match=r"eval_libero\.execute is 17, but the policy gives chunks of 16 actions"):
         eval_libero.main([*write(seldom), "--policy", str(policy)])
     assert not (tmp_path / "scratch").exists()
 
