@@ -228,7 +228,7 @@ def protocol(evaluation: Evaluation, work: Path) -> dict[str, Any]:
         "transform": TRANSFORM_ID,
         "order": "seed, reset, set init state, settle; seeded before every reset",
         "success": "at any control step; ends the episode",
-        "errors": "run once more, then reported apart: never counted as failures",
+        "errors": "of the policy: failures; of simulator and machine: run once more, then reported apart",
         "interval": "Wilson, 95 %",
         "simulators": simulators(work),
     }

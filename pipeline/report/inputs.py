@@ -10,8 +10,8 @@ from pipeline.errors import DataError
 from pipeline.rollout.results import EpisodeRecord, read_records
 
 EVAL_KEYS = (
-    *("suite", "episodes", "n", "successes", "failures", "errors", "success_rate", "wilson_low", "wilson_high"),
-    *("protocol", "timings"),
+    *("suite", "episodes", "n", "successes", "failures", "policy_errors", "errors"),
+    *("success_rate", "wilson_low", "wilson_high", "worst_case_rate", "protocol", "timings"),
 )
 
 

@@ -18,6 +18,7 @@ from pipeline.rollout.results import EpisodeRecord
 from pipeline.rollout.video import film_strip, png, read_frames
 
 MAX_VIDEOS = 24  # of some 100 KiB each: the page is to open at once on a phone
+FAILED = ("failure", "policy_error")
 CURVES = (
     ("Loss", "loss"),
     ("Action mean squared error", "action_mse"),
@@ -46,7 +47,10 @@ def page(inputs: Inputs) -> str:
 def headline(inputs: Inputs) -> Markup:
     """The result: a rate with its interval and n."""
     r = inputs.results
-    errors = f"{r['errors']} episode{'s' if r['errors'] != 1 else ''} ended in an error, which no rate counts."
+    errors = f"{r['errors']} episode{'s' if r['errors'] != 1 else ''} ended in an error, which no rate counts"
+    errors += f"; as failures: {percent(r['worst_case_rate'])}." if r["errors"] else "."
+    if r["policy_errors"]:
+        errors += f" {r['policy_errors']} of the failures are errors of the policy."
     warnings = [on_held_out(r["held_out"])] if r.get("held_out") else []
     warnings += [seen_before(r)] if r.get("init_states_demonstrated") else []
     return el(
@@ -86,10 +90,10 @@ def episodes(inputs: Inputs) -> Content:
     records = inputs.records
     filmed = [r for r in results.failures_first(records) if r.video]
     shown = [(r, *_clip(inputs.directory / str(r.video))) for r in filmed[:MAX_VIDEOS]]
-    failed = sum(r.outcome == "failure" for r in records)
+    failed = sum(r.outcome in FAILED for r in records)
     note = "None was filmed (eval_libero.videos_per_task). "
     if shown:
-        seen = sum(r.outcome == "failure" for r, *_ in shown)
+        seen = sum(r.outcome in FAILED for r, *_ in shown)
         note = f"Failed episodes first: {seen} of the {failed} are shown. " if failed else "No episode failed. "
         note += f"{len(filmed) - len(shown)} more lie in videos/. " if len(filmed) > len(shown) else ""
         note += "The agent's cameras, side by side."
@@ -105,14 +109,15 @@ def episodes(inputs: Inputs) -> Content:
 
 
 def _how_to_film(inputs: Inputs) -> Content:
-    """The command that draws the first of them; a replay has a start of its own, which no init state gives."""
-    if not inputs.records or inputs.agent.get("name") == "replay":
+    """The command that films all episodes of the first one's task."""
+    if not inputs.records:
         return ()
     r = results.failures_first(inputs.records)[0]
     task = ("--set", f"data.suites=[{r.suite}]", "--set", f"data.tasks={{{r.suite}: [{r.task}]}}")
     made = inputs.results.get("provenance", {})
-    command = results.command(made, *task, "--episode", str(r.episode), "--picture", "episode.png")
-    return el("p", "Draws one as a film strip, here the first: ", el("code", command), class_="note")
+    films = ("--set", f"eval_libero.videos_per_task={len(inputs.records)}", "--out", "results/filmed")
+    command = results.command(made, *task, *films)
+    return el("p", "Films all episodes of a task, here the first's: ", el("code", command), class_="note")
 
 
 def _clip(path: Path) -> tuple[bytes, UInt8[np.ndarray, "T H W 3"]]:

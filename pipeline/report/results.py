@@ -28,14 +28,20 @@ def tasks(result: Tree) -> Table:
         (
             f"{r['suite']} {r['task']}",
             Rate(r),
+            str(r["policy_errors"]),
             str(r["errors"]),
             number(r["mean_steps_to_success"], "{:.0f}"),
             r["language"],
         )
         for r in result["per_task"]
     ]
-    head = ("task", SUCCESS, "errors", "steps to success", "instruction")
-    return Table("Success per task; an error is neither success nor failure; steps: the mean", head, rows, (2, 3))
+    head = ("task", SUCCESS, "policy errors", "errors", "steps to success", "instruction")
+    return Table(
+        "Success per task; a policy's errors are failures, others' errors are in no rate; steps: the mean",
+        head,
+        rows,
+        (2, 3, 4),
+    )
 
 
 def conditions(result: Tree) -> Table:
@@ -81,7 +87,7 @@ def episodes(records: Sequence[EpisodeRecord]) -> Table:
 
 def failures_first(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
     """Return the episodes in the order in which one wants to look at them."""
-    order = {"failure": 0, "error": 1, "success": 2}
+    order = {"failure": 0, "policy_error": 1, "error": 2, "success": 3}
     return sorted(records, key=lambda r: (order[r.outcome], r.key))
 
 

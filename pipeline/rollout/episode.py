@@ -6,10 +6,12 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from pipeline.errors import PipelineError, SimulatorError
 from pipeline.libero.conventions import ACTION_DIM
@@ -17,10 +19,11 @@ from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import SUITES, Task, check_row, init_states
 from pipeline.rollout.agent import Agent, Privileged, RecordingAgent
 from pipeline.rollout.conditions import OTHER_EPISODE, FixedImageAgent, alter_world, without
-from pipeline.rollout.results import EpisodeRecord, ErrorKind
+from pipeline.rollout.results import EpisodeRecord, ErrorKind, Outcome
 from pipeline.rollout.settings import PLAIN, condition_parts
 
 log = logging.getLogger(__name__)
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)  # the machine's fault, whoever asked for it
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class EpisodeSettings:
     Attributes:
         first_init_state: row of the task's init states that episode 0 starts from; episode i has row first + i.
         max_steps: control steps after settling; None is the suite's usual limit.
-        timeout_s: wall-clock limit of one episode.
+        timeout_s: limit of one episode, in seconds of `own_time`.
         seed: of the agent; each episode derives its own from it.
         sim_seed: of the simulator, set before every reset: fixtures stand where the benchmark has them.
         condition: what is changed, and by how much: see pipeline.rollout.conditions.
@@ -53,12 +56,16 @@ class Recorder(Protocol):
         """Keep one frame."""
 
 
-class AgentError(Exception):
+class PolicyError(Exception):
     """The agent raised, or gave something that is no action."""
 
 
 class EpisodeTimeout(Exception):
     """The episode took longer than it may."""
+
+
+class PolicyTimeout(EpisodeTimeout):
+    """So it did, and most of the time was the agent's."""
 
 
 def run_episode(
@@ -84,10 +91,12 @@ def run_episode(
     started = perf_counter()
     try:
         roll.run()
-    except AgentError as e:
-        kind, error = "agent", e
+    except PolicyError as e:
+        kind, error = "policy", e
     except EpisodeTimeout as e:
         kind, error = "timeout", e
+    except OUT_OF_MEMORY as e:
+        kind, error = "memory", e
     except SimulatorError as e:
         kind, error = "simulator", e
     except PipelineError:
@@ -103,7 +112,7 @@ def run_episode(
         language=task.language,
         episode=episode,
         init_row=settings.first_init_state + episode,
-        outcome="error" if error else "success" if roll.success else "failure",
+        outcome=_outcome(error, roll.success),
         error_kind=kind,
         error=describe(error) if error else None,
         attempts=1,
@@ -117,6 +126,21 @@ def run_episode(
         render_s=round(roll.clock["render"], 4),
         policy_ms=tuple(round(1e3 * s, 3) for s in roll.policy_s),
     )
+
+
+def _outcome(error: Exception | None, success: bool) -> Outcome:
+    if error is not None:
+        return "policy_error" if isinstance(error, PolicyError | PolicyTimeout) else "error"
+    return "success" if success else "failure"
+
+
+def own_time() -> float:
+    """Return a clock in seconds that stands still while this thread waits for a core: others' load is not its fault."""
+    try:
+        waited_ns = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    except (OSError, IndexError, ValueError):  # Linux tells, others don't
+        waited_ns = 0
+    return perf_counter() - waited_ns / 1e9
 
 
 def episode_seed(seed: int, task: Task, episode: int) -> int:
@@ -137,10 +161,10 @@ def step_limit(task: Task, settings: EpisodeSettings) -> int:
 
 def describe(error: BaseException) -> str:
     """Return type, message and place of an error, in one line of text."""
-    cause = error.__cause__ if isinstance(error, AgentError) and error.__cause__ else error
+    cause = error.__cause__ if isinstance(error, PolicyError) and error.__cause__ else error
     frames = traceback.extract_tb(cause.__traceback__)
     place = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
-    text = str(error) if isinstance(error, AgentError | EpisodeTimeout | PipelineError) else repr(error)
+    text = str(error) if isinstance(error, PolicyError | EpisodeTimeout | PipelineError) else repr(error)
     return " ".join(text.split())[:2000] + place
 
 
@@ -163,10 +187,12 @@ class _Rollout:
     renders: int = 0
     policy_s: list[float] = field(default_factory=list)
     clock: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("reset", "physics", "render"), 0.0))
-    started: float = field(default_factory=perf_counter)
+    started: float = 0.0
+    policy_own_s: float = 0.0
 
     def run(self) -> None:
         """Act until the task is solved or the steps are spent."""
+        self.started = own_time()
         if OTHER_EPISODE in condition_parts(self.settings.condition):
             self.agent = FixedImageAgent(self.agent, self._neighbours_pictures())
         with self._timed("reset"):
@@ -176,7 +202,7 @@ class _Rollout:
             self.simulator.reset(states[row], self.settings.sim_seed)
             settings, drawn = self.settings, world_seed(self.settings, self.task, row)
             alter_world(self.simulator, settings.condition, settings.amount, drawn, settings.sim_seed)
-        with _as_agent_error("reset"):
+        with self._of_the_policy("reset"):
             self.agent.reset(self.task, episode_seed(self.settings.seed, self.task, self.episode))
             if isinstance(self.agent, Privileged):
                 self.agent.begin(self.simulator, self.episode)
@@ -215,7 +241,7 @@ class _Rollout:
     def _act(self, obs: Observation) -> np.ndarray:
         """Ask the agent; return the (execute, 7) actions to carry out, float64."""
         started = perf_counter()
-        with _as_agent_error("act"):
+        with self._of_the_policy("act"):
             actions = self.agent.act(obs)
         self.policy_s.append(perf_counter() - started)
         self._check_time()
@@ -229,10 +255,24 @@ class _Rollout:
             raise PipelineError(f"cannot encode the video: {error!r}. Set eval_libero.videos_per_task: 0") from error
 
     def _check_time(self) -> None:
-        if (took := perf_counter() - self.started) > self.settings.timeout_s:
-            raise EpisodeTimeout(
-                f"{took:.1f} s for {self.steps} steps, more than eval_libero.timeout_s {self.settings.timeout_s:g}"
+        if (took := own_time() - self.started) > self.settings.timeout_s:
+            raise (PolicyTimeout if self.policy_own_s > took / 2 else EpisodeTimeout)(
+                f"{took:.1f} s for {self.steps} steps, {self.policy_own_s:.1f} s of them the policy's: more than "
+                f"eval_libero.timeout_s {self.settings.timeout_s:g}"
             )
+
+    @contextmanager
+    def _of_the_policy(self, method: str) -> Iterator[None]:
+        """Blame the agent for what is raised, and count the time as its own."""
+        started = own_time()
+        try:
+            yield
+        except (PipelineError, *OUT_OF_MEMORY):
+            raise  # a setting that a person can mend, or the machine: not an episode's bad luck
+        except Exception as error:
+            raise PolicyError(f"the agent's {method}() raised {error!r}") from error
+        finally:
+            self.policy_own_s += own_time() - started
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -248,20 +288,10 @@ def _checked(actions: np.ndarray, execute: int) -> np.ndarray:
     try:
         array = np.asarray(actions, np.float64)
     except (TypeError, ValueError) as error:
-        raise AgentError(f"the agent gave {type(actions).__name__}, not numbers: {error}") from None
+        raise PolicyError(f"the agent gave {type(actions).__name__}, not numbers: {error}") from None
     if array.ndim != 2 or array.shape[1] != ACTION_DIM or len(array) < execute:
-        raise AgentError(f"the agent gave actions of shape {array.shape}, not (h, {ACTION_DIM}) with h >= {execute}")
+        raise PolicyError(f"the agent gave actions of shape {array.shape}, not (h, {ACTION_DIM}) with h >= {execute}")
     if not np.isfinite(array).all():
         rows, columns = np.nonzero(~np.isfinite(array))
-        raise AgentError(f"the agent gave {array[rows[0], columns[0]]} in action {rows[0]}, component {columns[0]}")
+        raise PolicyError(f"the agent gave {array[rows[0], columns[0]]} in action {rows[0]}, component {columns[0]}")
     return array[:execute]
-
-
-@contextmanager
-def _as_agent_error(where: str) -> Iterator[None]:
-    try:
-        yield
-    except PipelineError:
-        raise  # a setting that a person can mend: not an episode's bad luck
-    except Exception as error:
-        raise AgentError(f"the agent's {where}() raised {error!r}") from error

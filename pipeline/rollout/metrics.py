@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -11,49 +10,40 @@ from scipy.stats import binomtest
 from pipeline.rollout.results import EpisodeRecord
 from pipeline.rollout.settings import condition_parts
 
-Z_95 = 1.959964
 SIGNIFICANT = 0.05
-"""Control steps per simulated second (LIBERO's OSC_POSE controller)."""
 
 
-def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float] | None:
-    """Return Wilson's score interval of a success probability (E. B. Wilson, 1927), or None without an observation.
-
-    Args:
-        successes: in [0, n].
-        z: quantile of the normal distribution; 1.959964 is 95 %, two-sided.
-    """
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}")
+def wilson(successes: int, n: int) -> tuple[float, float] | None:
+    """Return Wilson's 95 % score interval of a success probability, or None without an observation."""
     if n == 0:
         return None
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def rates(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Return counts and the success rate over the episodes that ended in success or failure.
+    """Return counts and the success rate, in which a policy's errors are failures and others' errors do not count.
 
     Returns:
-        episodes (all), errors, timeouts (those of the errors that were one), n = successes + failures, success_rate and
-        its interval (None if n is 0), and the mean number of steps to success (None without one).
+        episodes (all), errors, n = episodes - errors, successes, failures, policy_errors (those of the failures that
+        were one), success_rate and its interval (None if n is 0), worst_case_rate (with the errors as failures; None
+        without any), and the mean number of steps to success (None without one).
     """
     successes = [r for r in records if r.outcome == "success"]
-    failures = sum(r.outcome == "failure" for r in records)
-    n = len(successes) + failures
+    errors = sum(r.outcome == "error" for r in records)
+    n = len(records) - errors
     low, high = wilson(len(successes), n) or (None, None)
     return {
         "episodes": len(records),
         "n": n,
         "successes": len(successes),
-        "failures": failures,
-        "errors": len(records) - n,
-        "timeouts": sum(r.error_kind == "timeout" for r in records),
+        "failures": n - len(successes),
+        "policy_errors": sum(r.outcome == "policy_error" for r in records),
+        "errors": errors,
         "success_rate": len(successes) / n if n else None,
         "wilson_low": low,
         "wilson_high": high,
+        "worst_case_rate": len(successes) / len(records) if errors else None,
         "mean_steps_to_success": float(np.mean([r.steps for r in successes])) if successes else None,
     }
 
@@ -129,12 +119,12 @@ def headline(report: Mapping[str, Any]) -> str:
     lines = []
     for row in report["per_suite"]:
         counts = f"{row['successes']} of {row['n']} episodes{_interval(row)}"
-        lines.append(f"{row['suite']}: success in {counts}, {row['errors']} errors")
+        lines.append(f"{row['suite']}: success in {counts}, {_errors(row)}")
     if report.get("held_out"):
         lines.append(f"  {on_held_out(report['held_out'])}")
     for row in report.get("conditions", ()):
         amount = "" if row["amount"] is None else f" {row['amount']:g}"
-        lines.append(f"  {row['condition']}{amount}: {row['successes']} of {row['n']}{_interval(row)}")
+        lines.append(f"  {row['condition']}{amount}: {row['successes']} of {row['n']}{_interval(row)}, {_errors(row)}")
     if words := whether_it_looks(report):
         lines.append(words)
     if report.get("init_states_demonstrated"):
@@ -146,6 +136,11 @@ def _interval(row: Mapping[str, Any]) -> str:
     if not row["n"]:
         return ""
     return f" = {row['success_rate']:.1%} (95 %: {row['wilson_low']:.1%} to {row['wilson_high']:.1%})"
+
+
+def _errors(row: Mapping[str, Any]) -> str:
+    text = f"{row['policy_errors']} policy errors, {row['errors']} errors"
+    return text + (f" (counted as failures: {row['worst_case_rate']:.1%})" if row["errors"] else "")
 
 
 def whether_it_looks(report: Mapping[str, Any]) -> str | None:

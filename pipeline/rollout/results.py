@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pipeline.errors import DataError
 
-Outcome = Literal["success", "failure", "error"]
-ErrorKind = Literal["agent", "simulator", "timeout", "lost"]
+Outcome = Literal["success", "failure", "policy_error", "error"]
+ErrorKind = Literal["policy", "timeout", "simulator", "memory", "lost"]
 Key = tuple[str, int, int]
 
 
@@ -23,10 +23,11 @@ class EpisodeRecord:
         task: LIBERO's task id in the suite.
         init_row: row of the task's init states that the episode started from (a replay then goes to its
             demonstration's own state).
-        outcome: `error` is a crash or a timeout, which says nothing about the policy: never counted as failure.
-        error_kind: agent (it raised, or gave no usable action), simulator, timeout (of the episode), or lost (its
-            worker process died, again and again); None without an error.
-        attempts: runs it took; an episode that ended in an error is run once more.
+        outcome: `policy_error` is an exception, an unusable action or a timeout of the policy, and counts as a failure;
+            `error` is the simulator's or the machine's fault, says nothing about the policy, and is in no rate.
+        error_kind: policy (it raised, or gave no usable action), timeout (of the episode), simulator, memory (there was
+            not enough), or lost (the worker process died, again and again); None without an error.
+        attempts: runs it took; an episode that ended in an `error` is run once more.
         steps: control steps after settling; of a success, the steps to it.
         policy_calls: times that the agent was asked to act.
         renders: times that the cameras were drawn: policy_calls, unless a video was recorded or the agent is blind.

@@ -19,7 +19,7 @@ from pipeline.rollout.baselines import RandomAgent
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings, episode_seed
 from pipeline.rollout.results import EpisodeRecord, Journal, read_records
-from tests.rollout.agents import Odd
+from tests.rollout.agents import Odd, Scripted
 
 SERIAL = Compute("serial", None, 1)
 RANDOM = partial(RandomAgent, 4)
@@ -89,19 +89,28 @@ def test_an_episode_whose_worker_dies_is_an_error(plan, tmp_path: Path, monkeypa
 
 
 @pytest.mark.sim
-def test_an_error_is_tried_once_more_in_a_new_simulator(plan, tmp_path: Path) -> None:
-    once = partial(Odd, "raise", None, tmp_path / "happened")
-    (record,) = evaluate(plan(once, episodes=1), SERIAL, tmp_path / "once")
+def test_an_error_is_tried_once_more_in_a_new_simulator(plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaks(Scripted):
+        crash_at, once = 3, tmp_path / "happened"
+
+    monkeypatch.setattr(engine, "Simulator", Breaks)
+    (record,) = evaluate(plan(episodes=1), SERIAL, tmp_path / "once")
     assert (record.outcome, record.attempts, record.error) == ("failure", 2, None)
+    Breaks.once = None
+    (record,) = evaluate(plan(episodes=1), SERIAL, tmp_path / "always")
+    assert (record.outcome, record.error_kind, record.attempts) == ("error", "simulator", 2)
 
 
 @pytest.mark.sim
 def test_failures_are_filmed_afterwards(plan, task: Task, tmp_path: Path) -> None:
-    """Episode 0 errs, so that the first failure is one that nobody knew to film."""
+    """Episode 0 is an error of the policy, so that the first failure is one that nobody knew to film."""
     errs = partial(Odd, "nan", (episode_seed(0, task, 0),))
     records = evaluate(plan(errs, episodes=2, videos_per_task=1), SERIAL, tmp_path)
-    assert [(r.outcome, r.attempts, r.video is not None) for r in records] == [("error", 2, True), ("failure", 1, True)]
-    assert records[0].error_kind == "agent" and "component 3" in str(records[0].error)
+    assert [(r.outcome, r.attempts, r.video is not None) for r in records] == [
+        ("policy_error", 1, True),
+        ("failure", 1, True),
+    ], "an error of the policy is not tried again"
+    assert records[0].error_kind == "policy" and "component 3" in str(records[0].error)
     assert [r.video for r in read_records(tmp_path / "episodes.jsonl")] == [None, None], "one line per episode"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from pipeline.errors import PipelineError
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import Task, init_states
+from pipeline.rollout import episode
 from pipeline.rollout.baselines import NoopAgent, RandomAgent
 from pipeline.rollout.episode import (
-    AgentError,
     EpisodeSettings,
+    PolicyError,
     _checked,
     _digest,
     episode_seed,
@@ -22,7 +24,7 @@ from pipeline.rollout.episode import (
     step_limit,
 )
 from pipeline.rollout.video import VideoRecorder, read_frames
-from tests.rollout.agents import Odd, Scripted
+from tests.rollout.agents import Clock, Odd, Scripted, Slow
 
 pytestmark = pytest.mark.sim
 CAMERAS = ("agentview", "eye_in_hand")
@@ -101,14 +103,10 @@ def test_success_at_any_step_ends_the_episode(simulator: Scripted, task: Task, a
         ("raise", "the agent's act() raised RuntimeError('no idea') (agents.py:"),
     ],
 )
-def test_an_agent_that_gives_no_action_is_an_error(simulator: Scripted, task: Task, what: str, said: str) -> None:
+def test_an_agent_that_gives_no_action_has_failed(simulator: Scripted, task: Task, what: str, said: str) -> None:
     record = run_episode(simulator, Odd(what), task, 6, SETTINGS)
-    assert (record.outcome, record.error_kind, record.steps, record.policy_calls) == (
-        "error",
-        "agent",
-        4,
-        1 + (what == "nan"),
-    )
+    assert (record.outcome, record.error_kind) == ("policy_error", "policy")
+    assert (record.steps, record.policy_calls) == (4, 1 + (what == "nan"))
     assert said in str(record.error)
     assert (record.suite, record.task, record.episode) == ("libero_spatial", 0, 6)
 
@@ -124,7 +122,7 @@ def test_an_agent_that_gives_no_action_is_an_error(simulator: Scripted, task: Ta
     ],
 )
 def test_what_is_no_action_is_said(actions: np.ndarray, said: str) -> None:
-    with pytest.raises(AgentError, match=said):
+    with pytest.raises(PolicyError, match=said):
         _checked(actions, 4)
 
 
@@ -136,11 +134,42 @@ def test_a_simulator_that_crashes_is_an_error(simulator: Scripted, task: Task) -
     assert record.final_state is None
 
 
-def test_too_slow_is_a_timeout(simulator: Scripted, task: Task) -> None:
-    settings = replace(SETTINGS, timeout_s=1.4)
-    record = run_episode(simulator, Odd("sleep"), task, 0, settings)
-    assert (record.outcome, record.error_kind) == ("error", "timeout")
-    assert "more than eval_libero.timeout_s 1.4" in str(record.error)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that moves only when told to, so that no test depends on the machine's speed."""
+    clock = Clock()
+    monkeypatch.setattr(episode, "own_time", lambda: clock.now)
+    return clock
+
+
+def test_a_policy_that_is_too_slow_has_failed(simulator: Scripted, task: Task, clock: Clock) -> None:
+    record = run_episode(simulator, Slow(clock, 5.1), task, 0, replace(SETTINGS, timeout_s=10.0))
+    assert (record.outcome, record.error_kind, record.policy_calls, record.steps) == ("policy_error", "timeout", 2, 4)
+    assert "10.2 s for 4 steps, 10.2 s of them the policy's: more than eval_libero.timeout_s 10" in str(record.error)
+
+
+def test_a_simulator_that_is_too_slow_is_no_fault_of_the_policy(
+    simulator: Scripted, task: Task, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = simulator.step
+    monkeypatch.setattr(simulator, "step", lambda action: clock.pass_by(2.0) or step(action))
+    record = run_episode(simulator, Slow(clock, 5.1), task, 0, replace(SETTINGS, timeout_s=12.0))
+    assert (record.outcome, record.error_kind, record.steps) == ("error", "timeout", 1), "8 s, of them settling's 6"
+
+
+def test_waiting_for_a_core_is_nobodys_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's figures: nanoseconds that the thread ran, that it waited for a core, and slices."""
+    now = [100.0]
+    monkeypatch.setattr(episode, "perf_counter", lambda: now[0])
+    texts = iter(["5000000000 1000000000 7", "5000000000 31000000000 8"])
+    monkeypatch.setattr(Path, "read_text", lambda self: next(texts))
+    before, now[0] = episode.own_time(), 140.0
+    assert episode.own_time() - before == pytest.approx(10), "40 s, of which 30 in the queue"
+
+
+def test_a_machine_without_memory_is_no_fault_of_the_policy(simulator: Scripted, task: Task) -> None:
+    record = run_episode(simulator, Odd("memory"), task, 0, SETTINGS)
+    assert (record.outcome, record.error_kind) == ("error", "memory")
 
 
 def test_a_row_that_the_task_lacks_is_refused(simulator: Scripted, task: Task) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.rollout.metrics import Z_95, headline, held_out, paired, rates, summary, timings, whether_it_looks, wilson
+from pipeline.rollout.metrics import headline, held_out, paired, rates, summary, timings, whether_it_looks, wilson
 from tests.rollout.make import record
 
 
@@ -23,7 +23,7 @@ def test_wilson_ends_are_z_standard_errors_from_the_observed_rate(n: int) -> Non
         assert 0 <= low <= successes / n <= high <= 1
         for end in (low, high):
             if 0 < end < 1:
-                assert abs(successes / n - end) == pytest.approx(Z_95 * math.sqrt(end * (1 - end) / n))
+                assert abs(successes / n - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / n))
 
 
 def test_wilson_of_nothing_is_no_interval_and_nonsense_is_refused() -> None:
@@ -33,15 +33,23 @@ def test_wilson_of_nothing_is_no_interval_and_nonsense_is_refused() -> None:
             wilson(successes, n)
 
 
-def test_errors_are_in_no_rate() -> None:
+def test_errors_of_the_policy_are_failures_and_others_are_in_no_rate_but_the_worst_case() -> None:
     records = [record("success", episode=i) for i in range(3)]
-    records += [record("failure", episode=3), record("error", episode=4, error_kind="timeout")]
+    records += [record("failure", episode=3), record("policy_error", episode=4, error_kind="policy")]
     row = rates(records)
-    assert (row["episodes"], row["n"], row["successes"], row["failures"], row["errors"]) == (5, 4, 3, 1, 1)
-    assert row["timeouts"] == 1
-    assert row["success_rate"] == 0.75
-    assert (row["wilson_low"], row["wilson_high"]) == wilson(3, 4)
+    assert (row["episodes"], row["n"], row["failures"], row["policy_errors"], row["errors"]) == (5, 5, 2, 1, 0)
+    assert row["success_rate"] == 0.6 and row["worst_case_rate"] is None
+    assert "3 of 5 episodes = 60.0%" in headline(summary(records))
+    assert headline(summary(records)).endswith("1 policy errors, 0 errors")
+
+    records.append(record("error", episode=5, error_kind="lost"))
+    row = rates(records)
+    assert (row["episodes"], row["n"], row["successes"], row["failures"], row["errors"]) == (6, 5, 3, 2, 1)
+    assert (row["success_rate"], row["worst_case_rate"]) == (0.6, 0.5)
+    assert (row["wilson_low"], row["wilson_high"]) == wilson(3, 5)
     assert row["mean_steps_to_success"] == 101
+    assert headline(summary(records)).endswith("1 policy errors, 1 errors (counted as failures: 50.0%)")
+    assert paired(records, records)["pairs"] == 5
 
 
 def test_no_rate_without_an_episode_that_ended() -> None:
