@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 CANDIDATES = {"auto": ("egl", "osmesa"), "egl": ("egl",), "osmesa": ("osmesa",)}
 DEBIAN_PACKAGES = ("libosmesa6", "libegl1", "libgl1", "libegl-mesa0", "libglx-mesa0", "libgl1-mesa-dri")
 PROBE_TIMEOUT_S = 60.0
+CUDA_TIMEOUT_S = 120.0  # for importing torch, too
+EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"  # MuJoCo's own variable
 PROBE_MEMORY = "VLA_FLOW_GL"
 """Environment variable in which a result is handed to child processes: a probe costs a second or two."""
 
@@ -42,13 +44,22 @@ class Backend:
     renderer: str
 
 
-def activate(asked: str) -> Backend:
+def activate(asked: str, gpu: int | None = None, cuda: str | None = None) -> Backend:
     """Find a backend that draws, and set MUJOCO_GL and PYOPENGL_PLATFORM for this process and its children.
+
+    Args:
+        asked: "auto", "egl" or "osmesa".
+        gpu: CUDA's number of the GPU to draw on with EGL, unless MUJOCO_EGL_DEVICE_ID is set; None: EGL's own choice.
+        cuda: torch device that this process computes on: EGL must work beside it, which on some machines it does not.
 
     Raises:
         SimulatorError: none works, or PyOpenGL was imported before for another one.
     """
-    backend = _remembered(asked) or _probe_all(asked)
+    egl_device = None if gpu is None or EGL_DEVICE in os.environ else _egl_number(gpu)
+    backend = _remembered(asked, egl_device, cuda)
+    if backend is None:
+        backend = _probe_all(asked, egl_device, cuda)
+        os.environ[PROBE_MEMORY] = json.dumps({**asdict(backend), "device": _device(), "cuda": cuda})
     loaded = _loaded_backend()
     if loaded not in (None, backend.used):
         raise SimulatorError(
@@ -57,17 +68,19 @@ def activate(asked: str) -> Backend:
         )
     load_triton_first()
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend.used
-    os.environ[PROBE_MEMORY] = json.dumps({**asdict(backend), "device": _device()})
     return backend
 
 
-def probe(name: str, timeout_s: float = PROBE_TIMEOUT_S) -> str:
+def probe(name: str, timeout_s: float = PROBE_TIMEOUT_S, cuda: str | None = None) -> str:
     """Draw a picture with backend `name` in a process of its own; return OpenGL's renderer string.
+
+    Args:
+        cuda: torch device on which that process has a CUDA context while it draws.
 
     Raises:
         SimulatorError: it crashed, hung, or drew something else.
     """
-    program = [sys.executable, "-P", str(Path(__file__).with_name("gl_probe.py"))]
+    program = [sys.executable, "-P", str(Path(__file__).with_name("gl_probe.py")), *([cuda] if cuda else [])]
     env = {**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
     try:
         result = subprocess.run(program, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -116,14 +129,32 @@ def release(backend: str) -> None:
         osmesa.osmesa.OSMesaMakeCurrent(None, None, osmesa.GL.GL_FLOAT, 0, 0)
 
 
-def _probe_all(asked: str) -> Backend:
+def _egl_number(gpu: int) -> str:
+    """Return EGL's number of one of CUDA's GPUs: CUDA counts those of CUDA_VISIBLE_DEVICES only."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible[gpu].strip() if gpu < len(visible) and visible[gpu].strip().isdigit() else str(gpu)
+
+
+def _probe_egl(device: str | None, cuda: str | None) -> str:
+    """Probe EGL on device number `device`; if that does not draw, on the one that EGL takes."""
+    if device is not None:
+        os.environ[EGL_DEVICE] = device
+        try:
+            return probe("egl", CUDA_TIMEOUT_S, cuda)
+        except SimulatorError as e:
+            log.warning("OpenGL backend %s, on its device %s", e, device)
+            del os.environ[EGL_DEVICE]
+    return probe("egl", CUDA_TIMEOUT_S, cuda) if cuda else probe("egl")
+
+
+def _probe_all(asked: str, egl_device: str | None, cuda: str | None) -> Backend:
     names = list(CANDIDATES[asked])
     # auto takes what a process that already holds MuJoCo can still use, before its own order.
     names.sort(key=lambda name: name != _loaded_backend())
     failures = []
     for name in names:
         try:
-            backend = Backend(asked, name, probe(name))
+            backend = Backend(asked, name, _probe_egl(egl_device, cuda) if name == "egl" else probe(name))
         except SimulatorError as e:
             failures.append(str(e))
             log.warning("OpenGL backend %s", e)
@@ -136,10 +167,12 @@ def _probe_all(asked: str) -> Backend:
     )
 
 
-def _remembered(asked: str) -> Backend | None:
+def _remembered(asked: str, egl_device: str | None, cuda: str | None) -> Backend | None:
+    """Return what was found before for the same question, in this process or one that started it."""
     try:
         memory = json.loads(os.environ[PROBE_MEMORY])
-        if memory.pop("device") == _device() and memory["asked"] == asked:
+        beside, device = memory.pop("cuda"), memory.pop("device")
+        if cuda in (None, beside) and device == (egl_device or _device()) and memory["asked"] == asked:
             return Backend(**memory)
     except (KeyError, ValueError, TypeError, AttributeError):
         pass
@@ -148,7 +181,7 @@ def _remembered(asked: str) -> Backend | None:
 
 def _device() -> str | None:
     """The GPU that EGL is told to use: another one is another probe."""
-    return os.environ.get("MUJOCO_EGL_DEVICE_ID")
+    return os.environ.get(EGL_DEVICE)
 
 
 def _loaded_backend() -> str | None:

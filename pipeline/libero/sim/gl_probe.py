@@ -1,7 +1,8 @@
 """Draw one picture with MuJoCo and print which renderer drew it, as JSON. Run by `pipeline.libero.sim.gl` as a program.
 
 A process of its own, since a broken driver may abort or hang, and MuJoCo can't change its backend once imported.
-Usage: MUJOCO_GL=egl PYOPENGL_PLATFORM=egl python -P gl_probe.py
+Usage: MUJOCO_GL=egl PYOPENGL_PLATFORM=egl python -P gl_probe.py [cuda:0]
+With a CUDA device it holds a context there while it draws, as a process with a policy on that GPU does.
 """
 
 import json
@@ -39,7 +40,14 @@ def draw() -> str:
 
 def main() -> None:
     try:
+        if len(sys.argv) > 1:
+            import torch
+
+            held = torch.zeros(1, device=sys.argv[1])  # which makes the context
         answer = {"renderer": draw()}
+        if len(sys.argv) > 1:
+            held += 1  # drawing has left it usable
+            torch.cuda.synchronize()
     except Exception as e:
         answer = {"error": f"{type(e).__name__}: {e}"}
     sys.stdout.write(json.dumps(answer))

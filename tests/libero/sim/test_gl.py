@@ -79,15 +79,72 @@ def test_pyopengl_imported_for_another_platform_is_an_error() -> None:
 def test_a_child_probes_only_what_its_parent_did_not(
     asked: str, memory: dict, renderer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {"asked": "auto", "used": "osmesa", "renderer": "known already", "device": None}
+    known = {"asked": "auto", "used": "osmesa", "renderer": "known already", "device": None, "cuda": None}
     monkeypatch.setenv(gl.PROBE_MEMORY, json.dumps(known | memory))
     for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"):
         monkeypatch.setenv(name, "")  # to be put back after the test
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     monkeypatch.setattr(gl, "_loaded_backend", lambda: None)
-    monkeypatch.setattr(gl, "probe", lambda name: "probed")
+    monkeypatch.setattr(gl, "probe", lambda name, *_: "probed")
     assert gl.activate(asked).renderer == renderer
     assert json.loads(os.environ[gl.PROBE_MEMORY])["renderer"] == renderer
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What is probed, all of which draws: backend, EGL's device, CUDA's device. Nothing was probed before."""
+    done: list[tuple] = []
+
+    def probe(name: str, timeout_s: float = 0, cuda: str | None = None) -> str:
+        done.append((name, os.environ.get(gl.EGL_DEVICE), cuda))
+        return "a renderer"
+
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", gl.PROBE_MEMORY, gl.EGL_DEVICE, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # to be put back after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(gl, "_loaded_backend", lambda: None)
+    monkeypatch.setattr(gl, "probe", probe)
+    return done
+
+
+def test_egl_is_probed_beside_cuda_on_the_gpu_that_it_draws_on(
+    probes: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gl.activate("auto", gpu=1, cuda="cuda:1")
+    assert probes == [("egl", "1", "cuda:1")] and os.environ[gl.EGL_DEVICE] == "1"
+    gl.activate("auto")
+    gl.activate("auto", gpu=1, cuda="cuda:1")
+    assert len(probes) == 1, "the simulator asks again, and need not know of CUDA"
+    monkeypatch.delenv(gl.EGL_DEVICE)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    gl.activate("auto", gpu=1, cuda="cuda:1")
+    assert probes[1:] == [("egl", "6", "cuda:1")]
+
+
+def test_a_device_that_the_user_has_set_stays(probes: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gl.EGL_DEVICE, "3")
+    gl.activate("auto", gpu=1)
+    assert probes == [("egl", "3", None)]
+    gl.activate("auto", cuda="cuda:0")
+    assert probes[1:] == [("egl", "3", "cuda:0")], "what draws alone may not draw beside CUDA"
+
+
+def test_where_egl_aborts_beside_cuda_osmesa_draws(probes: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    def aborts(name: str, *_: object) -> str:
+        probes.append((name, os.environ.get(gl.EGL_DEVICE)))
+        if name == "egl":
+            raise SimulatorError("egl: the probe died with status -6: no message")
+        return "llvmpipe"
+
+    monkeypatch.setattr(gl, "probe", aborts)
+    assert gl.activate("auto", gpu=1, cuda="cuda:1").used == "osmesa"
+    assert probes == [("egl", "1"), ("egl", None), ("osmesa", None)]
+    assert gl.EGL_DEVICE not in os.environ
+
+
+def test_a_probe_beside_a_cuda_that_is_not_there_fails() -> None:
+    with pytest.raises(SimulatorError, match=r"egl: (RuntimeError|AssertionError|AcceleratorError)"):
+        gl.probe("egl", gl.CUDA_TIMEOUT_S, "cuda:77")
 
 
 def test_a_probe_that_hangs_is_given_up() -> None:
