@@ -53,6 +53,20 @@ def default_batch_size(model: str, device: str, rows: int) -> int:
     return math.ceil(rows / math.ceil(rows / most))
 
 
+def declared_identity(params: EncoderParams) -> dict[str, Any]:
+    """Return what of `ClipEncoder.identity` follows from the settings alone: no weights are read.
+
+    Precision is left out if it is "auto", the size of images if open_clip does not know the model.
+    """
+    size = (get_model_config(params.model) or {}).get("vision_cfg", {}).get("image_size")
+    return {
+        "library": "open_clip",
+        **params.identity,
+        "activation": activation(params.model),
+        **({"image_size": size} if size else {}),
+    }
+
+
 class ClipEncoder:
     """A CLIP model that never trains.
 
@@ -107,10 +121,8 @@ class ClipEncoder:
         self.image_size = self._preprocess.size
         self.dim = int(self.text(["a"]).shape[1])
         self.identity: dict[str, Any] = {
-            "library": "open_clip",
-            **params.identity,
+            **declared_identity(params),
             "weights_sha256": digest,
-            "activation": activation(params.model),
             "precision": self.precision,
             "image_size": self.image_size,
             "mean": list(self._preprocess.mean),

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from pipeline.encode.clip import ClipEncoder
+from pipeline.compute import worker_index
+from pipeline.encode.clip import ClipEncoder, declared_identity, pick_device
 from pipeline.encode.preprocess import TRANSFORM_ID
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.errors import ConfigError, DataError
@@ -70,7 +71,7 @@ class PolicyAgent:
         steps: int | None = None,
         n_action_steps: int | None = None,
     ) -> None:
-        check_spec(bundle.spec, sim)
+        check_pictures(bundle.spec, sim)
         check_encoder(bundle.spec, encoder.identity)
         arch = bundle.spec.architecture
         self.cameras = arch.cameras
@@ -128,13 +129,12 @@ class PolicyAgent:
 
 
 class RecordingAgent:
-    """An agent that keeps the images of its observations, and its action chunks."""
+    """An agent that keeps the images of its observations."""
 
     def __init__(self, agent: Agent) -> None:
         self.cameras = agent.cameras
         self.execute = agent.execute
         self.seen: list[dict[str, np.ndarray]] = []
-        self.chunks: list[Float[np.ndarray, "h 7"]] = []
         self._agent = agent
 
     def reset(self, task: Task, seed: int) -> None:
@@ -145,10 +145,8 @@ class RecordingAgent:
             self._agent.begin(simulator, episode)
 
     def act(self, obs: Observation) -> np.ndarray:
-        actions = self._agent.act(obs)
         self.seen.append(obs.images)
-        self.chunks.append(np.asarray(actions, np.float64)[: self.execute])
-        return actions
+        return self._agent.act(obs)
 
 
 def action_steps(arch: Architecture, asked: int | None) -> int:
@@ -168,6 +166,11 @@ def action_steps(arch: Architecture, asked: int | None) -> int:
     return steps
 
 
+def own_device(device: str) -> str:
+    """Return the torch device of this worker: for "cuda" it is one of the GPUs, in turn."""
+    return pick_device(worker_index()) if device == "cuda" else device
+
+
 def policy_identity(path: str | Path) -> dict[str, Any]:
     """Return what the results of the bundle at `path` depend on, and its weights' hash, as plain JSON values.
 
@@ -179,8 +182,18 @@ def policy_identity(path: str | Path) -> dict[str, Any]:
     return {"weights_sha256": weights_digest(path), **tree}
 
 
-def check_spec(spec: PolicySpec, sim: Sim) -> None:
-    """Refuse a policy that would see other pictures than it learnt from. Needs no encoder, so it is checked first.
+def check_settings(spec: PolicySpec, sim: Sim, encoder: EncoderParams) -> None:
+    """Refuse settings that are not the policy's, by policy.json alone: all but the encoder's weights.
+
+    Raises:
+        DataError: names both sides and the remedy.
+    """
+    check_pictures(spec, sim)
+    check_encoder(spec, declared_identity(encoder))
+
+
+def check_pictures(spec: PolicySpec, sim: Sim) -> None:
+    """Refuse a policy that would see other pictures than it learnt from.
 
     Raises:
         DataError: names both sides and the remedy.
@@ -208,11 +221,15 @@ def check_spec(spec: PolicySpec, sim: Sim) -> None:
 
 
 def check_encoder(spec: PolicySpec, identity: dict[str, Any]) -> None:
-    """Refuse another encoder than the one whose features the policy was trained on. Raises DataError."""
+    """Refuse another encoder than the one whose features the policy was trained on. Raises DataError.
+
+    Args:
+        identity: ClipEncoder.identity, or a part of it.
+    """
     mine, theirs = json.loads(json.dumps(identity)), spec.encoder
-    differing = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+    differing = [k for k in sorted(mine) if mine[k] != theirs.get(k)]
     if differing:
-        sides = "; ".join(f"{k}: {theirs.get(k)!r} in the policy, {mine.get(k)!r} in the settings" for k in differing)
+        sides = "; ".join(f"{k}: {theirs.get(k)!r} in the policy, {mine[k]!r} in the settings" for k in differing)
         raise DataError(
             f"the policy was trained on another encoder's features ({sides}). "
             "Set embed.encoder as it was, or embed and train again: dvc repro train_flow"

@@ -15,15 +15,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.compute import Compute, map_unordered
+from pipeline.compute import Compute, map_unordered, worker_index
 from pipeline.errors import SimulatorError
 from pipeline.files import exclusive, write_atomic
 from pipeline.libero.installation import find_assets, picture_identity
 from pipeline.libero.settings import Sim
+from pipeline.libero.sim import gl
 from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import Task, check_row, init_states
 from pipeline.provenance import code_digest, versions
-from pipeline.rollout.agent import Agent
+from pipeline.rollout.agent import Agent, own_device
 from pipeline.rollout.conditions import alter_agent
 from pipeline.rollout.episode import EpisodeSettings, describe, run_episode, step_limit
 from pipeline.rollout.results import EpisodeRecord, ErrorKind, Journal, Key
@@ -48,6 +49,7 @@ class Evaluation:
         episodes: per task.
         videos_per_task: recordings of each task's first episodes, and as many of its failures.
         threads: of torch, in each worker. Sums depend on it, in the last bit.
+        device: that the agent computes on: cpu, cuda (the GPUs in turn), cuda:1...
     """
 
     make_agent: Callable[[], Agent]
@@ -58,6 +60,7 @@ class Evaluation:
     settings: EpisodeSettings
     videos_per_task: int = 0
     threads: int = 1
+    device: str = "cpu"
 
     def describe(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
@@ -184,6 +187,9 @@ class Worker:
         import torch
 
         torch.set_num_threads(evaluation.threads)  # whatever the number of workers
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        cuda = own_device(evaluation.device) if evaluation.device != "cpu" else None
+        gl.activate(evaluation.sim.gl, gpu=worker_index() % gpus if gpus > 1 else None, cuda=cuda)
         self.evaluation = evaluation
         self.agent = alter_agent(evaluation.make_agent(), evaluation.settings.condition, evaluation.sim)
         self.simulator: Simulator | None = None

@@ -16,7 +16,7 @@ from pipeline.libero.sim.simulator import Observation
 from pipeline.libero.suites import Task, tasks
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, save
 from pipeline.policy.network import PolicyNetwork
-from pipeline.rollout.agent import Agent, PolicyAgent, check_spec, policy_identity
+from pipeline.rollout.agent import Agent, PolicyAgent, check_pictures, policy_identity
 from pipeline.rollout.baselines import NoopAgent, RandomAgent
 from tests import base
 
@@ -126,21 +126,21 @@ def test_an_episode_depends_on_its_seed_and_task_only(bundle: PolicyBundle, enco
 
 
 def test_a_policy_for_other_pictures_is_refused(bundle: PolicyBundle, encoder: ClipEncoder) -> None:
-    check_spec(bundle.spec, SIM)
+    check_pictures(bundle.spec, SIM)
     with pytest.raises(DataError, match=r"sim\.render 'fast'.*'full'.*Set sim\.render: fast"):
         PolicyAgent(bundle, encoder, replace(SIM, render="full"))
     with pytest.raises(DataError, match=r"sim\.image_size 64.*128"):
-        check_spec(bundle.spec, replace(SIM, image_size=128))
+        check_pictures(bundle.spec, replace(SIM, image_size=128))
     # As every policy is that was trained on the low-poly scenes of before.
     elsewhere = replace(bundle.spec, data={"sim": picture_identity(SIM) | {"assets": "embedded"}})
     with pytest.raises(DataError, match=rf"assets with digest 'embedded'.*{own_digest()}.*sim\.assets_path.*dvc repro"):
-        check_spec(elsewhere, SIM)
+        check_pictures(elsewhere, SIM)
     turned = replace(bundle.spec, transform="half-turn/v0")
     with pytest.raises(DataError, match=rf"'half-turn/v0'.*{TRANSFORM_ID}.*dvc repro train_flow"):
-        check_spec(turned, SIM)
+        check_pictures(turned, SIM)
     otherwise = replace(bundle.spec, data={**bundle.spec.data, "depth": "linear/v0"})
     with pytest.raises(DataError, match=r"depth drawn as 'linear/v0'"):
-        check_spec(otherwise, SIM)
+        check_pictures(otherwise, SIM)
 
 
 def test_a_policy_of_another_encoder_is_refused(bundle: PolicyBundle, encoder: ClipEncoder) -> None:

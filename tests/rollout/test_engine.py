@@ -14,11 +14,13 @@ from pipeline.files import exclusive
 from pipeline.libero.settings import Sim
 from pipeline.libero.suites import Task
 from pipeline.rollout import engine
-from pipeline.rollout.agent import Agent
+from pipeline.rollout.agent import Agent, PolicyAgent
 from pipeline.rollout.baselines import RandomAgent
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
 from pipeline.rollout.episode import EpisodeSettings, episode_seed
+from pipeline.rollout.plan import load_policy
 from pipeline.rollout.results import EpisodeRecord, Journal, read_records
+from tests import base
 from tests.rollout.agents import Odd, Scripted
 
 SERIAL = Compute("serial", None, 1)
@@ -154,6 +156,28 @@ def test_assets_that_a_worker_lacks_end_the_run(
         evaluate(evaluation, SERIAL, tmp_path / "work")
     with Journal(tmp_path / "work/episodes.jsonl") as journal:
         assert not journal.records, "a setting that is wrong is no episode's error"
+
+
+def test_workers_are_spread_over_the_gpus(plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    activated, loaded = [], []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("pipeline.libero.sim.gl.activate", lambda asked, gpu, cuda: activated.append((gpu, cuda)))
+    monkeypatch.setattr(PolicyAgent, "load", lambda path, encoder, sim, device, *_: loaded.append(device) or RANDOM())
+
+    def start(index: int, gpus: int, device: str) -> None:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        for module in ("engine", "agent"):
+            monkeypatch.setattr(f"pipeline.rollout.{module}.worker_index", lambda: index)
+        make = partial(load_policy, Path("policy"), base.params().embed.encoder, plan().sim, device, None, 4)
+        engine.Worker(plan(make, device=device))
+
+    for index in range(3):
+        start(index, 2, "cuda")
+    start(5, 1, "cuda")
+    start(1, 2, "cuda:0")
+    start(1, 2, "cpu")
+    assert loaded == ["cuda:0", "cuda:1", "cuda:0", "cuda:0", "cuda:0", "cpu"]
+    assert activated == [(0, "cuda:0"), (1, "cuda:1"), (0, "cuda:0"), (None, "cuda:0"), (1, "cuda:0"), (1, None)]
 
 
 def test_fingerprint_changes_with_whatever_moves_a_result(plan, sim: Sim, task: Task) -> None:

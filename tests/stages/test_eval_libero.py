@@ -26,6 +26,7 @@ from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import PolicySpec, save
 from pipeline.policy.network import Architecture, PolicyNetwork
+from pipeline.rollout import publish
 from pipeline.rollout.metrics import summary
 from pipeline.rollout.results import read_records
 from pipeline.rollout.video import read_frames
@@ -176,11 +177,10 @@ def test_a_device_that_is_not_there_is_refused(params: Params, write: Callable[[
             eval_libero.main([*write(params), "--agent", "noop", "--device", device])
 
 
-def test_init_states_of_demonstrations_are_counted(params: Params) -> None:
+def test_init_states_of_demonstrations_are_known(params: Params) -> None:
     demos = replace(params.demos, source="scripted", first_init_state=10, episodes=5)
-    records = [replace(record("success", 0, i), init_row=12 + i) for i in range(6)]
-    assert eval_libero.demonstrated(replace(params, demos=demos), records) == 3
-    assert eval_libero.demonstrated(replace(params, demos=replace(demos, source="official")), records) is None
+    assert eval_libero.demonstrated_rows(replace(params, demos=demos)) == range(10, 15)
+    assert eval_libero.demonstrated_rows(replace(params, demos=replace(demos, source="official"))) is None
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_a_policy_is_evaluated_by_the_protocol(
     out = tmp_path / "results/flow"
     eval_libero.main([*write(params), "--policy", str(policy), "--out", str(out)])
     said = capsys.readouterr().out
-    assert "libero_spatial: success in 0 of 2 episodes = 0.0% (95 %: 0.0% to 65.8%), 0 errors" in said
+    assert "libero_spatial: success in 0 of 2 episodes = 0.0% (95 %: 0.0% to 65.8%), 0 policy errors, 0 errors" in said
     assert str(out) in said
     tree = json.loads((out / "eval.json").read_text())
     assert (tree["suite"], tree["n"], tree["failures"], tree["success_rate"]) == ("libero_spatial", 2, 2, 0.0)
@@ -233,19 +233,29 @@ def test_a_policy_is_evaluated_by_the_protocol(
     assert [r.policy_calls for r in read_records(out / "episodes.jsonl")] == [3]
     assert json.loads((out / "eval.json").read_text())["protocol"]["agent"]["execute"] == 3
 
-    eval_libero.main([*write(params), "--policy", str(policy), "--picture", str(tmp_path / "strip.png")])
-    assert "episode 0: failure after 9 steps" in capsys.readouterr().out
-    assert (tmp_path / "strip.png").stat().st_size > 10_000
-
 
 def test_a_policy_that_does_not_fit_is_refused_before_anything_runs(
-    params: Params, write: Callable[[Params], list[str]], policy: Path, tmp_path: Path
+    params: Params, write: Callable[[Params], list[str]], policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.rollout.engine.map_unordered", lambda *_, **__: pytest.fail("a worker was started"))
+    monkeypatch.setattr("pipeline.rollout.agent.ClipEncoder", lambda *_: pytest.fail("an encoder was made"))
+    (policy / "weights.safetensors").unlink()  # policy.json is enough
     other = replace(params, sim=replace(params.sim, render="full"))
     with pytest.raises(DataError, match=r"sim\.render 'fast'"):
         eval_libero.main([*write(other), "--policy", str(policy)])
     with pytest.raises(DataError, match=r"policy\.json: not found.*dvc repro train_flow"):
         eval_libero.main([*write(params), "--policy", str(tmp_path / "nowhere")])
+    encoder = params.embed.encoder
+    for change, said in (
+        ({"seed": 1}, "seed: 0 in the policy, 1 in the settings"),
+        ({"precision": "bf16"}, "precision: 'fp32' in the policy, 'bf16' in the settings"),
+        ({"model": "ViT-B-16"}, "image_size|model: 'ViT-S-32' in the policy, 'ViT-B-16' in the settings"),
+        ({"pretrained": "openai"}, "pretrained: 'seeded' in the policy, 'openai' in the settings"),
+        ({"model": "ViT-B-32-quickgelu"}, "activation: 'gelu' in the policy, 'quick_gelu' in the settings"),
+    ):
+        changed = replace(params, embed=replace(params.embed, encoder=replace(encoder, **change)))
+        with pytest.raises(DataError, match=rf"another encoder's features \(.*{said}.*Set embed\.encoder as it was"):
+            eval_libero.main([*write(changed), "--policy", str(policy)])
     seldom = replace(params, eval_libero=replace(params.eval_libero, execute=17))
     with pytest.raises(ConfigError, match=r"eval_libero\.execute is 17, but the policy gives chunks of 16 actions"):
         eval_libero.main([*write(seldom), "--policy", str(policy)])
@@ -255,9 +265,9 @@ def test_a_policy_that_does_not_fit_is_refused_before_anything_runs(
 def test_nothing_but_errors_is_no_result_and_no_reason_to_repeat_it(tmp_path: Path) -> None:
     (tmp_path / "episodes.jsonl").write_text("x")
     with pytest.raises(SimulatorError, match=r"all 2 episodes.*context is lost.*episodes\.failed\.jsonl"):
-        eval_libero.refuse_all_errors([record("error"), record("error", episode=1)], tmp_path)
+        publish.refuse_all_errors([record("error"), record("error", episode=1)], tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["episodes.failed.jsonl"]
-    eval_libero.refuse_all_errors([record("error"), record("success", episode=1)], tmp_path)
+    publish.refuse_all_errors([record("error"), record("success", episode=1)], tmp_path)
 
 
 def test_results_replace_older_ones_whole(tmp_path: Path) -> None:
@@ -269,7 +279,7 @@ def test_results_replace_older_ones_whole(tmp_path: Path) -> None:
     (blind / "videos/dark.mp4").write_bytes(b"film")
     others = {blind: ("blank_cameras", [record("failure", video="videos/dark.mp4")])}
     records = [record(video="videos/new.mp4"), record("failure", episode=1)]
-    eval_libero.publish(records, summary(records), work, out, others)
+    publish.publish(records, summary(records), work, out, others)
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == [
         "conditions/blank_cameras/episodes.jsonl",
         "conditions/blank_cameras/videos/dark.mp4",
@@ -283,15 +293,3 @@ def test_results_replace_older_ones_whole(tmp_path: Path) -> None:
     assert json.loads((out / "metrics.json").read_text()) == pytest.approx(few, abs=1e-4)
     assert (out / "tasks.csv").read_text() == "task,success_rate,n\nlibero_spatial 0,0.5,2\n"
     assert not work.exists() and not blind.exists() and [p.name for p in out.parent.iterdir()] == ["flow"]
-
-
-@pytest.mark.sim
-@pytest.mark.slow
-def test_a_policy_of_other_pictures_is_refused_before_a_worker_starts(
-    params: Params, write: Callable[[Params], list[str]], policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.rollout.engine.map_unordered", lambda *_, **__: pytest.fail("a worker was started"))
-    full = replace(params, sim=replace(params.sim, render="full"))
-    with pytest.raises(DataError, match=r"trained on pictures of sim\.render 'fast'"):
-        eval_libero.main([*write(full), "--policy", str(policy), "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()
