@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -22,7 +20,7 @@ from torch import Tensor
 from pipeline.errors import DataError
 from pipeline.files import publish_directory, restore_directory
 from pipeline.policy.keyframes import PREFIX
-from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
+from pipeline.policy.network import Architecture, PolicyNetwork
 
 FORMAT = "vla-flow-policy"
 VERSION = 7
@@ -62,39 +60,12 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class PolicyBundle:
-    """A loaded policy, ready to act."""
+    """A loaded policy."""
 
     spec: PolicySpec
     network: PolicyNetwork
     device: torch.device
     tower: dict[str, Tensor] | None  # weights of a tuned image tower, under open_clip's names; None: the encoder's own
-
-    def act(
-        self,
-        features: Mapping[str, Tensor | np.ndarray],
-        text: Tensor | np.ndarray,
-        proprio: Mapping[str, Tensor | np.ndarray],
-        generator: torch.Generator,
-        steps: int | None = None,
-    ) -> Float[np.ndarray, "B H 7"]:
-        """Return the next H actions in the environment's units, [-1, 1].
-
-        Args:
-            features: camera -> (B, D), as the encoder gives them; (B, P, D) patch tokens if the policy takes a grid.
-            text: (B, D) instruction features.
-            proprio: name -> (B, k). With a history of L looks features and proprio have an axis L after B.
-            generator: a CPU generator, the source of the flow's noise: the same noise on any device.
-            steps: of sampling; the policy's own number if None.
-        """
-        images = {name: self._tensor(features[name]) for name in self.spec.architecture.cameras}
-        states: dict[str, Tensor] = {name: self._tensor(proprio[name]) for name in self.spec.architecture.proprio}
-        words = self._tensor(text)
-        noise = torch.randn(len(words), self.spec.architecture.horizon, ACTION_DIM, generator=generator)
-        actions = self.network.act(images, words, states, noise.to(self.device), steps)
-        return actions.float().cpu().numpy()
-
-    def _tensor(self, x: Tensor | np.ndarray) -> Tensor:
-        return torch.as_tensor(x, dtype=torch.float32, device=self.device)
 
 
 def save(path: Path, network: PolicyNetwork, spec: PolicySpec, tower: Mapping[str, Tensor] | None = None) -> None:

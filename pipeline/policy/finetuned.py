@@ -24,14 +24,14 @@ class TunedPolicy(PolicyNetwork):
         self.visual = visual
         self._preprocess = preprocess
 
-    def _condition(
+    def condition(
         self,
         images: Mapping[str, UInt8[Tensor, "B *look h w 3"]],
         text: Float[Tensor, "B D"],
         proprio: Mapping[str, Tensor],
         feature_noise: Mapping[str, Noise] | None = None,
     ) -> Float[Tensor, "B W"]:
-        return super()._condition(self._features(images), text, proprio, feature_noise)
+        return super().condition(self._features(images), text, proprio, feature_noise)
 
     def parameter_counts(self) -> dict[str, int]:
         """Return trainable parameters by component, those of the image tower as "encoder"."""

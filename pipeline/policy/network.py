@@ -101,7 +101,7 @@ class PolicyNetwork(nn.Module):
 
         `feature_noise` is added to the standardised image features.
         """
-        condition = self._condition(images, text, proprio, feature_noise)
+        condition = self.condition(images, text, proprio, feature_noise)
         loss = self.head.loss(self.normaliser.action(actions), condition, noise, u)
         return loss if keyframes is None or self.keyframes is None else loss + self.keyframes.loss(condition, keyframes)
 
@@ -115,7 +115,13 @@ class PolicyNetwork(nn.Module):
         steps: int | None = None,
     ) -> Float[Tensor, "B H A"]:
         """Return actions for the environment, clipped to [-1, 1]; `steps` defaults to the policy's sampling_steps."""
-        return self.propose(images, text, proprio, noise, steps).clamp(-1, 1)
+        return self.actions(
+            self.head.sample(self.condition(images, text, proprio), noise, steps or self.arch.sampling_steps)
+        )
+
+    def actions(self, chunk: Float[Tensor, "B H A"]) -> Float[Tensor, "B H A"]:
+        """Return what the head has sampled in the environment's units, clipped to [-1, 1]."""
+        return self.normaliser.action.inverse(chunk).clamp(-1, 1)
 
     def propose(
         self,
@@ -126,7 +132,7 @@ class PolicyNetwork(nn.Module):
         steps: int | None = None,
     ) -> Float[Tensor, "B H A"]:
         """Return actions in the environment's units before they are clipped."""
-        condition = self._condition(images, text, proprio)
+        condition = self.condition(images, text, proprio)
         return self.normaliser.action.inverse(self.head.sample(condition, noise, steps or self.arch.sampling_steps))
 
     @torch.no_grad()
@@ -140,15 +146,16 @@ class PolicyNetwork(nn.Module):
         """Return how far from straight a flow's paths are (see `RectifiedFlow.straightness`); None of other heads."""
         if not isinstance(self.head, RectifiedFlow):
             return None
-        return self.head.straightness(self._condition(images, text, proprio), noise)
+        return self.head.straightness(self.condition(images, text, proprio), noise)
 
-    def _condition(
+    def condition(
         self,
         images: Mapping[str, Tensor],
         text: Tensor,
         proprio: Mapping[str, Tensor],
         feature_noise: Mapping[str, Noise] | None = None,
     ) -> Float[Tensor, "B W"]:
+        """Return what the head is conditioned on: the observation and the instruction, standardised and fused."""
         images, text, proprio = self.normaliser.inputs(images, text, proprio, feature_noise)
         rows, history = len(text), self.arch.history
         return self.fusion(

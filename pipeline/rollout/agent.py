@@ -20,7 +20,7 @@ from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec, weights_digest
-from pipeline.policy.network import Architecture
+from pipeline.policy.network import ACTION_DIM, Architecture
 
 
 @runtime_checkable
@@ -82,8 +82,8 @@ class PolicyAgent:
         self._observations: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (arch.history - 1) * self._stride)
         self._bundle = bundle
         self._encoder = encoder
-        self._steps = steps
-        self._words: dict[str, Float[np.ndarray, "1 D"]] = {}
+        self._steps = steps or arch.sampling_steps
+        self._words: dict[str, Float[torch.Tensor, "1 D"]] = {}
         self._task: Task | None = None
         self._generator = torch.Generator()
 
@@ -110,11 +110,22 @@ class PolicyAgent:
         self._generator = torch.Generator().manual_seed(seed)
         self._observations.clear()
         if task.language not in self._words:
-            self._words[task.language] = self._encoder.text([task.language])
+            words = self._encoder.text([task.language])
+            self._words[task.language] = torch.as_tensor(words, device=self._bundle.device)
 
     def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
         if self._task is None:
             raise RuntimeError("reset() comes before act()")
+        network, device = self._bundle.network, self._bundle.device
+        images, state = self._inputs(obs)
+        noise = torch.randn(1, network.arch.horizon, ACTION_DIM, generator=self._generator)  # the same on any device
+        with torch.no_grad():
+            condition = network.condition(images, self._words[self._task.language], state)
+            chunk = network.head.sample(condition, noise.to(device), self._steps)
+            return network.actions(chunk)[0].float().cpu().numpy()
+
+    def _inputs(self, obs: Observation) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Encode the images; return features and proprioception, with those of the observations before, as batch 1."""
         arch = self._bundle.spec.architecture
         frames = np.stack([obs.images[camera] for camera in self.cameras])
         features = self._encoder.forward(self._encoder.prepare(frames))[self._kind].astype(np.float32)
@@ -122,10 +133,11 @@ class PolicyAgent:
         self._observations.append(state | dict(zip(self.cameras, features, strict=True)))
         newest = len(self._observations) - 1
         past = [self._observations[max(0, newest - i * self._stride)] for i in reversed(range(arch.history))]
-        seen = {name: np.stack([obs[name] for obs in past])[None] for name in past[0]}
+        seen = {name: np.stack([before[name] for before in past])[None] for name in past[0]}
         if arch.history == 1:
             seen = {name: x[:, 0] for name, x in seen.items()}
-        return self._bundle.act(seen, self._words[self._task.language], seen, self._generator, self._steps)[0]
+        tensors = {name: torch.as_tensor(x, device=self._bundle.device) for name, x in seen.items()}
+        return {name: tensors[name] for name in self.cameras}, {name: tensors[name] for name in arch.proprio}
 
 
 class RecordingAgent:

@@ -53,6 +53,19 @@ def untrained(encoder: ClipEncoder, grid: GridParams | None = None, history: int
     return PolicyBundle(spec, network, torch.device("cpu"), None)
 
 
+def act(
+    bundle: PolicyBundle,
+    features: dict[str, np.ndarray],
+    text: np.ndarray,
+    state: dict[str, np.ndarray],
+    generator: torch.Generator,
+) -> np.ndarray:
+    """What the network alone makes of these inputs, with the next noise."""
+    noise = torch.randn(1, bundle.spec.architecture.horizon, 7, generator=generator)
+    images, proprio = ({name: torch.tensor(x) for name, x in part.items()} for part in (features, state))
+    return bundle.network.act(images, torch.tensor(text), proprio, noise)[0].numpy()
+
+
 def observation(seed: int = 0) -> Observation:
     rng = np.random.default_rng(seed)
     images = {camera: rng.integers(0, 255, (64, 64, 3), np.uint8) for camera in ("eye_in_hand", "agentview")}
@@ -71,7 +84,7 @@ def test_policy_agent_does_what_encoder_and_bundle_do_by_hand(
     features = {c: encoder.images(obs.images[c][None]).astype(np.float32) for c in ("agentview", "eye_in_hand")}
     state = {"joint_pos": obs.joint_pos[None], "ee_pose": obs.ee_pose[None], "gripper": obs.gripper[None]}
     for got in actions:
-        expected = bundle.act(features, encoder.text([task.language]), state, generator)[0]
+        expected = act(bundle, features, encoder.text([task.language]), state, generator)
         assert got.shape == (4, 7)
         np.testing.assert_allclose(got, expected, atol=2e-3)  # a batch of two images against two of one
     assert np.abs(actions[0] - actions[1]).max() > 1e-3, "each call draws its own noise"
@@ -91,7 +104,7 @@ def test_a_policy_of_patch_tokens_with_a_history_sees_the_observations_before() 
             for c in ("agentview", "eye_in_hand")
         }
         state = {name: np.stack([getattr(o, name) for o in obs])[None] for name in ("joint_pos", "ee_pose", "gripper")}
-        return bundle.act(images, encoder.text([task.language]), state, generator)[0]
+        return act(bundle, images, encoder.text([task.language]), state, generator)
 
     for steps, pairs in ((None, [[0, 0], [0, 1], [1, 2]]), (1, [[0, 0], [0, 1], [0, 2], [1, 3]])):
         agent = PolicyAgent(bundle, encoder, SIM, n_action_steps=steps)

@@ -169,7 +169,7 @@ def test_every_head_trains_and_acts(project: Path, monkeypatch: pytest.MonkeyPat
     policy = bundle.load(project / "runs/flow/policy")
     assert policy.spec.architecture.head == head
     features = {camera: torch.randn(2, 6) for camera in policy.spec.architecture.cameras}
-    actions = policy.act(features, torch.randn(2, 6), {"joint_pos": torch.randn(2, 7)}, torch.Generator())
+    actions = policy.network.act(features, torch.randn(2, 6), {"joint_pos": torch.randn(2, 7)}, torch.randn(2, 4, 7))
     assert actions.shape == (2, 4, 7) and abs(actions).max() <= 1
 
 
@@ -183,7 +183,7 @@ def test_patch_tokens_with_a_history_train_and_act(project: Path, monkeypatch: p
     arch = policy.spec.architecture
     assert (policy.spec.grid, arch.patches, arch.history, arch.image_dim) == ({"size": 2, "layer": -1}, 4, 2, 5)
     features = {"eye_in_hand": torch.randn(3, 2, 4, 5)}
-    actions = policy.act(features, torch.randn(3, 6), {"joint_pos": torch.randn(3, 2, 7)}, torch.Generator())
+    actions = policy.network.act(features, torch.randn(3, 6), {"joint_pos": torch.randn(3, 2, 7)}, torch.randn(3, 4, 7))
     assert actions.shape == (3, 4, 7)
     change(project, "policy", **{name.removeprefix("policy."): value for name, value in grid.items()}, token_width=64)
     change(project, teacher="runs/patches-4/policy", epochs=1)
