@@ -145,7 +145,7 @@ def libero_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int, open_ones:
         agent.reset(task, episode)
         taken = 0
         while taken < steps:
-            for action in agent.act(observation(obs))[: agent.execute]:
+            for action in agent.act(observation(obs))[: agent.n_action_steps]:
                 obs, *_ = env.step(action)
                 taken += 1
         return taken
@@ -163,7 +163,7 @@ def gymnasium_loop(sim: Sim, agent: PolicyAgent, steps: int, open_ones: ExitStac
         agent.reset(env.task, episode)
         taken = 0
         while taken < steps:
-            for action in agent.act(to_observation(obs))[: agent.execute]:
+            for action in agent.act(to_observation(obs))[: agent.n_action_steps]:
                 obs, *_ = env.step(action)
                 taken += 1
         return taken

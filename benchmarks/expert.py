@@ -77,7 +77,7 @@ def write(args: argparse.Namespace, rows: range, results: list[Result]) -> dict[
         "suite": args.suite,
         "rows": [rows.start, rows.stop - 1],
         "noise_sigma": args.noise,
-        "variety": VARIETY,
+        "trajectory_diversity": VARIETY,
         "attempts": args.attempts,
         "successes": sum(row["successes"] for row in table),
         "n": sum(row["n"] for row in table),

@@ -40,7 +40,7 @@ BOUNDED = "policy.standardise_actions=false"
 POLICIES: dict[str, list[str]] = {
     "reference": ["policy=reference"],
     "chunk": [CHUNK],
-    "flow, residual": [CHUNK, "policy.velocity=residual"],
+    "flow, residual": [CHUNK, "policy.head_network=residual"],
     "diffusion, mlp": [CHUNK, "policy.head=diffusion", BOUNDED],
     "l1": [CHUNK, "policy.head=l1"],
     "cvae": [CHUNK, "policy.head=cvae"],
@@ -107,7 +107,8 @@ def compiled(network: PolicyNetwork) -> Callable[..., Any]:
         return torch.compile(copied.act, mode="reduce-overhead")
     velocity = copied.head.velocity
     assert isinstance(velocity, VelocityNetwork)
-    velocity.follow = torch.compile(velocity.follow)  # type: ignore[method-assign]  # all ten steps would take minutes
+    # All ten steps would take minutes.
+    velocity.velocity_at = torch.compile(velocity.velocity_at)  # type: ignore[method-assign]
     return copied.act
 
 

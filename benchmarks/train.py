@@ -41,7 +41,7 @@ from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
 from pipeline.policy.normaliser import Noise
 from pipeline.provenance import versions
-from pipeline.train.data import Mode, Wanted, load_stores
+from pipeline.train.data import FeatureSpec, Mode, load_stores
 from pipeline.train.loop import train
 
 CAMERAS, DIM, SUITE = ("agentview", "eye_in_hand"), 512, "libero_spatial"
@@ -139,7 +139,7 @@ def settings() -> Params:
 def epoch_seconds(store: Store, params: Params, arch: Architecture, mode: Mode, folder: Path) -> float:
     """Train one epoch; return its time, without that of loading and of the checkpoint at its end."""
     cfg = params.train_flow
-    table = load_stores([(SUITE, store, None)], Wanted(CAMERAS, arch.proprio), cfg.action, mode, cfg.memory_mib)
+    table = load_stores([(SUITE, store, None)], FeatureSpec(CAMERAS, arch.proprio), cfg.action, mode, cfg.memory_mib)
     scratch = Path(tempfile.mkdtemp(dir=folder))
     _, progress = train(Accelerator(cpu=DEVICE.type == "cpu"), table, arch, cfg, scratch)
     shutil.rmtree(scratch)

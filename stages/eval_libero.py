@@ -15,10 +15,7 @@ from pathlib import Path
 
 from pipeline.config import Params
 from pipeline.libero.suites import tasks
-from pipeline.policy.bundle import load_spec
-from pipeline.rollout.metrics import headline
-from pipeline.rollout.plan import AGENTS, conditions_for, plan
-from pipeline.rollout.publish import Training, run
+from pipeline.rollout.settings import AGENTS
 from stages import cli
 
 
@@ -33,6 +30,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scratch", default=".scratch/eval", help="unfinished work (default: %(default)s)")
     args = parser.parse_args(argv)
     params = cli.settings(args)
+    from pipeline.policy.bundle import load_spec  # torch and open_clip take seconds to import
+    from pipeline.rollout.metrics import headline
+    from pipeline.rollout.plan import conditions_for, plan
+    from pipeline.rollout.publish import Training, run
+
     cfg, policy = params.eval_libero, Path(args.policy)
     out = Path(args.out or f"results/{'flow' if args.agent == 'policy' else args.agent}")
     evaluation = plan(
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         policy=policy,
         encoder=params.embed.encoder,
         demos=Path(args.demos),
-        execute=params.policy.execute,
+        n_action_steps=params.policy.n_action_steps,
         device=args.device,
         threads=params.compute.threads_per_worker or 1,
     )

@@ -11,9 +11,6 @@ a page of their own (stages.dataset), several evaluations side by side another (
 from pathlib import Path
 
 from pipeline.files import write_atomic
-from pipeline.report.inputs import read_inputs
-from pipeline.report.page import page
-from pipeline.rollout.metrics import headline
 from stages import cli
 
 
@@ -25,8 +22,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default="results/report.html", help="the page (default: %(default)s)")
     parser.add_argument("--summary", action="store_true", help="print the result, write nothing")
     args = parser.parse_args(argv)
+    params = cli.settings(args)
+    from pipeline.report.inputs import read_inputs  # scipy takes a second to import
+    from pipeline.report.page import page
+    from pipeline.rollout.metrics import headline
+
     training = Path(args.training) if args.training else None
-    inputs = read_inputs(cli.settings(args).experiment, Path(args.results), training)
+    inputs = read_inputs(params.experiment, Path(args.results), training)
     if not args.summary:
         write_atomic(Path(args.out), page(inputs))
     print(headline(inputs.results))

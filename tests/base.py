@@ -13,7 +13,7 @@ from tests.imports import ROOT
 PLAIN = (
     "demos.episodes=30",
     "demos.first_init_state=0",
-    "demos.second_tries=0.0",
+    "demos.recovery_share=0.0",
     "embed.encoder.precision=fp32",
     "embed.grid=null",
     "policy=chunk",
@@ -44,9 +44,9 @@ def params() -> Params:
 def architecture(**changes: Any) -> Architecture:
     """Return a small network of the default head on pooled features, but for `changes`."""
     values: dict[str, Any] = {"cameras": ("agentview",), "proprio": ("joint_pos",), "features": "pooled"}
-    values |= {"patches": None, "image_dim": 8, "text_dim": 4, "history": 1}
-    values |= {"width": 32, "token_width": 8}
-    values |= {"head": "flow", "velocity": "mlp", "velocity_width": 64, "velocity_layers": 2, "time_dim": 16}
-    values |= {"horizon": 2, "execute": 2, "sampling_steps": 10}
+    values |= {"patches": None, "image_dim": 8, "text_dim": 4, "n_obs_steps": 1}
+    values |= {"condition_dim": 32, "token_width": 8}
+    values |= {"head": "flow", "head_network": "mlp", "head_width": 64, "head_layers": 2, "time_dim": 16}
+    values |= {"horizon": 2, "n_action_steps": 2, "sampling_steps": 10}
     values |= {"standardise_actions": True, "feature_noise": 0.0, "augmented_views": False}
     return Architecture(**{**values, **changes})

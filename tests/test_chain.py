@@ -24,7 +24,7 @@ from pipeline.policy.network import PolicyNetwork
 from pipeline.rollout.agent import PolicyAgent
 from pipeline.rollout.episode import EpisodeSettings, run_episode
 from pipeline.rollout.results import read_records
-from pipeline.train.data import Batch, Wanted, load_stores
+from pipeline.train.data import Batch, FeatureSpec, load_stores
 from stages import embed, eval_libero, train_flow
 from tests import base
 from tests.imports import ROOT
@@ -59,7 +59,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Project:
     """
     root = tmp_path_factory.mktemp("chain")
     p = base.params()
-    policy = replace(p.policy, head="l1", width=128, velocity_width=256, velocity_layers=2, feature_noise=0.0)
+    policy = replace(p.policy, head="l1", condition_dim=128, head_width=256, head_layers=2, feature_noise=0.0)
     params = replace(
         p,
         sim=replace(p.sim, image_size=64),
@@ -93,7 +93,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Project:
 Inputs = tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, torch.Tensor]]
 
 
-def given(agent: PolicyAgent, monkeypatch: pytest.MonkeyPatch) -> list[Inputs]:
+def precompute(agent: PolicyAgent, monkeypatch: pytest.MonkeyPatch) -> list[Inputs]:
     """Return a list to which every call of the agent's network adds images, text and proprioception."""
     network, calls = agent._bundle.network, list[Inputs]()
     condition = network.condition
@@ -115,7 +115,7 @@ def test_training_reads_what_the_policy_is_given_in_the_same_state(
     with h5py.File(demo_file(project.root / "demos", task)) as file:
         states, actions = (file["data/demo_0"][name][:] for name in ("states", "actions"))
     stores = [(task.suite, open_store(project.store), None)]
-    table = load_stores(stores, Wanted.by(project.params.policy), project.params.train_flow.action)
+    table = load_stores(stores, FeatureSpec.by(project.params.policy), project.params.train_flow.action)
     assert len(table) == len(actions) - 1
     agent = project.agent()
     calls = given(agent, monkeypatch)

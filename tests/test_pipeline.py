@@ -103,7 +103,7 @@ def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
     trained = json.loads((checkout / "runs/l1-3/train.json").read_text())["provenance"]["argv"]
     assert "train_flow.seed=3" in trained
 
-    compose(checkout, "train_flow.epochs=1", "policy.velocity_width=64")
+    compose(checkout, "train_flow.epochs=1", "policy.head_width=64")
     would_run = ran(run(checkout, "dvc", "repro", "--dry"))
     assert "train_flow" in would_run and not would_run & {"demos", "embed"}
 

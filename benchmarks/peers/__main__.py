@@ -28,7 +28,7 @@ from pipeline.config import load
 from pipeline.libero.demos.read import read, scan
 from pipeline.libero.suites import tasks
 from pipeline.provenance import versions
-from pipeline.train.data import Wanted, load_stores, split_by_episode
+from pipeline.train.data import FeatureSpec, load_stores, split_by_episode
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -113,7 +113,7 @@ def split(place: Path) -> tuple[Any, Any, Any]:
     (suite,) = params.data.suites
     store = open_store(place / "data" / "embeddings" / f"{suite}.zarr")
     cfg, policy = params.train_flow, params.policy
-    table = load_stores([(suite, store, params.data.tasks[suite])], Wanted.by(policy), cfg.action, "resident", 1)
+    table = load_stores([(suite, store, params.data.tasks[suite])], FeatureSpec.by(policy), cfg.action, "resident", 1)
     return *split_by_episode(table.episodes, cfg.val_fraction, cfg.seed), table.episodes
 
 

@@ -80,8 +80,8 @@ def _policy(p: Params) -> Iterator[str]:
             yield f"policy.cameras has {camera!r}, but embed.cameras is {list(p.embed.cameras)}: add it there"
     if cfg.features == "grid" and p.embed.grid is None:
         yield "policy.features is grid, but embed.grid is null: set embed.grid.size and .layer"
-    if cfg.execute > cfg.horizon:
-        yield f"policy.execute {cfg.execute} is not between 1 and policy.horizon {cfg.horizon}"
+    if cfg.n_action_steps > cfg.horizon:
+        yield f"policy.n_action_steps {cfg.n_action_steps} is not between 1 and policy.horizon {cfg.horizon}"
     steps = {"policy": cfg.sampling_steps, "eval_libero": p.eval_libero.sampling_steps or 1}
     for section, n in steps.items():
         if cfg.head == "diffusion" and NOISE_LEVELS % n:
@@ -109,9 +109,9 @@ def _training(p: Params) -> Iterator[str]:
             f"policy.augmented_views draws from the store's features, but train_flow.encoder.tune is {tune}, which "
             "reads frames: set policy.augmented_views to false, or the other to none"
         )
-    if p.policy.history > 1 and p.train_flow.data_mode == "streaming":
+    if p.policy.n_obs_steps > 1 and p.train_flow.data_mode == "streaming":
         yield (
-            f"policy.history is {p.policy.history}, but streamed rows come without those before them: set "
+            f"policy.n_obs_steps is {p.policy.n_obs_steps}, but streamed rows come without those before them: set "
             "train_flow.data_mode to resident"
         )
 

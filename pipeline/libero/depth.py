@@ -9,7 +9,7 @@ DEPTH_ID = "grey-log-0.05-2/v1"
 SUFFIX = "_depth"
 
 
-def lens(camera: str) -> str:
+def rgb_camera(camera: str) -> str:
     """Return the camera through which `camera` looks: itself, or that whose depth it is."""
     return camera.removesuffix(SUFFIX)
 

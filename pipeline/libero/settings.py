@@ -45,6 +45,8 @@ class Demos:
         NotNegative  # scripted: metres that what lies on the table is moved in x and y at most, in a share of them
     )
     displaced_share: Share  # scripted: that share, 0 to 1, spread evenly over the rows
-    second_tries: Share  # scripted: share of them that begin where the hand has missed the object or the target
+    recovery_share: Share  # scripted: share of them that begin where the hand has missed the object or the target
     noise_sigma: NotNegative  # scripted: std of the noise on the executed action, not while grasping or setting down
-    variety: Share  # scripted: how much speed, heights and grasp vary beyond what the scene asks for, 0 to 1
+    trajectory_diversity: (
+        Share  # scripted: how much speed, heights and grasp vary beyond what the scene asks for, 0 to 1
+    )

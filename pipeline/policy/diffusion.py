@@ -23,7 +23,7 @@ class Diffusion(Head):
         super().__init__()
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # takes seconds to import
 
-        self.velocity = denoiser
+        self.denoiser = denoiser
         self._schedule: Any = DDIMScheduler(
             num_train_timesteps=NOISE_LEVELS,
             beta_schedule="squaredcos_cap_v2",
@@ -41,7 +41,7 @@ class Diffusion(Head):
         """Return each row's mean squared error of the noise, at level floor(100 u)."""
         level = (u * NOISE_LEVELS).long().clamp_max(NOISE_LEVELS - 1)
         noisy = self._schedule.add_noise(actions, noise, level)
-        error = self.velocity(noisy, level.to(actions.dtype) / NOISE_LEVELS, condition) - noise
+        error = self.denoiser(noisy, level.to(actions.dtype) / NOISE_LEVELS, condition) - noise
         return error.square().mean(dim=(1, 2))
 
     def sample(
@@ -52,7 +52,7 @@ class Diffusion(Head):
             raise ValueError(f"steps is {steps}; the diffusion head takes a divisor of {NOISE_LEVELS}")
         self._schedule.set_timesteps(steps)
         x, levels = noise, self._schedule.timesteps.tolist()
-        at = at_times(self.velocity, [level / NOISE_LEVELS for level in levels], condition)
+        at = at_times(self.denoiser, [level / NOISE_LEVELS for level in levels], condition)
         for level in levels:
             x = self._schedule.step(at(x, level / NOISE_LEVELS), level, x).prev_sample
         return x

@@ -26,7 +26,7 @@ class TunedPolicy(PolicyNetwork):
 
     def condition(
         self,
-        images: Mapping[str, UInt8[Tensor, "B *look h w 3"]],
+        images: Mapping[str, UInt8[Tensor, "B *time h w 3"]],
         text: Float[Tensor, "B D"],
         proprio: Mapping[str, Tensor],
         feature_noise: Mapping[str, Noise] | None = None,

@@ -1,7 +1,7 @@
 """Fusion: cached features and proprioception -> one condition vector.
 
-All inputs are standardised: of each camera (B, L, P, D) for L looks, oldest first, of P tokens each (a pooled feature
-is one), of each signal (B, L, k), and the instruction (B, Dt).
+All inputs are standardised: of each camera (B, L, P, D) for L observations, oldest first, of P tokens each (a pooled
+feature is one), of each signal (B, L, k), and the instruction (B, Dt).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,20 @@ class Inputs:
 
     cameras: Sequence[str]
     proprio: Sequence[str]
-    looks: int
+    n_obs_steps: int
     patches: int  # tokens of an image
     image_dim: int
     text_dim: int
 
 
 def signal_encoders(inputs: Inputs, width: int) -> nn.ModuleDict:
-    """Return an encoder per signal, of all its looks: one linear layer without bias and a SiLU.
+    """Return an encoder per signal, of all its observations: one linear layer without bias and a SiLU.
 
-    7 * 512 = 3.6K parameters each at one look, as in the reference's table.
+    7 * 512 = 3.6K parameters each at one observation, as in the reference's table.
     """
     return nn.ModuleDict(
         {
-            name: nn.Sequential(nn.Linear(inputs.looks * PROPRIO_DIMS[name], width, bias=False), nn.SiLU())
+            name: nn.Sequential(nn.Linear(inputs.n_obs_steps * PROPRIO_DIMS[name], width, bias=False), nn.SiLU())
             for name in inputs.proprio
         }
     )
@@ -63,7 +63,7 @@ class Fusion(nn.Module):
         self.patches = nn.ModuleDict(
             {camera: nn.Identity() if pooled else _compressor(dim, token_width) for camera in inputs.cameras}
         )
-        images = inputs.looks * inputs.patches * (dim if pooled else token_width)
+        images = inputs.n_obs_steps * inputs.patches * (dim if pooled else token_width)
         total = len(inputs.cameras) * images + inputs.text_dim + len(inputs.proprio) * width
         self.mlp = nn.Sequential(nn.Linear(total, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 

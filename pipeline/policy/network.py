@@ -56,8 +56,8 @@ class Architecture(PolicyParams):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of one row's features of a camera, ([L,] [P,] D): L observations of a history, P patches of a grid."""
-        return (*((self.history,) if self.history > 1 else ()), *self.frame_shape)
+        """Shape of one row's features of a camera, ([L,] [P,] D): L observations, P patches of a grid."""
+        return (*((self.n_obs_steps,) if self.n_obs_steps > 1 else ()), *self.frame_shape)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ class PolicyNetwork(nn.Module):
     """Cached features in, actions out.
 
     images: camera -> (B, D) raw pooled CLIP features, or (B, P, D) patch tokens; text: (B, D); proprio: name -> (B, k)
-    in metres, radians and quaternions; with a history both have an axis of L observations after B, oldest first.
+    in metres, radians and quaternions; with L > 1 observations both have an axis of them after B, oldest first.
     actions: (B, H, 7) in the environment's units, [-1, 1].
     """
 
@@ -157,11 +157,11 @@ class PolicyNetwork(nn.Module):
     ) -> Float[Tensor, "B W"]:
         """Return what the head is conditioned on: the observation and the instruction, standardised and fused."""
         images, text, proprio = self.normaliser.inputs(images, text, proprio, feature_noise)
-        rows, history = len(text), self.arch.history
+        rows, n_obs_steps = len(text), self.arch.n_obs_steps
         return self.fusion(
-            {name: x.reshape(rows, history, -1, self.arch.image_dim) for name, x in images.items()},
+            {name: x.reshape(rows, n_obs_steps, -1, self.arch.image_dim) for name, x in images.items()},
             text,
-            {name: x.reshape(rows, history, -1) for name, x in proprio.items()},
+            {name: x.reshape(rows, n_obs_steps, -1) for name, x in proprio.items()},
         )
 
     def parameter_counts(self) -> dict[str, int]:
@@ -179,8 +179,8 @@ class PolicyNetwork(nn.Module):
 
 def make_fusion(arch: Architecture) -> Fusion:
     """Return the fusion of these inputs."""
-    inputs = Inputs(arch.cameras, arch.proprio, arch.history, arch.patches or 1, arch.image_dim, arch.text_dim)
-    return Fusion(inputs, arch.width, arch.token_width)
+    inputs = Inputs(arch.cameras, arch.proprio, arch.n_obs_steps, arch.patches or 1, arch.image_dim, arch.text_dim)
+    return Fusion(inputs, arch.condition_dim, arch.token_width)
 
 
 def make_head(arch: Architecture) -> Head:
@@ -189,15 +189,15 @@ def make_head(arch: Architecture) -> Head:
     A new one is plugged in here; its name is in `policy.settings.HeadName`.
     """
     if arch.head in HEADS_IN_STEPS:
-        network = {"mlp": MlpVelocity, "residual": ResidualVelocity}[arch.velocity]
+        network = {"mlp": MlpVelocity, "residual": ResidualVelocity}[arch.head_network]
         velocity = network(
-            arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers, arch.time_dim
+            arch.horizon, ACTION_DIM, arch.condition_dim, arch.head_width, arch.head_layers, arch.time_dim
         )
         if arch.head == "flow":
             return RectifiedFlow(velocity)
         if arch.head == "diffusion":
             return Diffusion(velocity)
-    sizes = (arch.horizon, ACTION_DIM, arch.width, arch.velocity_width, arch.velocity_layers)
+    sizes = (arch.horizon, ACTION_DIM, arch.condition_dim, arch.head_width, arch.head_layers)
     if arch.head == "cvae":
         return Cvae(*sizes)
     if arch.head == "tokens":

@@ -23,16 +23,16 @@ class PolicyParams:
     cameras: Annotated[tuple[str, ...], Field(min_length=1)]  # of embed.cameras
     features: Literal["pooled", "grid"]  # of each frame: CLIP's pooled feature, or the patch tokens of embed.grid
     proprio: tuple[Proprio, ...]
-    history: Count  # looks, `execute` steps apart, that the policy is given: the newest, and those before it
-    width: Width  # of every modality's embedding and of the condition
+    n_obs_steps: Count  # observations given, `n_action_steps` apart: the newest, and those before it
+    condition_dim: Width  # of every modality's embedding and of the condition
     token_width: Width  # of a compressed patch token
     head: HeadName
-    velocity: NetworkName  # network of flow and diffusion; the other heads are MLPs
-    velocity_width: Width  # of its hidden layers
-    velocity_layers: Count  # hidden layers, or residual blocks
+    head_network: NetworkName  # network of flow and diffusion; the other heads are MLPs
+    head_width: Width  # of its hidden layers
+    head_layers: Count  # hidden layers, or residual blocks
     time_dim: Annotated[Width, Field(multiple_of=2)]  # sines and cosines
-    horizon: Count  # actions predicted per look (H)
-    execute: Count  # actions executed per look
+    horizon: Count  # actions predicted at once (H)
+    n_action_steps: Count  # actions of them carried out before the next observation
     sampling_steps: Count  # from noise to action (flow, diffusion)
     standardise_actions: bool  # flow in standardised action units; false: in the environment's, [-1, 1]
     feature_noise: NotNegative  # std of noise on standardised features during training

@@ -24,7 +24,7 @@ def hidden_layers(inputs: int, width: int, layers: int) -> list[nn.Module]:
     return [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
 
 
-Given = tuple[Tensor, ...]
+Precomputed = tuple[Tensor, ...]
 AHEAD_ROWS = 1024  # beyond, arithmetic is what takes time, and what is computed ahead takes memory
 
 
@@ -35,11 +35,11 @@ class VelocityNetwork(nn.Module):
     its steps (`at_times`), not once a step.
     """
 
-    def given(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Given:
+    def precompute(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Precomputed:
         """Return what follows from time and condition, a row for each of theirs."""
         raise NotImplementedError
 
-    def follow(self, x_t: Float[Tensor, "B H A"], given: Given) -> Float[Tensor, "B H A"]:
+    def velocity_at(self, x_t: Float[Tensor, "B H A"], given: Precomputed) -> Float[Tensor, "B H A"]:
         """Return the velocity at x_t. Units: standardised action per unit of flow time."""
         raise NotImplementedError
 
@@ -47,7 +47,7 @@ class VelocityNetwork(nn.Module):
         self, x_t: Float[Tensor, "B H A"], t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]
     ) -> Float[Tensor, "B H A"]:
         """Return the velocity at x_t and t."""
-        return self.follow(x_t, self.given(t, condition))
+        return self.velocity_at(x_t, self.precompute(t, condition))
 
 
 def at_times(
@@ -62,9 +62,9 @@ def at_times(
 
     if not isinstance(velocity, VelocityNetwork) or rows * len(known) > AHEAD_ROWS:
         return lambda x, time: velocity(x, codes([time], x), condition)
-    every = velocity.given(codes(known, condition), condition.repeat(len(known), 1))
+    every = velocity.precompute(codes(known, condition), condition.repeat(len(known), 1))
     given = {time: tuple(x[i * rows : (i + 1) * rows] for x in every) for i, time in enumerate(known)}
-    return lambda x, time: velocity.follow(x, given[time])
+    return lambda x, time: velocity.velocity_at(x, given[time])
 
 
 class MlpVelocity(VelocityNetwork):
@@ -93,11 +93,11 @@ class MlpVelocity(VelocityNetwork):
     def _first(self) -> nn.Linear:
         return cast(nn.Linear, self.net[0])
 
-    def given(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Given:
+    def precompute(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Precomputed:
         rest = torch.cat([self.time(sinusoid(t, self.time_dim)), condition], dim=1)
         return (functional.linear(rest, self._first.weight[:, -rest.shape[1] :], self._first.bias),)
 
-    def follow(self, x_t: Float[Tensor, "B H A"], given: Given) -> Float[Tensor, "B H A"]:
+    def velocity_at(self, x_t: Float[Tensor, "B H A"], given: Precomputed) -> Float[Tensor, "B H A"]:
         flat = x_t.flatten(1)
         hidden = functional.linear(flat, self._first.weight[:, : flat.shape[1]]) + given[0]
         for layer in itertools.islice(self.net, 1, None):
@@ -114,19 +114,19 @@ class ResidualVelocity(VelocityNetwork):
         super().__init__()
         self.time_dim = time_dim
         self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU())
-        self.enter = nn.Linear(horizon * action_dim, width)
+        self.in_proj = nn.Linear(horizon * action_dim, width)
         self.blocks = nn.ModuleList(_ResidualBlock(width, time_dim + condition_dim) for _ in range(layers))
-        self.leave = nn.Linear(width, horizon * action_dim)
+        self.out_proj = nn.Linear(width, horizon * action_dim)
 
-    def given(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Given:
+    def precompute(self, t: Float[Tensor, " B"], condition: Float[Tensor, "B W"]) -> Precomputed:
         seen = torch.cat([self.time(sinusoid(t, self.time_dim)), condition], dim=1)
         return tuple(block.film(seen) for block in cast("list[_ResidualBlock]", self.blocks))
 
-    def follow(self, x_t: Float[Tensor, "B H A"], given: Given) -> Float[Tensor, "B H A"]:
-        x = self.enter(x_t.flatten(1))
+    def velocity_at(self, x_t: Float[Tensor, "B H A"], given: Precomputed) -> Float[Tensor, "B H A"]:
+        x = self.in_proj(x_t.flatten(1))
         for block, film in zip(self.blocks, given, strict=True):
             x = block(x, film)
-        return self.leave(x).view_as(x_t)
+        return self.out_proj(x).view_as(x_t)
 
 
 class _ResidualBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Windows in time: the chunk of H actions that starts at a row, the looks before it, and the keyframes after it."""
+"""Windows in time: the chunk of H actions from a row on, observations before it, and keyframes after it."""
 
 import torch
 from jaxtyping import Float, Int
@@ -33,11 +33,12 @@ def next_changes(gripper: Float[Tensor, " N"], last: Int[Tensor, " N"]) -> Int[T
     return torch.stack([following, following[following]], dim=1)
 
 
-def looks(first: Int[Tensor, " N"], history: int, stride: int) -> Int[Tensor, "N L"]:
-    """Return the rows that a policy with `history` looks sees at each row, oldest first, `stride` steps apart.
+def past_rows(first: Int[Tensor, " N"], n_obs_steps: int, stride: int) -> Int[Tensor, "N L"]:
+    """Return the rows that a policy of `n_obs_steps` observations sees at each row, oldest first, `stride` steps apart.
 
-    Before the episode's start (`first[r]` is its first row) that row stands in, as the first look does in a rollout.
+    Before the episode's start (`first[r]` is its first row) that row stands in, as the first observation does in
+    a rollout.
     """
     rows = torch.arange(len(first))
-    back = stride * torch.arange(history - 1, -1, -1)
+    back = stride * torch.arange(n_obs_steps - 1, -1, -1)
     return torch.maximum(rows[:, None] - back[None], first[:, None])

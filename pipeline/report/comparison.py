@@ -198,7 +198,7 @@ def _row(run: Run) -> dict[str, Any]:
     as_trained = agent.get("sampling_steps") == built.get("sampling_steps", agent.get("sampling_steps"))
     return {
         "name": run.name,
-        "head": f"{head}, {built['velocity']}" if head in HEADS_IN_STEPS else head or agent.get("name"),
+        "head": f"{head}, {built['head_network']}" if head in HEADS_IN_STEPS else head or agent.get("name"),
         "sampling_steps": agent["sampling_steps"] if head in HEADS_IN_STEPS else None,
         **_rates(run.results),
         "val_action_mse": training.get("val_action_mse") if as_trained else None,

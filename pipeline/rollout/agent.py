@@ -29,17 +29,17 @@ class Agent(Protocol):
 
     Attributes:
         cameras: the images that it takes; () for an agent that is blind, for which nothing is drawn.
-        execute: how many actions of a chunk are carried out before the next call of `act`.
+        n_action_steps: how many actions of a chunk are carried out before the next call of `act`.
     """
 
     cameras: tuple[str, ...]
-    execute: int
+    n_action_steps: int
 
     def reset(self, task: Task, seed: int) -> None:
         """Begin an episode. What the agent does from here on depends on task, seed and observations only."""
 
     def act(self, obs: Observation) -> np.ndarray:
-        """Return the next actions, (h, 7) with h >= execute, in the environment's units."""
+        """Return the next actions, (h, 7) with h >= n_action_steps, in the environment's units."""
 
 
 @runtime_checkable
@@ -75,11 +75,11 @@ class PolicyAgent:
         check_encoder(bundle.spec, encoder.identity)
         arch = bundle.spec.architecture
         self.cameras = arch.cameras
-        self.execute = action_steps(arch, n_action_steps)
+        self.n_action_steps = action_steps(arch, n_action_steps)
         self._kind = "grid" if arch.patches else "image"
-        # A policy with a history learnt from observations that are `arch.execute` control steps apart.
-        self._stride = arch.execute // self.execute
-        self._observations: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (arch.history - 1) * self._stride)
+        # A policy with a history learnt from observations that are `arch.n_action_steps` control steps apart.
+        self._stride = arch.n_action_steps // self.n_action_steps
+        self._observations: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (arch.n_obs_steps - 1) * self._stride)
         self._bundle = bundle
         self._encoder = encoder
         self._steps = steps or arch.sampling_steps
@@ -132,9 +132,9 @@ class PolicyAgent:
         state = {name: getattr(obs, name) for name in arch.proprio}
         self._observations.append(state | dict(zip(self.cameras, features, strict=True)))
         newest = len(self._observations) - 1
-        past = [self._observations[max(0, newest - i * self._stride)] for i in reversed(range(arch.history))]
+        past = [self._observations[max(0, newest - i * self._stride)] for i in reversed(range(arch.n_obs_steps))]
         seen = {name: np.stack([before[name] for before in past])[None] for name in past[0]}
-        if arch.history == 1:
+        if arch.n_obs_steps == 1:
             seen = {name: x[:, 0] for name, x in seen.items()}
         tensors = {name: torch.as_tensor(x, device=self._bundle.device) for name, x in seen.items()}
         return {name: tensors[name] for name in self.cameras}, {name: tensors[name] for name in arch.proprio}
@@ -145,7 +145,7 @@ class RecordingAgent:
 
     def __init__(self, agent: Agent) -> None:
         self.cameras = agent.cameras
-        self.execute = agent.execute
+        self.n_action_steps = agent.n_action_steps
         self.seen: list[dict[str, np.ndarray]] = []
         self._agent = agent
 
@@ -167,13 +167,15 @@ def action_steps(arch: Architecture, asked: int | None) -> int:
     Raises:
         ConfigError: a number that the policy can't have.
     """
-    steps = asked or arch.execute
+    steps = asked or arch.n_action_steps
     if steps > arch.horizon:
-        raise ConfigError(f"eval_libero.execute is {steps}, but the policy gives chunks of {arch.horizon} actions")
-    if arch.history > 1 and arch.execute % steps:
         raise ConfigError(
-            f"eval_libero.execute is {steps}, but the policy learnt from observations {arch.execute} steps apart: "
-            "give a divisor of that"
+            f"eval_libero.n_action_steps is {steps}, but the policy gives chunks of {arch.horizon} actions"
+        )
+    if arch.n_obs_steps > 1 and arch.n_action_steps % steps:
+        raise ConfigError(
+            f"eval_libero.n_action_steps is {steps}, but the policy learnt from observations "
+            f"{arch.n_action_steps} steps apart: give a divisor of that"
         )
     return steps
 

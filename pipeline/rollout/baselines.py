@@ -21,14 +21,14 @@ class NoopAgent:
 
     cameras: tuple[str, ...] = ()
 
-    def __init__(self, execute: int = 8) -> None:
-        self.execute = execute
+    def __init__(self, n_action_steps: int = 8) -> None:
+        self.n_action_steps = n_action_steps
 
     def reset(self, task: Task, seed: int) -> None:
         pass
 
     def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
-        return np.tile(NO_OP, (self.execute, 1))
+        return np.tile(NO_OP, (self.n_action_steps, 1))
 
 
 class RandomAgent:
@@ -38,8 +38,8 @@ class RandomAgent:
         cameras: drawn for each policy call, to no purpose but a test's or a benchmark's.
     """
 
-    def __init__(self, execute: int = 8, cameras: tuple[str, ...] = ()) -> None:
-        self.execute = execute
+    def __init__(self, n_action_steps: int = 8, cameras: tuple[str, ...] = ()) -> None:
+        self.n_action_steps = n_action_steps
         self.cameras = cameras
         self._rng = np.random.default_rng(0)
 
@@ -47,14 +47,14 @@ class RandomAgent:
         self._rng = np.random.default_rng(seed)
 
     def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
-        return self._rng.uniform(-1, 1, (self.execute, 7)).astype(np.float32)
+        return self._rng.uniform(-1, 1, (self.n_action_steps, 7)).astype(np.float32)
 
 
 class ExpertAgent:
     """The scripted expert, which sees the simulator's state and moves step by step: what the harness lets one reach."""
 
     cameras: tuple[str, ...] = ()
-    execute = 1
+    n_action_steps = 1
 
     def __init__(self) -> None:
         self._seed = 0
@@ -81,8 +81,8 @@ class ReplayAgent:
 
     cameras: tuple[str, ...] = ()
 
-    def __init__(self, root: Path, execute: int = 8) -> None:
-        self.execute = execute
+    def __init__(self, root: Path, n_action_steps: int = 8) -> None:
+        self.n_action_steps = n_action_steps
         self._root = root
         self._task: Task | None = None
         self._demos: list[Demo] = []  # of that task
@@ -108,9 +108,9 @@ class ReplayAgent:
     def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
         if self._motion is None:
             raise RuntimeError("begin() comes before act()")
-        actions = self._motion.actions[self._step : self._step + self.execute]
-        self._step += self.execute
-        return np.concatenate([actions, np.tile(NO_OP, (self.execute - len(actions), 1))])
+        actions = self._motion.actions[self._step : self._step + self.n_action_steps]
+        self._step += self.n_action_steps
+        return np.concatenate([actions, np.tile(NO_OP, (self.n_action_steps - len(actions), 1))])
 
 
 def replay_identity(root: Path, tasks: tuple[Task, ...]) -> dict[str, str]:

@@ -73,7 +73,7 @@ class BlankCameraAgent:
     cameras: tuple[str, ...] = ()
 
     def __init__(self, agent: Agent, image_size: int) -> None:
-        self.execute = agent.execute
+        self.n_action_steps = agent.n_action_steps
         self._agent = agent
         self._black = dict.fromkeys(agent.cameras, np.zeros((image_size, image_size, 3), np.uint8))
 
@@ -90,7 +90,7 @@ class FixedImageAgent:
     cameras: tuple[str, ...] = ()
 
     def __init__(self, agent: Agent, pictures: list[dict[str, np.ndarray]]) -> None:
-        self.execute = agent.execute
+        self.n_action_steps = agent.n_action_steps
         self._agent = agent
         self._pictures = pictures
         self._calls = 0
@@ -110,7 +110,7 @@ class OtherInstruction:
 
     def __init__(self, agent: Agent) -> None:
         self.cameras = agent.cameras
-        self.execute = agent.execute
+        self.n_action_steps = agent.n_action_steps
         self._agent = agent
 
     def reset(self, task: Task, seed: int) -> None:

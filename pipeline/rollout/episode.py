@@ -78,8 +78,8 @@ def run_episode(
 ) -> EpisodeRecord:
     """Run one episode; return what came of it, whatever that was.
 
-    The cameras are drawn for a policy call, which is every agent.execute steps. With a recorder they are drawn at
-    each step, without any effect on the result.
+    The cameras are drawn for a policy call, which is every agent.n_action_steps steps. With a recorder they are drawn
+    at each step, without any effect on the result.
 
     Raises:
         PipelineError: settings that no episode can run with (a row that the task lacks...). All else that goes wrong is
@@ -239,13 +239,13 @@ class _Rollout:
             return self.simulator.observe()
 
     def _act(self, obs: Observation) -> np.ndarray:
-        """Ask the agent; return the (execute, 7) actions to carry out, float64."""
+        """Ask the agent; return the (n_action_steps, 7) actions to carry out, float64."""
         started = perf_counter()
         with self._of_the_policy("act"):
             actions = self.agent.act(obs)
         self.policy_s.append(perf_counter() - started)
         self._check_time()
-        return _checked(actions, self.agent.execute)
+        return _checked(actions, self.agent.n_action_steps)
 
     def _record(self, obs: Observation) -> None:
         assert self.recorder is not None
@@ -283,15 +283,17 @@ class _Rollout:
             self.clock[part] += perf_counter() - started
 
 
-def _checked(actions: np.ndarray, execute: int) -> np.ndarray:
-    """Return the first `execute` actions; refuse what is none."""
+def _checked(actions: np.ndarray, n_action_steps: int) -> np.ndarray:
+    """Return the first `n_action_steps` actions; refuse what is none."""
     try:
         array = np.asarray(actions, np.float64)
     except (TypeError, ValueError) as error:
         raise PolicyError(f"the agent gave {type(actions).__name__}, not numbers: {error}") from None
-    if array.ndim != 2 or array.shape[1] != ACTION_DIM or len(array) < execute:
-        raise PolicyError(f"the agent gave actions of shape {array.shape}, not (h, {ACTION_DIM}) with h >= {execute}")
+    if array.ndim != 2 or array.shape[1] != ACTION_DIM or len(array) < n_action_steps:
+        raise PolicyError(
+            f"the agent gave actions of shape {array.shape}, not (h, {ACTION_DIM}) with h >= {n_action_steps}"
+        )
     if not np.isfinite(array).all():
         rows, columns = np.nonzero(~np.isfinite(array))
         raise PolicyError(f"the agent gave {array[rows[0], columns[0]]} in action {rows[0]}, component {columns[0]}")
-    return array[:execute]
+    return array[:n_action_steps]

@@ -20,8 +20,6 @@ from pipeline.rollout.engine import Evaluation
 from pipeline.rollout.episode import EpisodeSettings
 from pipeline.rollout.settings import EvalLibero, condition_parts
 
-AGENTS = ("policy", "noop", "random", "replay", "expert")
-
 
 def plan(
     agent: str,
@@ -32,7 +30,7 @@ def plan(
     policy: Path,
     encoder: EncoderParams,
     demos: Path,
-    execute: int,
+    n_action_steps: int,
     device: str | None = None,
     threads: int = 1,
 ) -> Evaluation:
@@ -42,7 +40,7 @@ def plan(
         policy: bundle of the agent "policy".
         encoder: which the policy's features are to come from.
         demos: what "replay" replays.
-        execute: actions of a chunk that a baseline carries out.
+        n_action_steps: actions of a chunk that a baseline carries out.
         device: of encoder and policy: cpu, cuda (workers are spread over the GPUs), cuda:1...; None: cuda if there is.
         threads: of torch, in each worker.
 
@@ -53,25 +51,25 @@ def plan(
     device = checked_device(device)
     first, episodes = cfg.first_init_state, cfg.episodes
     make_agent: Callable[[], Agent]
-    identity: dict[str, Any] = {"name": agent, "execute": execute}
+    identity: dict[str, Any] = {"name": agent, "n_action_steps": n_action_steps}
     if agent == "policy":
         spec = load_spec(policy)
         if encoder.precision == "auto":  # what it came to where the features were made, not what it would be here
             encoder = replace(encoder, precision=spec.encoder["precision"])
         check_settings(spec, sim, encoder)
-        steps = action_steps(spec.architecture, cfg.execute)
+        steps = action_steps(spec.architecture, cfg.n_action_steps)
         make_agent = partial(load_policy, policy.resolve(), encoder, sim, device, cfg.sampling_steps, steps)
-        identity |= {"device": device, **policy_identity(policy), "execute": steps}
+        identity |= {"device": device, **policy_identity(policy), "n_action_steps": steps}
         identity["sampling_steps"] = cfg.sampling_steps or spec.architecture.sampling_steps
     elif agent == "replay":
-        make_agent = partial(ReplayAgent, demos.resolve(), execute)
+        make_agent = partial(ReplayAgent, demos.resolve(), n_action_steps)
         identity["demonstrations"] = replay_identity(demos, tasks)
         first, episodes = 0, min(episodes, replayable(demos, tasks))
     elif agent == "expert":
         make_agent = ExpertAgent
-        identity["execute"] = ExpertAgent.execute
+        identity["n_action_steps"] = ExpertAgent.n_action_steps
     else:
-        make_agent = partial(NoopAgent if agent == "noop" else RandomAgent, execute)
+        make_agent = partial(NoopAgent if agent == "noop" else RandomAgent, n_action_steps)
     return Evaluation(
         make_agent=make_agent,
         identity=identity,

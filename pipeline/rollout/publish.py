@@ -59,7 +59,7 @@ def run(
         PipelineError: see `evaluate`.
     """
     restore_directory(out)
-    refuse_strange(out)
+    refuse_foreign(out)
     require_writable(out.parent)
     work = scratch.resolve() / evaluation.fingerprint()
     started, before = perf_counter(), resumed(work)
@@ -116,7 +116,7 @@ def resumed(work: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def refuse_strange(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
     """Raise DataError for a directory with files that this stage did not write: it is about to be replaced."""
     strange = sorted({p.name for p in out.iterdir()} - PUBLISHED) if out.is_dir() else []
     if strange:

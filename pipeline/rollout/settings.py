@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.ranges import Count, Natural, Positive, Seed
 
+AGENTS = ("policy", "noop", "random", "replay", "expert")
 PLAIN = "plain"
 CONDITIONS = {
     "blank_cameras": None,
@@ -34,7 +35,7 @@ class EvalLibero:
     timeout_s: Positive  # wall-clock limit of one episode
     videos_per_task: Natural
     sampling_steps: Count | None  # null: the policy's own
-    execute: Count | None  # actions carried out of each chunk; null: the policy's own number
+    n_action_steps: Count | None  # actions carried out of each chunk; null: the policy's own number
     conditions: dict[str, float | None]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
     condition_episodes: Count | None  # per task under each of them, the first ones; null: all
     seed: Seed  # of the flow's noise, one generator per episode

@@ -12,8 +12,6 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import DVCLiveTracker, GeneralTracker, TensorBoardTracker
 
-TRACKERS = ("tensorboard", "dvclive")
-
 
 def make_trackers(names: Sequence[str], directory: Path) -> list[GeneralTracker]:
     """Return trackers that write to directory/<name>, in place of what was there, once `init_trackers` is called."""

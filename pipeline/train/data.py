@@ -17,7 +17,7 @@ from torch import Tensor
 from cache.reader import Store
 from pipeline.errors import DataError, did_you_mean
 from pipeline.policy.settings import PolicyParams
-from pipeline.policy.windows import action_windows, looks, next_changes
+from pipeline.policy.windows import action_windows, next_changes, past_rows
 from pipeline.train.images import (
     MIB,
     Drawn,
@@ -52,7 +52,7 @@ class Batch:
 
     images: Features
     text: Float[Tensor, "B Dt"]
-    proprio: dict[str, Float[Tensor, "B *look"]]
+    proprio: dict[str, Float[Tensor, "B *time"]]
     actions: Float[Tensor, "B H 7"]
     keyframes: Float[Tensor, "B 6"] | None = None
 
@@ -77,7 +77,7 @@ class Table:
     proprio: dict[str, Float[Tensor, "N _"]]
     action: Float[Tensor, "N 7"]
     last: Int[Tensor, " N"]  # last row of each row's episode
-    looks: Int[Tensor, "N L"] | None = None  # rows that a policy with a history sees at each row, oldest first
+    past: Int[Tensor, "N L"] | None = None  # rows that a policy with a history sees at each row, oldest first
     keyframes: Float[Tensor, "N 6"] | None = None  # where the hand is when the gripper next changes, and after that
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class Table:
         """
         device = self.action.device
         rows = rows.to(device)
-        seen = rows if self.looks is None else self.looks[rows]
+        seen = rows if self.past is None else self.past[rows]
         if images is None:
             images = self.images.at(seen, drawn)
         elif drawn is not None:
@@ -130,20 +130,20 @@ class Table:
             proprio={k: v.to(device) for k, v in self.proprio.items()},
             action=self.action.to(device),
             last=self.last.to(device),
-            looks=None if self.looks is None else self.looks.to(device),
+            past=None if self.past is None else self.past.to(device),
             keyframes=None if self.keyframes is None else self.keyframes.to(device),
         )
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FeatureSpec:
     """What of each row is read: what a policy is given, and what it learns from beside actions.
 
     Attributes:
         cameras: cameras to read.
         kind: "image", their pooled features, or "grid", their patch tokens.
         proprio: low-dimensional inputs to read.
-        history: looks at a time, `stride` rows apart.
+        n_obs_steps: observations at a time, `stride` rows apart.
         keyframes: where the hand will be at its next two keyframes, to learn from.
         augmented: all views of a frame, to draw one each time it is shown, and not only the frame as it is.
     """
@@ -151,21 +151,21 @@ class Wanted:
     cameras: Sequence[str]
     proprio: Sequence[str]
     kind: Literal["image", "grid"] = "image"
-    history: int = 1
+    n_obs_steps: int = 1
     stride: int = 1
     keyframes: bool = False
     augmented: bool = False
 
     @classmethod
-    def by(cls, policy: PolicyParams, keyframes: bool = False) -> "Wanted":
+    def by(cls, policy: PolicyParams, keyframes: bool = False) -> "FeatureSpec":
         """Return what the policy section asks for, and keyframes if training does."""
         kind: Literal["image", "grid"] = "grid" if policy.features == "grid" else "image"
         return cls(
             policy.cameras,
             policy.proprio,
             kind,
-            history=policy.history,
-            stride=policy.execute,
+            n_obs_steps=policy.n_obs_steps,
+            stride=policy.n_action_steps,
             keyframes=keyframes,
             augmented=policy.augmented_views,
         )
@@ -178,7 +178,7 @@ class Wanted:
 
 def load_stores(
     stores: Sequence[tuple[str, Store, Sequence[int] | None]],
-    wanted: Wanted,
+    wanted: FeatureSpec,
     action: str,
     mode: Mode = "auto",
     memory_mib: int = 4096,
@@ -202,7 +202,7 @@ def load_stores(
     rows = sum(episode.length for episode in episodes)
     lengths = torch.tensor([e.length for e in episodes])
     starts = torch.tensor([e.first for e in episodes]).repeat_interleave(lengths)
-    seen = looks(starts, wanted.history, wanted.stride) if wanted.history > 1 else None
+    seen = past_rows(starts, wanted.n_obs_steps, wanted.stride) if wanted.n_obs_steps > 1 else None
     last = torch.tensor([e.first + e.length - 1 for e in episodes]).repeat_interleave(lengths)
     actions = _lowdim(selected, action)
     keyframes = None
@@ -218,12 +218,12 @@ def load_stores(
         proprio={name: _lowdim(selected, name) for name in wanted.proprio},
         action=actions,
         last=last,
-        looks=seen,
+        past=seen,
         keyframes=keyframes,
     )
 
 
-def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: Wanted, action: str) -> Selection:
+def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: FeatureSpec, action: str) -> Selection:
     for camera in wanted.cameras:
         if camera not in store.cameras:
             raise DataError(
@@ -294,7 +294,7 @@ def _images(
     selected: Sequence[Selection],
     spans: Sequence[Span],
     rows: int,
-    wanted: Wanted,
+    wanted: FeatureSpec,
     mode: Mode,
     memory_mib: int,
 ) -> Images:
@@ -312,10 +312,10 @@ def _images(
         memory_mib,
     )
     if not resident:
-        if wanted.history > 1:
+        if wanted.n_obs_steps > 1:
             raise DataError(
-                f"policy.history is {wanted.history}, which needs all features in memory: set train_flow.data_mode: "
-                f"resident, or train_flow.memory_mib above {size:.0f}"
+                f"policy.n_obs_steps is {wanted.n_obs_steps}, which needs all features in memory: set "
+                f"train_flow.data_mode: resident, or train_flow.memory_mib above {size:.0f}"
             )
         episodes = [part.episodes for part in selected]
         return StreamedImages(stores, spans, episodes, wanted.names, memory_mib * MIB, views)

@@ -8,8 +8,8 @@ from pipeline.errors import PipelineError
 from pipeline.train.data import Table
 
 SHOWN = 5
-LOOK_EVERY = 50
-"""Steps between two looks on a GPU, where each one waits for all work under way. On a CPU every step is looked at."""
+CHECK_EVERY = 50
+"""Steps between two checks on a GPU, where each one waits for all work under way. On a CPU every step is checked."""
 
 
 class LossWatch:
@@ -17,7 +17,7 @@ class LossWatch:
 
     def __init__(self, device: torch.device) -> None:
         self._first = torch.full((), -1, dtype=torch.int64, device=device)
-        self._every = 1 if device.type == "cpu" else LOOK_EVERY
+        self._every = 1 if device.type == "cpu" else CHECK_EVERY
 
     def add(self, loss: Float[Tensor, ""], step: int) -> None:
         """Note the loss of a step."""
@@ -25,7 +25,7 @@ class LossWatch:
         self._first = torch.where(new, torch.full_like(self._first, step), self._first)
 
     def due(self, step: int) -> bool:
-        """Return whether it is time to look."""
+        """Return whether it is time to check."""
         return step % self._every == 0
 
     def first(self) -> int | None:

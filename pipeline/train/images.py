@@ -19,7 +19,7 @@ Features = dict[str, Tensor]
 """Camera -> (B, [L,] [P,] D) float16, or, to train through CLIP, frames (B, [L,] H, W, 3) uint8."""
 
 
-Drawn = Mapping[str, Int[Tensor, "B *look"]]
+Drawn = Mapping[str, Int[Tensor, "B *time"]]
 """Camera -> the number of a view of each row; view 0 is the frame as it is."""
 
 
@@ -43,7 +43,7 @@ class Images(Protocol):
     def to(self, device: torch.device) -> "Images":
         """Return the same images, on `device` if they are held in memory."""
 
-    def at(self, rows: Int[Tensor, "B *look"], drawn: Drawn | None = None) -> Features:
+    def at(self, rows: Int[Tensor, "B *time"], drawn: Drawn | None = None) -> Features:
         """Return the features of these rows: of the frames as they are, or of a view of each."""
 
     def epoch(
@@ -72,7 +72,7 @@ class ResidentImages:
         """Return them on `device`."""
         return ResidentImages({name: x.to(device) for name, x in self.features.items()}, self.views)
 
-    def at(self, rows: Int[Tensor, "B *look"], drawn: Drawn | None = None) -> Features:
+    def at(self, rows: Int[Tensor, "B *time"], drawn: Drawn | None = None) -> Features:
         """Return the features of these rows."""
         if self.views == 1:
             return {name: x[rows.to(x.device)] for name, x in self.features.items()}
@@ -143,7 +143,7 @@ class StreamedImages:
         return self
 
     def at(self, rows: Int[Tensor, " B"], drawn: Drawn | None = None) -> Features:
-        """Read the features of these rows, ascending and one look each; neighbours are read together.
+        """Read the features of these rows, ascending and one observation each; neighbours are read together.
 
         Of the frames as they are: what is drawn is picked from the rows of an epoch, which come with all views.
         """

@@ -28,7 +28,7 @@ from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.train import checkpoint
 from pipeline.train.curves import log_epoch
 from pipeline.train.data import Table, split_by_episode
-from pipeline.train.divergence import LOOK_EVERY, LossWatch, divergence
+from pipeline.train.divergence import CHECK_EVERY, LossWatch, divergence
 from pipeline.train.evaluation import at_once, split_metrics, straightness
 from pipeline.train.finetune import Tower, parameter_groups
 from pipeline.train.plan import accumulation_steps, learning_rate_factor, row_counts, total_steps
@@ -158,7 +158,7 @@ def _prepare(
     if (table.keyframes is None) != (cfg.keyframe_weight == 0):
         raise ValueError(f"keyframe_weight is {cfg.keyframe_weight}: read keyframes into the table for it alone")
     if table.keyframes is not None:
-        network.keyframes = Keyframes(arch.width, cfg.keyframe_weight)
+        network.keyframes = Keyframes(arch.condition_dim, cfg.keyframe_weight)
     if afresh:
         statistics = measure_once(accelerator, table, train_rows)
         network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
@@ -229,7 +229,7 @@ def _step_through(training: Training, bar: tqdm) -> float:
     counts = row_counts(training.train_rows, update.table.tasks(), cfg.balance, cfg.seed, progress.epoch)
     end = progress.step + math.ceil(len(training.train_rows) / cfg.batch_size)
     total = torch.zeros((), device=update.accelerator.device)
-    recent: deque[tuple[int, Tensor]] = deque(maxlen=LOOK_EVERY)
+    recent: deque[tuple[int, Tensor]] = deque(maxlen=CHECK_EVERY)
     for rows, images in update.table.images.epoch(counts, cfg.batch_size, cfg.seed, progress.epoch):
         loss = update(rows, images, progress.step)
         watch.add(loss, progress.step)

@@ -19,7 +19,7 @@ from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.train.data import Batch
 from pipeline.train.settings import TrainFlow
 
-INPUTS = ("cameras", "patches", "proprio", "history")
+INPUTS = ("cameras", "patches", "proprio", "n_obs_steps")
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def load_teacher(
         "horizon": (theirs.horizon, arch.horizon),
         **{name: (getattr(theirs, name), getattr(arch, name)) for name in INPUTS},
     }
-    if arch.history > 1:  # looks are so many steps apart
-        sides["execute"] = (theirs.execute, arch.execute)
+    if arch.n_obs_steps > 1:  # observations are so many steps apart
+        sides["n_action_steps"] = (theirs.n_action_steps, arch.n_action_steps)
     for suite, ids in cfg.held_out_tasks.items():
         learnt = bundle.spec.data["tasks"].get(suite, ())
         if known := sorted({*ids} if learnt is None else {*ids} & {*learnt}):
@@ -99,5 +99,5 @@ def load_teacher(
 
 def _built(arch: Architecture) -> dict[str, Any]:
     """What decides names and shapes of the weights, and what they mean."""
-    of_use = ("execute", "sampling_steps", "feature_noise", "augmented_views")
+    of_use = ("n_action_steps", "sampling_steps", "feature_noise", "augmented_views")
     return {k: v for k, v in arch.to_json().items() if k not in of_use}

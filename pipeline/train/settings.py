@@ -5,6 +5,8 @@ from typing import Literal
 
 from pipeline.ranges import Count, Natural, NotNegative, Positive, Seed, ShareBelowOne, Width
 
+TRACKERS = ("tensorboard", "dvclive")  # of curves, by Accelerate
+
 
 @dataclass(frozen=True)
 class TuneEncoder:

@@ -1,4 +1,4 @@
-"""One look at every row before training starts: the normaliser's statistics, and values that are not finite."""
+"""One pass over every row before training starts: the normaliser's statistics, and values that are not finite."""
 
 from dataclasses import dataclass
 

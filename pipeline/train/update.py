@@ -94,8 +94,8 @@ class Update:
         u = torch.rand(size, generator=generator)
         views = None
         if (count := self.table.images.views) > 1:
-            looks = () if self.table.looks is None else (self.arch.history,)
-            views = draw_views(count, self.arch.cameras, (size, *looks), generator)
+            time = () if self.table.past is None else (self.arch.n_obs_steps,)
+            views = draw_views(count, self.arch.cameras, (size, *time), generator)
         if self.arch.feature_noise == 0:
             return noise, u, views, None
         device = self.accelerator.device

@@ -85,7 +85,7 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ({"embed": {"cameras": "agentview"}}, r'embed.cameras is "agentview"; it must be a list, such as \[a, b\]'),
         ({"train_flow": {"horizon": 8}}, r"no setting 'train_flow.horizon'. Did you mean 'policy.horizon'\?"),
         ({"embed": {"cameras": ["agentview"]}}, "policy.cameras has 'eye_in_hand'.*add it there"),
-        ({"policy": {"execute": 17}}, "policy.execute 17 is not between 1 and policy.horizon 16"),
+        ({"policy": {"n_action_steps": 17}}, "policy.n_action_steps 17 is not between 1 and policy.horizon 16"),
         ({"policy": {"augmented_views": True}}, "augmented_views is true, but embed.views is 1: set it to 2 or more"),
         (
             {"policy": {"augmented_views": True}, "embed": {"views": 2}, "train_flow": {"encoder": {"tune": "lora"}}},
@@ -123,12 +123,15 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ({"eval_libero": {"conditions": {"displaced+blank_cameras": None}}}, "is None; give metres"),
         ({"eval_libero": {"conditions": {"other_episode+blank_cameras": None}}}, "nothing of another episode is seen"),
         ({"eval_libero": {"condition_episodes": 0}}, "condition_episodes is 0; it must be greater than 0"),
-        ({"eval_libero": {"execute": 0}}, "eval_libero.execute is 0; it must be greater than 0"),
+        ({"eval_libero": {"n_action_steps": 0}}, "eval_libero.n_action_steps is 0; it must be greater than 0"),
         (
             {"eval_libero": {"videos_per_task": -3}},
             "eval_libero.videos_per_task is -3; it must be greater than or equal to 0",
         ),
-        ({"demos": {"variety": 5.0}}, "demos.variety is 5.0; it must be less than or equal to 1"),
+        (
+            {"demos": {"trajectory_diversity": 5.0}},
+            "demos.trajectory_diversity is 5.0; it must be less than or equal to 1",
+        ),
         ({"sim": {"assets": "official"}}, "no setting 'sim.assets'"),
         ({"policy": {"time_dim": 255}}, "time_dim is 255; it must be a multiple of 2"),
         ({"policy": {"head": "tokens"}}, "policy.head tokens clips or bins.*standardise_actions: false"),
@@ -263,10 +266,10 @@ def test_a_setting_can_be_replaced_by_name(tmp_path: Path) -> None:
 
 
 def test_a_policy_to_compare_is_the_default_but_for_what_it_names(tmp_path: Path) -> None:
-    policies = {"small": {"policy.velocity_width": 8}, "flow": {}}
+    policies = {"small": {"policy.head_width": 8}, "flow": {}}
     path = changed(tmp_path, comparison={"policies": policies, "seeds": [0, 1], "against": ["small-1"]})
     base, small = load(path), load(path, {"train_flow.seed": 1}, variant="small")
-    assert (small.policy.velocity_width, small.train_flow.seed) == (8, 1)
+    assert (small.policy.head_width, small.train_flow.seed) == (8, 1)
     assert replace(small, policy=base.policy, train_flow=base.train_flow) == base
     with pytest.raises(ConfigError, match=r"no 'smal'. Did you mean 'small'"):
         load(path, variant="smal")
@@ -280,7 +283,10 @@ def test_a_policy_to_compare_is_the_default_but_for_what_it_names(tmp_path: Path
             {"policies": {"a": {"policy.nothing": 2}}, "seeds": [0]},
             r"comparison\.policies\.a: no setting 'policy\.nothing'",
         ),
-        ({"policies": {"a": {"policy.width": 0}}, "seeds": [0]}, r"comparison\.policies\.a: policy\.width is 0"),
+        (
+            {"policies": {"a": {"policy.condition_dim": 0}}, "seeds": [0]},
+            r"comparison\.policies\.a: policy\.condition_dim is 0",
+        ),
         ({"policies": {"a-b": {}}, "seeds": [0]}, r"'a-b'; use letters"),
         ({"policies": {"a": {}}}, r"comparison\.seeds is empty"),
         ({"policies": {"a": {"train_flow.seed": 1}}, "seeds": [0]}, r"name seeds in comparison\.seeds"),

@@ -64,7 +64,7 @@ def test_an_episode_is_the_engines(sim: Sim, task: Task) -> None:
     agent.reset(world.task, episode_seed(5, task, 1))
     ends: list[tuple[bool, bool]] = []
     while not ends or not any(ends[-1]):
-        for action in agent.act(to_observation(obs))[: agent.execute]:
+        for action in agent.act(to_observation(obs))[: agent.n_action_steps]:
             obs, reward, terminated, truncated, info = env.step(action)
             ends.append((terminated, truncated))
             assert reward == 0 and not info["success"]

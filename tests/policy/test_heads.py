@@ -37,7 +37,7 @@ def test_every_head_is_told_of_and_compared() -> None:
 
 
 def make(head: str, velocity: str = "mlp", **changes: Any) -> Head:
-    sizes = {"width": C, "horizon": H, "execute": 1, "velocity": velocity}
+    sizes = {"condition_dim": C, "horizon": H, "n_action_steps": 1, "head_network": velocity}
     return make_head(base.architecture(head=head, **{**sizes, "standardise_actions": False, **changes}))
 
 

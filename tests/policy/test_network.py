@@ -15,7 +15,7 @@ from pipeline.policy import bundle
 from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.policy.normaliser import BLOCK, Moments, Noise, Normaliser, Standardiser
 from pipeline.policy.velocity import sinusoid
-from pipeline.policy.windows import action_windows, looks, next_changes
+from pipeline.policy.windows import action_windows, next_changes, past_rows
 from tests import base
 
 REFERENCE_TABLE = {"joint_pos": 3.6e3, "ee_pose": 3.6e3, "fusion": 1.3e6, "velocity": 3.0e6, "total": 4.3e6}
@@ -29,7 +29,7 @@ def reference_architecture() -> Architecture:
 
 
 def small_architecture(**changes: Any) -> Architecture:
-    sizes = {"image_dim": 6, "text_dim": 5, "width": 8, "token_width": 64, "velocity_width": 16, "time_dim": 4}
+    sizes = {"image_dim": 6, "text_dim": 5, "condition_dim": 8, "token_width": 64, "head_width": 16, "time_dim": 4}
     inputs = {"cameras": ("agentview", "eye_in_hand"), "proprio": ("joint_pos", "gripper")}
     return base.architecture(**{**sizes, **inputs, "horizon": 3, "sampling_steps": 4, **changes})
 
@@ -46,7 +46,7 @@ def inputs(arch: Architecture, rows: int) -> tuple[dict, torch.Tensor, dict]:
     return (
         {c: torch.randn(rows, *arch.image_shape) for c in arch.cameras},
         torch.randn(rows, arch.text_dim),
-        {p: torch.randn(rows, *([arch.history] if arch.history > 1 else []), dims[p]) for p in arch.proprio},
+        {p: torch.randn(rows, *([arch.n_obs_steps] if arch.n_obs_steps > 1 else []), dims[p]) for p in arch.proprio},
     )
 
 
@@ -59,7 +59,7 @@ def test_trainable_parameters_are_within_5_percent_of_the_reference() -> None:
 def test_quickstart_differs_from_the_reference_only_where_it_says() -> None:
     quick = base.params().policy
     assert quick.cameras == ("agentview", "eye_in_hand")
-    assert (quick.horizon, quick.execute) == (16, 8)
+    assert (quick.horizon, quick.n_action_steps) == (16, 8)
     reference = reference_architecture()
     assert (reference.cameras, reference.horizon, reference.sampling_steps) == (("agentview",), 1, 50)
 
@@ -184,19 +184,19 @@ def test_windows_repeat_the_last_action_of_their_own_episode() -> None:
     assert windows[:, :, 0].tolist() == [[0, 1, 2], [2, 3, 3], [5, 5, 5]]
 
 
-def test_looks_are_so_many_steps_apart_and_begin_with_the_episode() -> None:
+def test_observations_are_so_many_steps_apart_and_begin_with_the_episode() -> None:
     first = torch.tensor([0, 0, 0, 0, 0, 0, 6, 6])
-    assert looks(first, 3, 2).tolist() == [
+    assert past_rows(first, 3, 2).tolist() == [
         [0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 2, 4], [1, 3, 5], [6, 6, 6], [6, 6, 7],
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("history", [1, 3])
+@pytest.mark.parametrize("n_obs_steps", [1, 3])
 @pytest.mark.parametrize("patches", [None, 4])
-def test_every_input_reaches_the_action(patches: int | None, history: int) -> None:
+def test_every_input_reaches_the_action(patches: int | None, n_obs_steps: int) -> None:
     """Each patch of each look of each camera, each look at each signal, and the order of both."""
     torch.manual_seed(0)
-    arch = small_architecture(patches=patches, history=history)
+    arch = small_architecture(patches=patches, n_obs_steps=n_obs_steps)
     network = PolicyNetwork(arch).eval()
     images, text, proprio = inputs(arch, 1)
     noise = torch.randn(1, 3, 7)
@@ -221,7 +221,7 @@ def spec(arch: Architecture) -> bundle.PolicySpec:
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"patches": 4, "history": 2}])
+@pytest.mark.parametrize("changes", [{}, {"patches": 4, "n_obs_steps": 2}])
 def test_bundle_round_trip_acts_the_same(tmp_path: Path, changes: dict) -> None:
     arch = small_architecture(**changes)
     network = PolicyNetwork(arch)

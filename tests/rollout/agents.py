@@ -19,7 +19,7 @@ class Odd(RandomAgent):
     """
 
     def __init__(self, what: str, episode_seeds: tuple[int, ...] | None = None) -> None:
-        super().__init__(execute=4)
+        super().__init__(n_action_steps=4)
         self.what = what
         self.episode_seeds = episode_seeds
         self.calls = 0
@@ -62,7 +62,7 @@ class Slow(RandomAgent):
     """Random, and takes so many seconds of a clock for each call."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
-        super().__init__(execute=4)
+        super().__init__(n_action_steps=4)
         self.clock = clock
         self.seconds = seconds
 

@@ -33,16 +33,16 @@ def bundle(encoder: ClipEncoder) -> PolicyBundle:
     return untrained(encoder)
 
 
-def untrained(encoder: ClipEncoder, grid: GridParams | None = None, history: int = 1) -> PolicyBundle:
+def untrained(encoder: ClipEncoder, grid: GridParams | None = None, n_obs_steps: int = 1) -> PolicyBundle:
     """An untrained policy: what it does is arbitrary, but depends on all of its inputs."""
     arch = base.architecture(
         cameras=("agentview", "eye_in_hand"),
         proprio=("joint_pos", "ee_pose", "gripper"),
         patches=grid.size**2 if grid else None,
-        history=history,
+        n_obs_steps=n_obs_steps,
         image_dim=encoder.tokens[1] if grid else encoder.dim,
         text_dim=encoder.dim,
-        velocity_width=16,
+        head_width=16,
         horizon=4,
         sampling_steps=3,
     )
@@ -93,7 +93,7 @@ def test_policy_agent_does_what_encoder_and_bundle_do_by_hand(
 def test_a_policy_of_patch_tokens_with_a_history_sees_the_observations_before() -> None:
     grid = GridParams(7, -2)
     encoder = ClipEncoder(EncoderParams("ViT-S-32", "seeded", 0, "fp32"), grid=grid)
-    bundle = untrained(encoder, grid, history=2)  # which executes 2 actions a call
+    bundle = untrained(encoder, grid, n_obs_steps=2)  # which executes 2 actions a call
     task = tasks("libero_spatial", [0])[0]
     seen = [observation(i) for i in range(4)]
 
@@ -116,10 +116,12 @@ def test_a_policy_of_patch_tokens_with_a_history_sees_the_observations_before() 
 
 
 def test_as_many_actions_are_carried_out_as_asked(bundle: PolicyBundle, encoder: ClipEncoder) -> None:
-    assert PolicyAgent(bundle, encoder, SIM, n_action_steps=3).execute == 3
-    with pytest.raises(ConfigError, match=r"eval_libero\.execute is 5, but the policy gives chunks of 4 actions"):
+    assert PolicyAgent(bundle, encoder, SIM, n_action_steps=3).n_action_steps == 3
+    with pytest.raises(
+        ConfigError, match=r"eval_libero\.n_action_steps is 5, but the policy gives chunks of 4 actions"
+    ):
         PolicyAgent(bundle, encoder, SIM, n_action_steps=5)
-    remembers = untrained(encoder, history=2)
+    remembers = untrained(encoder, n_obs_steps=2)
     with pytest.raises(ConfigError, match="3, but the policy learnt from observations 2 steps apart"):
         PolicyAgent(remembers, encoder, SIM, n_action_steps=3)
 

@@ -21,7 +21,7 @@ class Attentive(RandomAgent):
     """Random, and notes what it is shown and told."""
 
     def __init__(self) -> None:
-        super().__init__(execute=4, cameras=("agentview", "eye_in_hand"))
+        super().__init__(n_action_steps=4, cameras=("agentview", "eye_in_hand"))
         self.seen: list[Observation] = []
         self.told = ""
 

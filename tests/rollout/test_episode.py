@@ -50,10 +50,14 @@ def test_cameras_are_drawn_for_a_policy_call_and_at_no_other_time(
     drawn = []
     observe = Simulator.observe
     monkeypatch.setattr(Simulator, "observe", lambda self: drawn.append(1) or observe(self))
-    for execute, steps in ((4, 11), (8, 16), (1, 3)):
+    for n_action_steps, steps in ((4, 11), (8, 16), (1, 3)):
         drawn.clear()
-        record = run_episode(simulator, RandomAgent(execute, CAMERAS), task, 0, replace(SETTINGS, max_steps=steps))
-        assert len(drawn) == record.renders == record.policy_calls == len(record.policy_ms) == ceil(steps / execute)
+        record = run_episode(
+            simulator, RandomAgent(n_action_steps, CAMERAS), task, 0, replace(SETTINGS, max_steps=steps)
+        )
+        assert (
+            len(drawn) == record.renders == record.policy_calls == len(record.policy_ms) == ceil(steps / n_action_steps)
+        )
         assert (record.outcome, record.steps) == ("failure", steps)
     drawn.clear()
     record = run_episode(simulator, NoopAgent(4), task, 0, SETTINGS)

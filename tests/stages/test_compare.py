@@ -33,7 +33,7 @@ def evaluation(folder: Path, records: list, agent: dict, **more: object) -> Path
 
 
 def architecture(head: str) -> dict:
-    return {"architecture": {"head": head, "velocity": "mlp"}}
+    return {"architecture": {"head": head, "head_network": "mlp"}}
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def unexpected(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize("option", ["--out", "--scratch"])
 def test_training(project: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     monkeypatch.chdir(project)
-    monkeypatch.setattr(train_flow, "train", unexpected)
+    monkeypatch.setattr("pipeline.train.job.train", unexpected)
     with (
         read_only_disk(project / "ro") as disk,
         pytest.raises(PipelineError, match=r"ro/x: cannot be written: Read-only file system"),
@@ -36,12 +36,12 @@ def test_training(project: Path, monkeypatch: pytest.MonkeyPatch, option: str) -
 
 def test_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demonstrations(tmp_path)
-    monkeypatch.setattr(embed, "build", unexpected)
+    monkeypatch.setattr("cache.build.build", unexpected)
     argv = arguments(tmp_path, tmp_path)
     for option in ("--out", "--scratch"):
         with (
             read_only_disk(tmp_path / f"ro{option}") as disk,
-            pytest.raises(PipelineError, match=r"x: cannot be written: Read-only file system"),
+            pytest.raises(PipelineError, match=r"x/libero_spatial: cannot be written: Read-only file system"),
         ):
             embed.main([*argv, option, str(disk / "x")])
     with (

@@ -16,7 +16,7 @@ from pipeline.encode.augment import Views, relight
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import TRANSFORM_ID
 from pipeline.encode.settings import GridParams
-from pipeline.errors import DataError
+from pipeline.errors import DataError, PipelineError
 from pipeline.libero.demos.read import Demo, demo_file, read, scan
 from pipeline.libero.installation import official_picture_identity, picture_identity
 from pipeline.libero.suites import tasks
@@ -308,7 +308,7 @@ def test_missing_demonstrations(base: Path, tmp_path: Path) -> None:
 
 def test_a_target_that_cannot_be_written_is_told_before_the_work(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file where the directory is to be")
-    with pytest.raises(DataError, match=r"out: nothing can be written there: Not a directory\. .*--out"):
+    with pytest.raises(PipelineError, match=r"out: cannot be written: Not a directory\. Put that right"):
         main(arguments(base, tmp_path))
     assert not (tmp_path / "scratch").exists()
 

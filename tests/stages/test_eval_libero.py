@@ -187,7 +187,7 @@ def test_init_states_of_demonstrations_are_known(params: Params) -> None:
 def policy(params: Params, tmp_path: Path) -> Path:
     """An untrained policy for these settings."""
     encoder = ClipEncoder(params.embed.encoder)
-    small = replace(params.policy, width=16, velocity_width=16, velocity_layers=1, time_dim=8, sampling_steps=2)
+    small = replace(params.policy, condition_dim=16, head_width=16, head_layers=1, time_dim=8, sampling_steps=2)
     arch = Architecture.of(small, encoder.dim, encoder.dim)
     torch.manual_seed(0)
     sim = picture_identity(params.sim)
@@ -219,7 +219,10 @@ def test_a_policy_is_evaluated_by_the_protocol(
     assert (tree["held_out"]["tasks"], tree["held_out"]["n"]) == ([["libero_spatial", 0]], 2), "it learnt from task 3"
     assert "on tasks that it did not learn from: 0 of 2 = 0.0%" in said
     protocol = tree["protocol"]
-    assert protocol["agent"]["architecture"]["execute"] == 8 and protocol["agent"]["encoder"]["pretrained"] == "seeded"
+    assert (
+        protocol["agent"]["architecture"]["n_action_steps"] == 8
+        and protocol["agent"]["encoder"]["pretrained"] == "seeded"
+    )
     assert protocol["transform"] == TRANSFORM_ID and protocol["sim"]["render"] == "fast"
     assert protocol["tasks"] == [{"suite": "libero_spatial", "task": 0, "max_steps": 9}]
     assert protocol["simulators"][0]["gl_used"] in ("egl", "osmesa")
@@ -228,10 +231,10 @@ def test_a_policy_is_evaluated_by_the_protocol(
     assert read_frames(out / str(records[0].video)).shape == (10, 32, 64, 3)
     assert all(len(r.policy_ms) == 2 and min(r.policy_ms) > 0 for r in records)
 
-    often = replace(params, eval_libero=replace(params.eval_libero, episodes=1, execute=3))
+    often = replace(params, eval_libero=replace(params.eval_libero, episodes=1, n_action_steps=3))
     eval_libero.main([*write(often), "--policy", str(policy), "--out", str(out)])
     assert [r.policy_calls for r in read_records(out / "episodes.jsonl")] == [3]
-    assert json.loads((out / "eval.json").read_text())["protocol"]["agent"]["execute"] == 3
+    assert json.loads((out / "eval.json").read_text())["protocol"]["agent"]["n_action_steps"] == 3
 
 
 def test_a_policy_that_does_not_fit_is_refused_before_anything_runs(
@@ -256,8 +259,10 @@ def test_a_policy_that_does_not_fit_is_refused_before_anything_runs(
         changed = replace(params, embed=replace(params.embed, encoder=replace(encoder, **change)))
         with pytest.raises(DataError, match=rf"another encoder's features \(.*{said}.*Set embed\.encoder as it was"):
             eval_libero.main([*write(changed), "--policy", str(policy)])
-    seldom = replace(params, eval_libero=replace(params.eval_libero, execute=17))
-    with pytest.raises(ConfigError, match=r"eval_libero\.execute is 17, but the policy gives chunks of 16 actions"):
+    seldom = replace(params, eval_libero=replace(params.eval_libero, n_action_steps=17))
+    with pytest.raises(
+        ConfigError, match=r"eval_libero\.n_action_steps is 17, but the policy gives chunks of 16 actions"
+    ):
         eval_libero.main([*write(seldom), "--policy", str(policy)])
     assert not (tmp_path / "scratch").exists()
 

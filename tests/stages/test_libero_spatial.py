@@ -70,7 +70,7 @@ def test_it_runs_on_local_files(tmp_path: Path) -> None:
     assert store.layout("grid/eye_in_hand").row_shape == (1, 49, 768)
     assert store.rows == 7 + 8, "an observation less than actions"
     spec = json.loads((tmp_path / "runs/flow/policy/policy.json").read_text())
-    assert (spec["architecture"]["history"], spec["architecture"]["velocity"]) == (2, "residual")
+    assert (spec["architecture"]["n_obs_steps"], spec["architecture"]["head_network"]) == (2, "residual")
     result = json.loads((tmp_path / "results/flow/eval.json").read_text())
     assert (result["n"], result["errors"]) == (1, 0)
     used = result["protocol"]["simulators"][0]

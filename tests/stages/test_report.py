@@ -152,7 +152,7 @@ def test_settings_are_those_that_were_used(html: str) -> None:
     assert "commandpython -m stages.eval_libero --set 'eval_libero.conditions={}'" in says
 
 
-def test_every_episode_is_listed_failures_first_with_a_command_that_draws_one(html: str) -> None:
+def test_every_episode_is_listed_failures_first_with_a_command_that_films_them(html: str) -> None:
     says = Page(html).says()
     listed = says[says.index("Init state, outcome and steps of each") :]
     first, last = "libero_spatial 1, episode 00failure220–", "libero_spatial 2, episode 88success108–"
@@ -160,10 +160,11 @@ def test_every_episode_is_listed_failures_first_with_a_command_that_draws_one(ht
     assert (
         listed.index(first) < listed.index("libero_spatial 2, episode 9") < listed.index("libero_spatial 0, episode 0")
     )
-    command = says[says.index("python -m stages.eval_libero ") : says.index("episode.png") + len("episode.png")]
+    command = says[says.index("python -m stages.eval_libero ") : says.index("results/filmed") + len("results/filmed")]
     asked = ["eval_libero.conditions={}", "data.suites=[libero_spatial]", "data.tasks={libero_spatial: [1]}"]
+    films = ["--set", "eval_libero.videos_per_task=30", "--out", "results/filmed"]
     sets = [word for setting in asked for word in ("--set", setting)]
-    assert shlex.split(command)[3:] == [*sets, "--episode", "0", "--picture", "episode.png"], "a shell reads it so"
+    assert shlex.split(command)[3:] == [*sets, *films], "a shell reads it so"
 
 
 def test_contents_lead_to_the_sections(html: str) -> None:

@@ -35,7 +35,7 @@ from tests.imports import ROOT
 LENGTHS = (40, 30, 50, 36)
 SETTINGS = {
     "embed": {"cameras": ["agentview", "eye_in_hand"]},
-    "policy": {"proprio": ["joint_pos"], "width": 16, "velocity_width": 32, "velocity_layers": 2, "time_dim": 8},
+    "policy": {"proprio": ["joint_pos"], "condition_dim": 16, "head_width": 32, "head_layers": 2, "time_dim": 8},
     "train_flow": {"action": "action", "epochs": 6, "batch_size": 16, "val_fraction": 0.3, "warmup_steps": 0,
                    "metrics_rows": 16, "checkpoint_every_epochs": 1},
 }  # fmt: skip
@@ -47,7 +47,7 @@ def project(tmp_path: Path) -> Path:
     tree = base.tree()
     for section, values in SETTINGS.items():
         tree[section].update(values)
-    tree["policy"]["horizon"] = tree["policy"]["execute"] = 4
+    tree["policy"]["horizon"] = tree["policy"]["n_action_steps"] = 4
     tree["data"]["tasks"] = {"libero_spatial": None}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     plan = make_plan(LENGTHS)
@@ -151,7 +151,7 @@ def test_augmented_views_are_learnt_from_in_memory_and_streamed(project: Path, m
 
 
 BOUNDED = {"standardise_actions": False}
-HEADS = {"l1": {}, "l2": {}, "cvae": {}, "tokens": BOUNDED, "diffusion": {**BOUNDED, "velocity": "residual"}}
+HEADS = {"l1": {}, "l2": {}, "cvae": {}, "tokens": BOUNDED, "diffusion": {**BOUNDED, "head_network": "residual"}}
 
 
 def test_no_head_is_forgotten() -> None:
@@ -175,21 +175,21 @@ def test_every_head_trains_and_acts(project: Path, monkeypatch: pytest.MonkeyPat
 
 def test_patch_tokens_with_a_history_train_and_act(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(project, "embed", grid={"size": 2, "layer": -1})
-    grid = {"policy.features": "grid", "policy.cameras": ["eye_in_hand"], "policy.history": 2}
+    grid = {"policy.features": "grid", "policy.cameras": ["eye_in_hand"], "policy.n_obs_steps": 2}
     change(project, "comparison", policies={"patches": {**grid, "policy.token_width": 64}}, seeds=[4])
     monkeypatch.chdir(project)
     train_flow.main(["--track", "--variant", "patches", "--set", "train_flow.epochs=2", "--out", "runs/patches-4"])
     policy = bundle.load(project / "runs/patches-4/policy")
     arch = policy.spec.architecture
-    assert (policy.spec.grid, arch.patches, arch.history, arch.image_dim) == ({"size": 2, "layer": -1}, 4, 2, 5)
+    assert (policy.spec.grid, arch.patches, arch.n_obs_steps, arch.image_dim) == ({"size": 2, "layer": -1}, 4, 2, 5)
     features = {"eye_in_hand": torch.randn(3, 2, 4, 5)}
     actions = policy.network.act(features, torch.randn(3, 6), {"joint_pos": torch.randn(3, 2, 7)}, torch.randn(3, 4, 7))
     assert actions.shape == (3, 4, 7)
     change(project, "policy", **{name.removeprefix("policy."): value for name, value in grid.items()}, token_width=64)
     change(project, teacher="runs/patches-4/policy", epochs=1)
     train_flow.main(["--track", "--out", "runs/reflow"])
-    change(project, "policy", history=3)
-    with pytest.raises(DataError, match=r"its history is 2, and 3 is needed"):
+    change(project, "policy", n_obs_steps=3)
+    with pytest.raises(DataError, match=r"its n_obs_steps is 2, and 3 is needed"):
         train_flow.main(["--track", "--out", "runs/reflow"])
 
 

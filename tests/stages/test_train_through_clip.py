@@ -26,7 +26,7 @@ from stages import embed, train_flow
 from tests.encode import tiny
 from tests.stages.embedding import SUITE, TASKS, arguments, demonstrations
 
-SMALL = {"proprio": ["joint_pos"], "width": 16, "velocity_width": 32, "velocity_layers": 2, "time_dim": 8}
+SMALL = {"proprio": ["joint_pos"], "condition_dim": 16, "head_width": 32, "head_layers": 2, "time_dim": 8}
 SHORT = {
     "epochs": 2,
     "batch_size": 32,

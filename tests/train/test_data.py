@@ -13,7 +13,7 @@ from cache.build import build
 from cache.reader import open_store
 from cache.units import Unit
 from pipeline.errors import DataError
-from pipeline.train.data import Mode, Table, Wanted, load_stores
+from pipeline.train.data import FeatureSpec, Mode, Table, load_stores
 from pipeline.train.images import ResidentImages, StreamedImages
 from pipeline.train.statistics import measure
 from tests.cache.synthetic import LENGTHS, TEXT, MakeFake, episode_rows, make_plan
@@ -31,7 +31,9 @@ def location(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(location: Path, tasks: tuple[int, ...] | None, cameras: tuple[str, ...] = ("eye_in_hand",)) -> Table:
-    return load_stores([("libero_spatial", open_store(location), tasks)], Wanted(cameras, ("joint_pos",)), "action")
+    return load_stores(
+        [("libero_spatial", open_store(location), tasks)], FeatureSpec(cameras, ("joint_pos",)), "action"
+    )
 
 
 def test_rows_are_the_episodes_one_after_the_other(location: Path) -> None:
@@ -69,7 +71,7 @@ def test_keyframes_are_where_the_hand_is_when_the_gripper_changes(tmp_path: Path
         tmp_path / "a.zarr",
         tmp_path / "work",
     )
-    wanted = Wanted(("eye_in_hand",), (), keyframes=True)
+    wanted = FeatureSpec(("eye_in_hand",), (), keyframes=True)
     data = load_stores([("s", open_store(tmp_path / "a.zarr"), (7,))], wanted, "action")
     for number, episode in zip((1, 3, 5, 7), data.episodes, strict=True):
         closed = episode_rows(number, episode.length)["lowdim/action"][:, 6] > 0
@@ -90,7 +92,9 @@ def test_one_task_of_two(location: Path) -> None:
 
 def test_two_stores_are_joined(location: Path) -> None:
     store = open_store(location)
-    joined = load_stores([("a", store, (7,)), ("b", store, None)], Wanted(("agentview",), ("joint_pos",)), "action")
+    joined = load_stores(
+        [("a", store, (7,)), ("b", store, None)], FeatureSpec(("agentview",), ("joint_pos",)), "action"
+    )
     first, second = read(location, (7,), ("agentview",)), read(location, None, ("agentview",))
     n = len(first)
     assert torch.equal(joined.action[n:], second.action)
@@ -106,11 +110,11 @@ def test_what_is_not_in_the_store_is_refused_by_name(location: Path) -> None:
     with pytest.raises(DataError, match=r"no episode of task \[5\]"):
         read(location, (7, 5))
     with pytest.raises(DataError, match=r"train_flow\.action=action"):
-        load_stores([("s", open_store(location), None)], Wanted(("agentview",), ()), "expert_action")
+        load_stores([("s", open_store(location), None)], FeatureSpec(("agentview",), ()), "expert_action")
     with pytest.raises(DataError, match=r"no lowdim/gripper, which policy\.proprio asks for"):
-        load_stores([("s", open_store(location), None)], Wanted(("agentview",), ("gripper",)), "action")
+        load_stores([("s", open_store(location), None)], FeatureSpec(("agentview",), ("gripper",)), "action")
     with pytest.raises(DataError, match=r"has no lowdim/ee_pose, which train_flow\.keyframe_weight takes"):
-        load_stores([("s", open_store(location), None)], Wanted(("agentview",), (), keyframes=True), "action")
+        load_stores([("s", open_store(location), None)], FeatureSpec(("agentview",), (), keyframes=True), "action")
 
 
 def streamed_and_resident(location: Path, tasks: tuple[int, ...] | None = (7,)) -> tuple[Table, Table]:
@@ -118,7 +122,9 @@ def streamed_and_resident(location: Path, tasks: tuple[int, ...] | None = (7,)) 
     stores = [("a", open_store(location), tasks), ("b", open_store(location), None)]
 
     def load(mode: Mode) -> Table:
-        return load_stores(stores, Wanted(("agentview", "eye_in_hand"), ("joint_pos",)), "action", mode, memory_mib=1)
+        return load_stores(
+            stores, FeatureSpec(("agentview", "eye_in_hand"), ("joint_pos",)), "action", mode, memory_mib=1
+        )
 
     return load("streaming"), load("resident")
 
@@ -152,7 +158,7 @@ def test_a_streamed_epoch_has_the_right_features_and_each_row_as_often_as_asked(
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
 def test_training_is_shown_the_views_that_are_drawn(location: Path, mode: Mode, kind: Literal["image", "grid"]) -> None:
     cameras = ("agentview", "eye_in_hand") if kind == "image" else ("eye_in_hand",)
-    wanted = Wanted(cameras, ("joint_pos",), kind, augmented=True)
+    wanted = FeatureSpec(cameras, ("joint_pos",), kind, augmented=True)
     data = load_stores([("s", open_store(location), None)], wanted, "action", mode, memory_mib=1)
     every = {c: np.concatenate([episode_rows(i, n)[f"{kind}/{c}"] for i, n in enumerate(LENGTHS)]) for c in cameras}
     assert data.images.views == every["eye_in_hand"].shape[1] == 2
@@ -172,7 +178,7 @@ def test_training_is_shown_the_views_that_are_drawn(location: Path, mode: Mode, 
 
 
 def test_each_look_of_a_history_has_a_view_of_its_own(location: Path) -> None:
-    wanted = Wanted(("eye_in_hand",), (), history=2, stride=2, augmented=True)
+    wanted = FeatureSpec(("eye_in_hand",), (), n_obs_steps=2, stride=2, augmented=True)
     data = load_stores([("s", open_store(location), None)], wanted, "action")
     views = {"eye_in_hand": torch.tensor([[1, 0], [0, 1]])}
     shown = data.batch(torch.tensor([9, 9]), 2, drawn=views).images["eye_in_hand"]
@@ -183,8 +189,12 @@ def test_each_look_of_a_history_has_a_view_of_its_own(location: Path) -> None:
 def test_the_mode_follows_from_the_size(location: Path, caplog: pytest.LogCaptureFixture) -> None:
     stores = [("s", open_store(location), None)]
     with caplog.at_level("INFO"):
-        assert isinstance(load_stores(stores, Wanted(("agentview",), ()), "action", "auto", 1).images, ResidentImages)
-        assert isinstance(load_stores(stores, Wanted(("agentview",), ()), "action", "auto", 0).images, StreamedImages)
+        assert isinstance(
+            load_stores(stores, FeatureSpec(("agentview",), ()), "action", "auto", 1).images, ResidentImages
+        )
+        assert isinstance(
+            load_stores(stores, FeatureSpec(("agentview",), ()), "action", "auto", 0).images, StreamedImages
+        )
     assert "87 rows, 0 MiB of image features: held in memory" in caplog.text and ": streamed" in caplog.text
 
 
@@ -198,7 +208,7 @@ def test_tasks_of_all_suites_have_numbers_of_their_own(location: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
 def test_patch_tokens_are_read_as_pooled_features_are(location: Path, mode: Mode) -> None:
-    wanted = Wanted(("eye_in_hand",), (), kind="grid")
+    wanted = FeatureSpec(("eye_in_hand",), (), kind="grid")
     data = load_stores([("s", open_store(location), None)], wanted, "action", mode, memory_mib=1)
     assert data.images.dim == 5
     expected = torch.from_numpy(
@@ -212,8 +222,8 @@ def test_patch_tokens_are_read_as_pooled_features_are(location: Path, mode: Mode
 @pytest.mark.parametrize("kind", ["image", "grid"])
 def test_with_a_history_a_row_is_seen_with_those_before_it(location: Path, kind: Literal["image", "grid"]) -> None:
     stores = [("s", open_store(location), None)]
-    plain = load_stores(stores, Wanted(("eye_in_hand",), ("joint_pos",), kind), "action")
-    data = load_stores(stores, Wanted(("eye_in_hand",), ("joint_pos",), kind, history=3, stride=2), "action")
+    plain = load_stores(stores, FeatureSpec(("eye_in_hand",), ("joint_pos",), kind), "action")
+    data = load_stores(stores, FeatureSpec(("eye_in_hand",), ("joint_pos",), kind, n_obs_steps=3, stride=2), "action")
     rows = torch.tensor([0, 6, 9, 26])  # of episodes of rows 0-4, 5-25 and 26
     seen = torch.tensor([[0, 0, 0], [5, 5, 6], [5, 7, 9], [26, 26, 26]])
     batch = data.batch(rows, 2)
@@ -224,14 +234,16 @@ def test_with_a_history_a_row_is_seen_with_those_before_it(location: Path, kind:
     assert torch.equal(batch.actions, plain.batch(rows, 2).actions)
     newest, alone = (measure(table, torch.arange(20)).images["eye_in_hand"] for table in (data, plain))
     assert torch.equal(newest.mean, alone.mean), "a row counts once, however often it is seen"
-    with pytest.raises(DataError, match=r"policy\.history is 3.*train_flow\.data_mode: resident"):
-        load_stores(stores, Wanted(("eye_in_hand",), (), history=3), "action", "streaming")
+    with pytest.raises(DataError, match=r"policy\.n_obs_steps is 3.*train_flow\.data_mode: resident"):
+        load_stores(stores, FeatureSpec(("eye_in_hand",), (), n_obs_steps=3), "action", "streaming")
 
 
 def test_a_grid_or_views_that_the_store_lacks_are_refused(location: Path, tmp_path: Path) -> None:
     plan = make_plan()
     build(replace(plan, identity={**plan.identity, "transform": "t"}), TEXT, MakeFake(), tmp_path / "a", tmp_path / "w")
     with pytest.raises(DataError, match=r"one view of each frame.*Set embed\.views to 2 or more"):
-        load_stores([("s", open_store(tmp_path / "a"), None)], Wanted(("eye_in_hand",), (), augmented=True), "action")
+        load_stores(
+            [("s", open_store(tmp_path / "a"), None)], FeatureSpec(("eye_in_hand",), (), augmented=True), "action"
+        )
     with pytest.raises(DataError, match=r"no patch tokens.*Set embed\.grid and embed again"):
-        load_stores([("s", open_store(tmp_path / "a"), None)], Wanted(("eye_in_hand",), (), kind="grid"), "action")
+        load_stores([("s", open_store(tmp_path / "a"), None)], FeatureSpec(("eye_in_hand",), (), kind="grid"), "action")

@@ -174,7 +174,7 @@ def test_learns_an_action_that_its_inputs_determine(tmp_path: Path) -> None:
     cfg = replace(
         CFG, epochs=100, metrics_every_epochs=99, learning_rate=3e-3, ema_decay=0.0, checkpoint_every_epochs=100
     )
-    arch = replace(ARCH, horizon=1, execute=1)
+    arch = replace(ARCH, horizon=1, n_action_steps=1)
     _, progress = train(Accelerator(cpu=True), table(episodes=20), arch, cfg, tmp_path)
     first, last = progress.history[0], progress.history[-1]
     assert last["train_action_mse"] < 0.1 * first["train_action_mse"]

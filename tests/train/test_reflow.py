@@ -47,7 +47,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a flow trained on them."""
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
-    arch = replace(ARCH, horizon=1, execute=1, sampling_steps=50)
+    arch = replace(ARCH, horizon=1, n_action_steps=1, sampling_steps=50)
     network, _ = train(Accelerator(cpu=True), two_ways(), arch, CFG, folder / "work")
     bundle.save(folder / "policy", network, bundle.PolicySpec(arch, FEATURES["encoder"], "none", None, "t", LEARNT, {}))
     return folder / "policy"
@@ -92,7 +92,7 @@ def test_a_student_of_another_build_starts_afresh(teacher: Path) -> None:
     cfg = replace(CFG, teacher=str(teacher))
     made = load_teacher(cfg, arch, FEATURES, OUT, CPU)
     assert made is not None
-    alike, other = PolicyNetwork(replace(arch, sampling_steps=1)), PolicyNetwork(replace(arch, velocity="residual"))
+    alike, other = PolicyNetwork(replace(arch, sampling_steps=1)), PolicyNetwork(replace(arch, head_network="residual"))
     assert made.start(alike) and not made.start(other)
     assert torch.equal(alike.head.velocity.net[0].weight, made.bundle.network.head.velocity.net[0].weight)
 

@@ -178,7 +178,7 @@ def _record(worker: Worker, item: Item, demos: Demos) -> Receipt:
     steps = 0
     for n in range(ATTEMPTS):
         # The first motion again would fail again.
-        variety = demos.variety if n == 0 else 1.0
+        variety = demos.trajectory_diversity if n == 0 else 1.0
         origin = Origin(
             item.row, worker.seed, n, displacement(item.row, demos), first_try(item.task, item.row, worker.seed, demos)
         )
@@ -206,7 +206,7 @@ def first_try(task: Task, row: int, seed: int, demos: Demos) -> FirstTry:
     """
     rng = np.random.default_rng([seed, task.id, row, 1])
     what: FirstTry = "missed" if rng.random() < 0.5 else "misplaced"
-    return what if rng.random() < demos.second_tries else ""
+    return what if rng.random() < demos.recovery_share else ""
 
 
 def _totals(receipts: Sequence[Receipt], total: int, seconds: float) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class Simulator:
         if self._renderer is None:
             self._renderer = Renderer(self._sim.image_size, self._sim.render, self.info["gl_used"])
         images, depths = {}, {}
-        for camera in dict.fromkeys(depth.lens(name) for name in self.cameras):
+        for camera in dict.fromkeys(depth.rgb_camera(name) for name in self.cameras):
             deep = f"{camera}{depth.SUFFIX}"
             image, metres = self._renderer.draw(self.model, self._poses, CAMERAS[camera], deep in self.cameras)
             if camera in self.cameras:

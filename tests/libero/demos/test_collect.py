@@ -22,7 +22,7 @@ from pipeline.libero.settings import Demos
 from pipeline.libero.suites import Task, tasks
 from tests.libero.synthetic import SIM, make_episode
 
-DEMOS = Demos("scripted", None, 3, False, 48, 0.0, 0.0, 0.0, noise_sigma=0.1, variety=1.0)
+DEMOS = Demos("scripted", None, 3, False, 48, 0.0, 0.0, 0.0, noise_sigma=0.1, trajectory_diversity=1.0)
 SERIAL = Compute("serial", None, None)
 Tried = list[tuple[int, int, int]]
 
@@ -157,7 +157,7 @@ def test_fingerprint_follows_settings(chosen: tuple[Task, ...]) -> None:
 
 def test_a_second_try_is_asked_for_and_noted(expert: Callable, chosen: tuple[Task, ...], tmp_path: Path) -> None:
     expert(set())
-    demos = replace(DEMOS, second_tries=1.0, episodes=6)
+    demos = replace(DEMOS, recovery_share=1.0, episodes=6)
     collect(chosen[:1], SIM, demos, SERIAL, tmp_path)
     with h5py.File(demo_file(tmp_path, chosen[0])) as file:
         noted = [json.loads(file["data"][f"demo_{i}"].attrs["origin"])["first_try"] for i in range(6)]
@@ -169,7 +169,7 @@ def test_a_share_of_the_demonstrations_are_second_tries(chosen: tuple[Task, ...]
     task = chosen[0]
 
     def drawn(share: float) -> Counter:
-        demos = replace(DEMOS, second_tries=share, displaced=0.08, displaced_share=0.5)
+        demos = replace(DEMOS, recovery_share=share, displaced=0.08, displaced_share=0.5)
         return Counter(
             (collecting.first_try(task, row, 0, demos), bool(collecting.displacement(row, demos))) for row in range(400)
         )
