@@ -14,7 +14,7 @@ from stages import cli, doctor
 from tests.imports import PACKAGES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-HEAVY = {"torch", "open_clip", "zarr", "dask", "distributed", "mujoco", "h5py", "accelerate"}
+HEAVY = {"torch", "open_clip", "zarr", "dask", "distributed", "mujoco", "accelerate"}
 
 
 def test_help_lists_every_command_with_what_it_does(capsys: pytest.CaptureFixture) -> None:
