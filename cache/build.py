@@ -29,11 +29,11 @@ from cache.plan import Plan
 from cache.reader import REBUILD, REPLACE, Store, open_store
 from cache.units import starts
 from cache.verify import THREADS, verify
-from cache.writer import MakeWriter, Rows, Task, write_unit
+from cache.writer import MakeWriter, Rows, WorkUnit, write_unit
 
 log = logging.getLogger(__name__)
 
-Run = Callable[..., Iterator[tuple[Task, Receipt]]]
+Run = Callable[..., Iterator[tuple[WorkUnit, Receipt]]]
 """run(fn, items, setup=...) yields (item, fn(setup(), item)) as they end, in any order."""
 Report = Callable[[Receipt, bool], None]
 Found = tuple[Receipt, Mapping[str, Path]]
@@ -43,8 +43,8 @@ FRESH = "new-"  # of stores that are being created
 
 
 def serial(
-    fn: Callable[[Any, Task], Receipt], items: Iterable[Task], setup: Callable[[], Any]
-) -> Iterator[tuple[Task, Receipt]]:
+    fn: Callable[[Any, WorkUnit], Receipt], items: Iterable[WorkUnit], setup: Callable[[], Any]
+) -> Iterator[tuple[WorkUnit, Receipt]]:
     """Run in this process, one after the other."""
     state = setup()
     for item in items:
@@ -153,12 +153,12 @@ def _make(
     run: Run,
     execution: dict[str, Any],
     report: Report | None,
-    find: Callable[[Task], Found | None] | None,
+    find: Callable[[WorkUnit], Found | None] | None,
 ) -> Ledger:
     """Take over the units that `find` finds, compute the others, check all, publish; return the closed ledger."""
     store, ledger = _open(plan, text_embedding, work, execution)
     with contextlib.closing(ledger):
-        tasks = [Task(unit, plan.unit_key(unit)) for unit in plan.units()]
+        tasks = [WorkUnit(unit, plan.unit_key(unit)) for unit in plan.units()]
         if find is not None:
             _take(plan, store, ledger, tasks, find)
         _fill(plan, store, ledger, tasks, factory, run, report)
@@ -237,7 +237,9 @@ def _intact(store: Path, plan: Plan, receipt: Receipt) -> bool:
     return all(path.is_file() and path.stat().st_size == receipt.shards[name][0] for name, path in paths.items())
 
 
-def _take(plan: Plan, store: Path, ledger: Ledger, tasks: Sequence[Task], find: Callable[[Task], Found | None]) -> None:
+def _take(
+    plan: Plan, store: Path, ledger: Ledger, tasks: Sequence[WorkUnit], find: Callable[[WorkUnit], Found | None]
+) -> None:
     """Take over the units that `find` finds, but for those that are there already."""
     missing = [task for task in tasks if task.unit.index not in ledger.receipts]
     with ThreadPoolExecutor(THREADS) as pool, _explained(store):
@@ -250,14 +252,14 @@ def _take(plan: Plan, store: Path, ledger: Ledger, tasks: Sequence[Task], find: 
             ledger.add(receipt)
 
 
-def _kept(keep: Path, execution: Mapping[str, Any], task: Task) -> Found | None:
+def _kept(keep: Path, execution: Mapping[str, Any], task: WorkUnit) -> Found | None:
     receipt = reuse.find(keep, task.key, execution)
     if receipt is None:
         return None
     return replace(receipt, unit=task.unit.index), {name: keep / task.key / name for name in receipt.shards}
 
 
-def _sound(store: Store, bad: frozenset[int], task: Task) -> Found | None:
+def _sound(store: Store, bad: frozenset[int], task: WorkUnit) -> Found | None:
     """Find a unit in a store that has been verified."""
     unit = task.unit.index
     if unit in bad:
@@ -272,7 +274,7 @@ def _fill(
     plan: Plan,
     store: Path,
     ledger: Ledger,
-    tasks: Sequence[Task],
+    tasks: Sequence[WorkUnit],
     factory: Callable[[], Rows],
     run: Run,
     report: Report | None,

@@ -22,7 +22,7 @@ Rows = Callable[[Unit], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkUnit:
     """A unit and the digest of what it depends on."""
 
     unit: Unit
@@ -72,7 +72,7 @@ class Writer:
         if hasattr(self._rows, "close"):
             self._rows.close()
 
-    def write(self, task: Task) -> Receipt:
+    def write(self, task: WorkUnit) -> Receipt:
         """Compute and write a unit; its shards are on the disk when this returns.
 
         Raises:
@@ -119,7 +119,7 @@ def _write_whole(path: Path, content: np.ndarray) -> None:
     fsync_directory(path.parent)
 
 
-def write_unit(writer: Writer, task: Task) -> Receipt:
+def write_unit(writer: Writer, task: WorkUnit) -> Receipt:
     """Return `writer.write(task)`: what an executor calls."""
     return writer.write(task)
 

@@ -78,3 +78,13 @@ def test_embed_does_not_depend_on_the_policy() -> None:
     entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["embed"]
     assert not any("policy" in dep or "train" in dep for dep in entry["deps"])
     assert not any(name.startswith(("policy", "train", "eval", "compute")) for name in entry["params"])
+
+
+def test_the_pictures_of_the_architecture_name_what_is_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    drawn = re.findall(r"(?m)^ *(\w+) +([\w/]+\.py) ", text)
+    assert len(drawn) == 16
+    for name, path in drawn:
+        assert re.search(rf"(?m)^ *(def|class) {name}\b", (ROOT / path).read_text()), f"{path} has no {name}"
+    for path in re.findall(r"`((?:pipeline|cache|tests)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
