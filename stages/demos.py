@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config import Params
-from pipeline.files import exclusive, publish_directory, restore_directory, write_atomic
+from pipeline.files import exclusive, publish_directory, require_writable, restore_directory, write_atomic
 from pipeline.libero.demos import collect, directory, download
 from pipeline.libero.demos.layout import cameras_of
 from pipeline.libero.demos.link import link
@@ -58,6 +58,8 @@ def make(params: Params, suite: str, chosen: Sequence[Task], out: Path, scratch:
         print(f"{target}: up to date (fingerprint {fingerprint})")
         return
     directory.refuse_foreign(target)
+    require_writable(out)
+    require_writable(scratch)
     work = scratch.resolve() / suite / fingerprint
     took = {}
     if source == "scripted":

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.errors import PipelineError
-from stages import embed, train_flow
+from pipeline.libero.demos import collect
+from stages import demos, embed, train_flow
+from tests import base
 from tests.disk import read_only_disk, small_disk
 from tests.stages.embedding import SUITE, arguments, demonstrations
 from tests.stages.test_train_flow import project
@@ -59,3 +62,15 @@ def test_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             file.truncate(10**9)  # what is there already needs no more room
         with pytest.raises(AssertionError, match="the work has begun"):
             embed.main([*argv, "--scratch", str(disk / "x")])
+
+
+def test_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "collect", unexpected)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(base.tree()))
+    argv = ["--params", str(tmp_path / "params.yaml"), "--out", str(tmp_path / "o"), "--scratch", str(tmp_path / "s")]
+    for option in ("--out", "--scratch"):
+        with (
+            read_only_disk(tmp_path / f"ro{option}") as disk,
+            pytest.raises((PipelineError, OSError), match="Read-only file system"),
+        ):
+            demos.main([*argv, option, str(disk / "x")])

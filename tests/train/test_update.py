@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from pipeline.policy.fusion import Fusion
 from pipeline.policy.normaliser import Noise, Standardiser
 from pipeline.train.images import ResidentImages
 from pipeline.train.loop import train
@@ -22,18 +23,23 @@ def uniform_noise(shape: tuple[int, ...], std: float, seed: int) -> torch.Tensor
     return Standardiser(*shape[1:]).noisy(torch.zeros(shape), Noise.of(levels, std))
 
 
-def test_feature_noise_changes_what_is_learnt(tmp_path: Path) -> None:
-    with_noise, without = (
-        train(
-            Accelerator(cpu=True),
-            table(),
-            replace(ARCH, feature_noise=noise),
-            replace(CFG, epochs=1),
-            tmp_path / str(noise),
-        )[0]
-        for noise in (0.1, 0.0)
-    )
-    assert not torch.equal(with_noise.fusion.mlp[0].weight, without.fusion.mlp[0].weight)
+def test_feature_noise_reaches_fusion_with_its_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, first = Fusion.forward, list[torch.Tensor]()
+    for noise in (0.0, 0.2):
+        seen: list[torch.Tensor] = []
+
+        def noting(self: Fusion, images: dict, *rest: object, seen: list[torch.Tensor] = seen) -> torch.Tensor:
+            seen.append(images["agentview"].detach().clone())
+            return forward(self, images, *rest)
+
+        monkeypatch.setattr(Fusion, "forward", noting)
+        arch = replace(ARCH, feature_noise=noise)
+        train(Accelerator(cpu=True), table(), arch, replace(CFG, epochs=1), tmp_path / str(noise))
+        first.append(seen[0])
+    clean, noisy = first
+    difference = noisy - clean
+    assert abs(clean.std() - 1) < 0.2, "standardised"
+    assert abs(difference.std() - 0.2) < 0.03 and difference.abs().max() <= 0.2 * 3**0.5 + 1e-5, "uniform"
 
 
 def test_views_are_drawn_evenly_and_for_each_camera_by_itself() -> None:
@@ -43,9 +49,9 @@ def test_views_are_drawn_evenly_and_for_each_camera_by_itself() -> None:
         share = torch.bincount(views.flatten(), minlength=3) / views.numel()
         assert len(share) == 3 and (share - 1 / 3).abs().max() < 0.02
     a, b = (views.flatten().float() for views in drawn.values())
-    looks = drawn["a"].float().T
+    observations = drawn["a"].float().T
     assert torch.corrcoef(torch.stack([a, b]))[0, 1].abs() < 0.05
-    assert torch.corrcoef(looks)[0, 1].abs() < 0.06
+    assert torch.corrcoef(observations)[0, 1].abs() < 0.06
 
 
 def test_views_are_drawn_alike_in_each_run_and_learnt_from(tmp_path: Path) -> None:
