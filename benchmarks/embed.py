@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.scale import cpu_name
 from cache import schema, units
 from cache.build import build
 from cache.ledger import Receipt
@@ -44,7 +43,7 @@ from pipeline.libero.demos.read import Demo, demo_file, read, scan
 from pipeline.libero.demos.write import Episode, Origin, write_demos
 from pipeline.libero.settings import Camera, Sim
 from pipeline.libero.suites import tasks
-from pipeline.provenance import versions
+from pipeline.provenance import cpu_name, versions
 
 SMALLEST = "ViT-S-32"
 CAMERAS: tuple[Camera, ...] = ("agentview", "eye_in_hand")

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale import cpu_name
 from pipeline.compute import Compute, cores, map_unordered
 from pipeline.config import Params, load
 from pipeline.libero.conventions import upright
@@ -37,7 +36,7 @@ from pipeline.libero.sim.robosuite_import import import_libero
 from pipeline.libero.sim.simulator import CAMERAS, NO_OP, Observation, Simulator
 from pipeline.libero.suites import Task, init_states, tasks
 from pipeline.policy.bundle import load_spec
-from pipeline.provenance import versions
+from pipeline.provenance import cpu_name, versions
 from pipeline.rollout.agent import PolicyAgent
 from pipeline.rollout.engine import Evaluation, Finished, Item, Worker
 from pipeline.rollout.episode import EpisodeSettings, run_episode

@@ -22,7 +22,6 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.scale import cpu_name
 from pipeline.compute import cores
 from pipeline.config.compose import compose
 from pipeline.config.load import from_dict
@@ -30,7 +29,7 @@ from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
 from pipeline.policy.settings import HEADS_IN_STEPS
 from pipeline.policy.velocity import VelocityNetwork
-from pipeline.provenance import versions
+from pipeline.provenance import cpu_name, versions
 
 DIM = 512
 STEPS = (1, 2, 4, 10, 50)

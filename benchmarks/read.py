@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale import cpu_name
 from cache import Store, open_store, schema, stream
 from cache.build import build
 from cache.plan import Plan
 from cache.units import Episode, Unit
-from pipeline.provenance import versions
+from pipeline.provenance import cpu_name, versions
 
 FIELDS = schema.fields(("agentview", "eye_in_hand"), 1, 512)
 SHARD_ROWS, CHUNK_ROWS = 32768, 1024

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale import cpu_name
 from benchmarks.suites import milliseconds
 from pipeline.compute import cores
 from pipeline.files import write_atomic
@@ -23,6 +22,7 @@ from pipeline.libero.settings import Sim
 from pipeline.libero.sim import simulator as simulators
 from pipeline.libero.sim.simulator import CAMERAS, Simulator
 from pipeline.libero.suites import SUITES, init_states, tasks
+from pipeline.provenance import cpu_name
 
 RESULT = Path(__file__).parent / "results" / "render.json"
 FULL = Sim(assets_path=None, render="full", gl="auto", image_size=128, settle_steps=10, seed=0)

@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
 import tempfile
@@ -30,7 +29,7 @@ from cache.build import build
 from cache.plan import Plan, digest
 from cache.units import Episode, Unit
 from cache.verify import verify
-from pipeline.provenance import versions
+from pipeline.provenance import cpu_name, versions
 
 CAMERAS = ("agentview", "eye_in_hand")
 DIM = 64
@@ -204,13 +203,6 @@ def stream_all(target: Path) -> None:
 def numbers(action: np.ndarray) -> np.ndarray:
     """Return the numbers of the rows as `_rows` wrote them."""
     return (action[:, 0].astype(np.int64) << 16) + action[:, 1].astype(np.int64)
-
-
-def cpu_name() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.scale import cpu_name
 from pipeline.compute import cores
 from pipeline.config import load
 from pipeline.files import write_atomic
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import NO_OP, Simulator
 from pipeline.libero.suites import SUITES, Task, init_states, tasks
-from pipeline.provenance import versions
+from pipeline.provenance import cpu_name, versions
 
 RESULT = Path(__file__).parent / "results" / "suites.json"
 PAGE = Path(__file__).parents[1] / "docs" / "suites.md"

@@ -29,7 +29,6 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.read import forget, share, write
-from benchmarks.scale import cpu_name
 from cache.reader import Store
 from pipeline.config import Params, from_dict
 from pipeline.config.compose import compose
@@ -40,7 +39,7 @@ from pipeline.policy.finetuned import TunedPolicy
 from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
 from pipeline.policy.normaliser import Noise
-from pipeline.provenance import versions
+from pipeline.provenance import cpu_name, versions
 from pipeline.train.data import FeatureSpec, Mode, load_stores
 from pipeline.train.loop import train
 

@@ -64,6 +64,11 @@ def restore_directory(final: Path) -> None:
             _replaced(final).rename(final)
 
 
+def published(final: Path) -> Path:
+    """Return where a published directory is to be read: `final`, or, where a kill left it so, the older one aside."""
+    return final if final.exists() or not _replaced(final.resolve()).exists() else _replaced(final.resolve())
+
+
 def _replaced(final: Path) -> Path:
     return final.with_name(f".{final.name}.replaced.partial")
 

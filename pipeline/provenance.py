@@ -95,3 +95,9 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+changes" if changed else "")
+
+
+def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what the processor calls itself; its architecture where it does not say."""
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -93,7 +93,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Project:
 Inputs = tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, torch.Tensor]]
 
 
-def precompute(agent: PolicyAgent, monkeypatch: pytest.MonkeyPatch) -> list[Inputs]:
+def given(agent: PolicyAgent, monkeypatch: pytest.MonkeyPatch) -> list[Inputs]:
     """Return a list to which every call of the agent's network adds images, text and proprioception."""
     network, calls = agent._bundle.network, list[Inputs]()
     condition = network.condition
@@ -166,5 +166,5 @@ def test_one_action_is_a_short_way_from_the_episode_to_the_network(project: Proj
         ours = [frame for frame in stack if Path(frame.filename).is_relative_to(ROOT / "pipeline")]
         chain = [(Path(frame.filename).name, frame.name) for frame in ours]
         chain = chain[chain.index(("episode.py", "run_episode")) :]
-        assert chain[-1] == ("velocity.py", "follow")
+        assert chain[-1] == ("velocity.py", "velocity_at")
         assert len(chain) <= 10 and len({file for file, _ in chain}) <= 4, chain

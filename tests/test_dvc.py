@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.rollout.figures import write_figures
 from pipeline.rollout.metrics import summary
-from stages.train_flow import METRICS, as_csv
+from pipeline.train.publish import METRICS, as_csv
 from tests.imports import ROOT
 from tests.rollout.make import record
 

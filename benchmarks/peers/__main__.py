@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.scale import cpu_name
 from cache import open_store
 from pipeline.config import load
 from pipeline.libero.demos.read import read, scan
 from pipeline.libero.suites import tasks
-from pipeline.provenance import versions
+from pipeline.provenance import cpu_name, versions
 from pipeline.train.data import FeatureSpec, load_stores, split_by_episode
 
 HERE = Path(__file__).parent

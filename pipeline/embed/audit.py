@@ -71,10 +71,8 @@ def audit(
         )
     settings, encoder = planning.load_encoder(settings)
     found = scan(demos, tasks[0].suite, tasks, store.cameras)[0]
-    recorded = (
-        planning.recorded(settings, found) if found else {name: store.identity[name] for name in ("sim", "order")}
-    )
-    if other := differences(store.identity, planning.identity(settings, tasks[0].suite, encoder, recorded)):
+    sim = planning.recorded(settings, found) if found else store.identity["sim"]
+    if other := differences(store.identity, planning.identity(settings, tasks[0].suite, encoder, sim)):
         raise DataError(
             f"{target}: was not made with the settings as they are now: {'; '.join(other)}. "
             "Set them back to check it, or embed anew: python -m stages.embed"

@@ -58,7 +58,7 @@ def embed(settings: Embed, compute: Compute, tasks: Sequence[Task], demos: Path,
         if build.is_current(target, plan):
             return f"{target}: up to date ({plan.rows} rows, fingerprint {plan.fingerprint[:12]})"
         explain(target, plan)
-        require_writable(scratch, plan.bytes - bytes_below(scratch))
+        require_writable(scratch, plan.bytes - bytes_below(job.work))
         try:
             took = job.build()
             break
@@ -99,7 +99,7 @@ class Job:
     ) -> None:
         self.plan = plan
         self._settings, self._compute, self._encoder = settings, on_gpus(compute, encoder.device), encoder
-        self._target, self._work, self._keep = target, scratch / plan.fingerprint[:16], scratch / "units"
+        self._target, self.work, self._keep = target, scratch / plan.fingerprint[:16], scratch / "units"
         self._execution = planning.execution(settings, encoder)
         self._receipts: list[Receipt] = []
 
@@ -118,7 +118,7 @@ class Job:
         """Keep the finished units of a build that failed, for the build of another plan, and delete the rest."""
         for receipt in self._receipts:
             shards = {
-                field.name: self._work / build.STORE / shard_key(field.name, 1 + len(field.shape), receipt.unit)
+                field.name: self.work / build.STORE / shard_key(field.name, 1 + len(field.shape), receipt.unit)
                 for field in self.plan.fields
             }
             try:
@@ -126,7 +126,7 @@ class Job:
             except OSError as error:  # no hard links there
                 log.warning("%s: finished shards cannot be kept (%s); they are made again", self._keep, error)
                 break
-        shutil.rmtree(self._work)
+        shutil.rmtree(self.work)
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Progress]:
@@ -147,7 +147,7 @@ class Job:
             "text_embedding": self._encoder.text(list(self.plan.instructions)),
             "factory": MakeEmbedder(self._settings, self._encoder.identity, self.plan.fields),
             "target": self._target,
-            "work": self._work,
+            "work": self.work,
             "run": partial(map_unordered, compute=self._compute, concurrency=CONCURRENCY, on_progress=progress.encoded),
             "execution": self._execution,
             "report": report,

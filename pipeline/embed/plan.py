@@ -110,7 +110,7 @@ def load_encoder(settings: Embed) -> tuple[Embed, ClipEncoder]:
     return settings, shared_encoder(encoder, device, settings.grid, batch_size)
 
 
-def identity(settings: Embed, suite: str, encoder: ClipEncoder, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def identity(settings: Embed, suite: str, encoder: ClipEncoder, sim: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the store's rows depend on besides the demonstrations, and how these were recorded."""
     return {
         "suite": suite,
@@ -120,16 +120,14 @@ def identity(settings: Embed, suite: str, encoder: ClipEncoder, recorded: Mappin
         **views(settings).identity(),
         **({"grid": asdict(settings.grid)} if settings.grid else {}),
         **({"depth": DEPTH_ID} if any(is_depth(camera) for camera in settings.cameras) else {}),
-        **recorded,
+        "sim": sim,
     }
 
 
 def recorded(settings: Embed, demos: Sequence[Demo]) -> dict[str, Any]:
-    """Return how the demonstrations were recorded, which is to be one way for a whole store.
+    """Return what decided how the scenes look (`installation.picture_identity`), alike in all demonstrations.
 
-    Returns:
-        sim: what decides how a scene looks, see `installation.picture_identity`. Files that do not tell are taken for
-            LIBERO's own. order: whether `obs_shift` was "measured" in all of them, or "not measured".
+    Files that do not tell are taken for LIBERO's own.
 
     Raises:
         DataError: they differ in rendering or size, or were not recorded in the order that `embed.obs_shift` says.
@@ -151,7 +149,7 @@ def recorded(settings: Embed, demos: Sequence[Demo]) -> dict[str, Any]:
             "rendering: make all demonstrations of the suite in the same way"
         )
     check_order(settings.obs_shift, demos)
-    return {"sim": sim, "order": "not measured" if any(demo.obs_shift is None for demo in demos) else "measured"}
+    return sim
 
 
 def check_order(obs_shift: int, demos: Sequence[Demo]) -> None:

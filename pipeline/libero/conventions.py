@@ -3,8 +3,9 @@
 import numpy as np
 from jaxtyping import UInt
 
-ACTION_DIM = 7
-"""[dx, dy, dz, dax, day, daz, gripper], each in [-1, 1]."""
+ACTION_NAMES = ("dx", "dy", "dz", "dax", "day", "daz", "gripper")
+"""Components of an action, each in [-1, 1]: a step of the hand, an axis-angle rotation of it, the gripper."""
+ACTION_DIM = len(ACTION_NAMES)
 CONTROL_HZ = 20
 
 

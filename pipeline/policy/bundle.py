@@ -18,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.files import publish_directory, restore_directory
+from pipeline.files import publish_directory, published
 from pipeline.policy.keyframes import PREFIX
 from pipeline.policy.network import Architecture, PolicyNetwork
 
@@ -128,6 +128,7 @@ def weights_digest(path: str | Path) -> str:
 
 def _read(path: Path) -> tuple[PolicySpec, dict[str, bytes]]:
     """Return what the policy is, and the content of its files as it was written, that of WEIGHTS first."""
+    path = published(path)
     digests, spec = _read_json(path)
     contents = {}
     for name in (WEIGHTS, *([TOWER] if spec.tune != "none" else [])):
@@ -147,12 +148,11 @@ def _read(path: Path) -> tuple[PolicySpec, dict[str, bytes]]:
 
 def load_spec(path: str | Path) -> PolicySpec:
     """Read a bundle's policy.json alone. Raises DataError as `load` does."""
-    return _read_json(Path(path))[1]
+    return _read_json(published(Path(path)))[1]
 
 
 def _read_json(path: Path) -> tuple[dict[str, str], PolicySpec]:
     """Return the digests of the files, and what the policy is."""
-    restore_directory(path)
     file = path / JSON
     try:
         text = file.read_bytes().decode()

@@ -1,9 +1,4 @@
-"""Training through CLIP: raw frames in, the image tower tuned with the policy, by LoRA or whole.
-
-The rest is as with cached features: the same table, fusion and heads, the same loop. The store is still needed: it says
-which frames are rows, holds the low-dimensional arrays and the instructions' features, which stay as they are, and its
-features give the normaliser's statistics.
-"""
+"""A policy with CLIP's image tower inside, which trains with it: frames in, in place of features."""
 
 import copy
 from collections.abc import Callable, Mapping

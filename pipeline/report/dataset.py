@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.libero.conventions import CONTROL_HZ
+from pipeline.libero.conventions import ACTION_NAMES, CONTROL_HZ
 from pipeline.libero.demos.read import Demo, Quarantined, read
 from pipeline.libero.suites import Task
 from pipeline.report.charts import Series, histogram, line_chart
@@ -16,7 +16,6 @@ from pipeline.rollout.video import VideoRecorder, png, read_frames
 
 SAMPLES = 3  # recordings per task: the shortest, the median and the longest demonstration
 BINS = 32
-ACTION_NAMES = ("dx", "dy", "dz", "dax", "day", "daz", "gripper")
 
 
 def dataset_page(

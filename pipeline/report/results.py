@@ -158,4 +158,6 @@ def settings(result: Tree) -> Table:
 def command(made: Tree, *more: str) -> str:
     """Return the command that made a result, from its provenance, with `more` arguments."""
     program, *arguments = made.get("argv") or ["?"]
+    if program == "vla-flow":
+        return shlex.join((program, *arguments, *more))
     return shlex.join(("python", "-m", f"stages.{program.removesuffix('.py')}", *arguments, *more))

@@ -47,7 +47,7 @@ class Evaluation:
         make_agent: called once per worker; travels by pickle.
         identity: of the agent, as plain JSON values.
         episodes: per task.
-        videos_per_task: recordings of each task's first episodes, and as many of its failures.
+        videos_per_task: recordings of each task's first episodes, and as many that failed at the task.
         threads: of torch, in each worker. Sums depend on it, in the last bit.
         device: that the agent computes on: cpu, cuda (the GPUs in turn), cuda:1...
     """
@@ -188,7 +188,8 @@ class Worker:
 
         torch.set_num_threads(evaluation.threads)  # whatever the number of workers
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        cuda = own_device(evaluation.device) if evaluation.device != "cpu" else None
+        device = own_device(evaluation.device)
+        cuda = device if device.startswith("cuda") else None
         gl.activate(evaluation.sim.gl, gpu=worker_index() % gpus if gpus > 1 else None, cuda=cuda)
         self.evaluation = evaluation
         self.agent = alter_agent(evaluation.make_agent(), evaluation.settings.condition, evaluation.sim)

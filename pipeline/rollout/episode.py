@@ -192,9 +192,9 @@ class _Rollout:
 
     def run(self) -> None:
         """Act until the task is solved or the steps are spent."""
-        self.started = own_time()
         if OTHER_EPISODE in condition_parts(self.settings.condition):
             self.agent = FixedImageAgent(self.agent, self._neighbours_pictures())
+        self.started = own_time()
         with self._timed("reset"):
             states = init_states(self.task)
             row = self.settings.first_init_state + self.episode

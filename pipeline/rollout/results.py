@@ -64,8 +64,8 @@ class EpisodeRecord:
         return self.suite, self.task, self.episode
 
     def result(self) -> dict[str, Any]:
-        """Return what does not depend on the machine's speed or on whether a video was made."""
-        clock = {"seconds", "reset_s", "physics_s", "render_s", "policy_ms", "renders", "video"}
+        """Return what does not depend on the machine's speed and faults, or on whether a video was made."""
+        clock = {"seconds", "reset_s", "physics_s", "render_s", "policy_ms", "renders", "video", "attempts"}
         return {name: value for name, value in asdict(self).items() if name not in clock}
 
     def to_line(self) -> str:

@@ -77,6 +77,8 @@ def save(accelerator: Accelerator, directory: Path, step: int) -> None:
             publish_directory(partial, final)
             for old in checkpoints(directory)[:-KEEP]:
                 remove(old)
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         free = shutil.disk_usage(directory).free
         shutil.rmtree(partial, ignore_errors=True)

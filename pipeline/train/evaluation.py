@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pipeline.libero.conventions import ACTION_NAMES
 from pipeline.policy.network import ACTION_DIM, PolicyNetwork
 from pipeline.train.data import Table
 from pipeline.train.settings import TrainFlow
 
 CHUNK = 1024  # rows per forward pass of the head
-ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 
 
 def split_metrics(

@@ -157,15 +157,15 @@ def _prepare(
     network = TunedPolicy(arch, tower.visual, tower.preprocess) if tower else PolicyNetwork(arch)
     if (table.keyframes is None) != (cfg.keyframe_weight == 0):
         raise ValueError(f"keyframe_weight is {cfg.keyframe_weight}: read keyframes into the table for it alone")
-    if table.keyframes is not None:
-        network.keyframes = Keyframes(arch.condition_dim, cfg.keyframe_weight)
-    if afresh:
-        statistics = measure_once(accelerator, table, train_rows)
+    statistics = measure_once(accelerator, table, train_rows) if afresh else None
+    if statistics:
         network.normaliser.fit(statistics.images, statistics.proprio, statistics.action)
-        if network.keyframes and statistics.keyframes:
-            network.keyframes.standardise.fit(statistics.keyframes)
     if teacher and teacher.start(network):
         log.info("the network begins with its teacher's weights")
+    if table.keyframes is not None:  # added now: no bundle, and so no teacher, has any
+        network.keyframes = Keyframes(arch.condition_dim, cfg.keyframe_weight)
+        if statistics and statistics.keyframes:
+            network.keyframes.standardise.fit(statistics.keyframes)
     if tower:
         table = replace(table, images=tower.frames)
     accumulation = accumulation_steps(cfg, accelerator.num_processes)

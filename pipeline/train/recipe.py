@@ -1,14 +1,13 @@
 """What a policy was trained by and on, to be kept beside it: settings, demonstrations, encoder, machine."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.compute import cores
+from pipeline.provenance import cpu_name
 from pipeline.train.data import Episode, split_by_episode
 from pipeline.train.settings import TrainFlow
 
@@ -43,9 +42,3 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return the kind and name of what computes, and how many CPU cores this process may use."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {"device": device.type, "name": name, "cores": cores()}
-
-
-def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
-    """Return what the processor calls itself; its architecture where it does not say."""
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -70,6 +70,7 @@ def test_path_links_and_lists_what_it_leaves_out(tmp_path: Path, capsys: pytest.
     assert (index["source"], index["demos"], index["tasks"][1]["demos"]) == ("path", 7, 3)
     assert index["tasks"][0]["language"].startswith("pick up the black bowl between")
     assert index["quarantine"][0]["demo"] == "demo_2"
+    assert index["obs_shift"] == {"1": 0, "0": 0, "None": 7}, "nothing moves in these: it cannot be measured"
     assert json.loads((root / f"{SUITE}.provenance.json").read_text())["demos"]["path"] == str(own)
     assert demo_file(own, chosen[0]).read_bytes() == before
 

@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.report.charts import ticks
 from pipeline.report.html import Markup, el
+from pipeline.report.results import command
 from pipeline.rollout.metrics import paired, rates, summary, timings
 from pipeline.rollout.results import write_records
 from pipeline.rollout.video import VideoRecorder
@@ -307,3 +308,14 @@ def test_browser_draws_it(html: str, tmp_path: Path, width: int) -> None:
 def test_a_picture_without_words_is_found(html: str, tmp_path: Path) -> None:
     found = drawn(html.replace(' alt="', ' data-alt="', 1), tmp_path, 800)["violations"]
     assert [v.split(":")[0] for v in found] == ["image-alt"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["eval_libero.py", "--out", "a b"], "python -m stages.eval_libero --out 'a b'"),
+        (["vla-flow", "eval-libero"], "vla-flow eval-libero"),
+    ],
+)
+def test_the_command_is_one_that_runs(argv: list[str], expected: str) -> None:
+    assert command({"argv": argv}) == expected

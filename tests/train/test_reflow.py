@@ -87,6 +87,19 @@ def test_one_step_gives_what_many_of_the_teacher_give(teacher: Path, tmp_path: P
         assert head.straightness(condition, observe()[3]).mean() < bent / 2
 
 
+def test_a_student_with_keyframes_begins_with_its_teacher_too(teacher: Path, tmp_path: Path) -> None:
+    """The bundle has no keyframes; as in every experiment that names a teacher, the student learns them."""
+    arch = bundle.load(teacher).spec.architecture
+    cfg = replace(CFG, teacher=str(teacher), keyframe_weight=0.5, epochs=1, learning_rate=1e-9)
+    data = replace(two_ways(), keyframes=torch.randn(12 * 32, 6))
+    student, _ = train(
+        Accelerator(cpu=True), data, arch, cfg, tmp_path, teacher=load_teacher(cfg, arch, FEATURES, OUT, CPU)
+    )
+    assert student.keyframes is not None
+    theirs = bundle.load(teacher).network.head.velocity.net[0].weight
+    torch.testing.assert_close(student.head.velocity.net[0].weight, theirs, atol=1e-5, rtol=0)
+
+
 def test_a_student_of_another_build_starts_afresh(teacher: Path) -> None:
     arch = bundle.load(teacher).spec.architecture
     cfg = replace(CFG, teacher=str(teacher))

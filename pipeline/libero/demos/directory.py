@@ -56,6 +56,7 @@ def describe(
         "recorded_with": recorded_with(demos[0].file),
         "demos": len(demos),
         "frames": sum(demo.length for demo in demos),
+        "obs_shift": {str(n): sum(demo.obs_shift == n for demo in demos) for n in (1, 0, None)},  # as measured
         "tasks": [
             {
                 "id": task.id,
