@@ -105,7 +105,7 @@ def solve(worker: Worker, item: Item, attempts: int, noise: Noise) -> Result:
     """Try one episode until it succeeds, at most `attempts` times."""
     for n in range(attempts):
         origin = Origin(item.row, worker.seed, n)
-        tried = attempt(worker.simulator(item.task), origin, noise, record=False, variety=VARIETY)
+        tried = attempt(worker.simulator(item.task), origin, noise, record=False, diversity=VARIETY)
         if tried.success:
             break
     return Result(item.task.id, item.row, tried.success, n + 1, tried.steps, tried.retries)

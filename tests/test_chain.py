@@ -80,7 +80,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Project:
     path = root / "params.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(params)))))
     with Simulator(task, params.sim) as simulator:
-        made = attempt(simulator, Origin(INIT_ROW, params.sim.seed, 0), Noise(0.0, 0.0), variety=0.0)
+        made = attempt(simulator, Origin(INIT_ROW, params.sim.seed, 0), Noise(0.0, 0.0), diversity=0.0)
     assert made.episode is not None
     write_demos(demo_file(root / "demos", task), task, [made.episode], params.sim)
     argv = ["--params", str(path)]

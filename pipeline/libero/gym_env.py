@@ -5,7 +5,7 @@
 
 Episodes are those of `pipeline.rollout.episode`, to the bit: the same order of seeding, reset, init state and settling,
 the same limits. The cameras are drawn at every step, as the API wants it; the engine, which draws for a
-policy call only, is 1.7 (fast rendering) to 3.6 times (full) as fast (docs/evaluation.md).
+policy call only, is faster (benchmarks/results/eval.json).
 """
 
 from typing import Any

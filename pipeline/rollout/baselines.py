@@ -64,7 +64,7 @@ class ExpertAgent:
         self._seed = seed
 
     def begin(self, simulator: Simulator, episode: int) -> None:
-        self._expert = Expert(Scene(simulator), np.random.default_rng(self._seed), variety=0.0)
+        self._expert = Expert(Scene(simulator), np.random.default_rng(self._seed), diversity=0.0)
 
     def act(self, obs: Observation) -> Float[np.ndarray, "1 7"]:
         if self._expert is None:

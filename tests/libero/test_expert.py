@@ -232,7 +232,7 @@ def test_a_second_try_begins_where_the_first_one_failed(simulator: Simulator, wh
 
 def test_there_is_no_noise_beside_the_bowl_when_a_second_try_begins(simulator: Simulator) -> None:
     _reset(simulator, Origin(23, 0, 0))
-    expert = Expert(Scene(simulator), np.random.default_rng(0), variety=0.0)
+    expert = Expert(Scene(simulator), np.random.default_rng(0), diversity=0.0)
     move = expert.act()
     assert expert.phase == "approach" and move.free, "high above the table"
     while expert.phase != "close":

@@ -24,7 +24,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, task: Task, sim: Sim) -> 
     """A demonstration from init row 7, with noise, among the fixtures of seed 5."""
     root = tmp_path_factory.mktemp("demos")
     with Simulator(task, sim) as simulator:
-        made = attempt(simulator, Origin(7, 5, 0), Noise(0.2, 0.5), variety=0.0)
+        made = attempt(simulator, Origin(7, 5, 0), Noise(0.2, 0.5), diversity=0.0)
     assert made.episode is not None
     write_demos(demo_file(root, task), task, [made.episode], sim)
     return root

@@ -142,7 +142,7 @@ def test_the_expert_and_a_replay_of_its_demonstration_succeed(
     demos = tmp_path / "demos"
     task = tasks("libero_spatial", [0])[0]
     with Simulator(task, params.sim) as simulator:
-        made = attempt(simulator, Origin(2, params.sim.seed, 0), Noise(0.2, 0.5), variety=0.0)
+        made = attempt(simulator, Origin(2, params.sim.seed, 0), Noise(0.2, 0.5), diversity=0.0)
     assert made.episode is not None
     write_demos(demo_file(demos, task), task, [made.episode], params.sim)
 

@@ -33,7 +33,7 @@ from pipeline.provenance import code_digest, versions
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # at each row; the second and third with motions of more variety
+ATTEMPTS = 3  # at each row; the second and third with motions of more diversity
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,11 @@ def _record(worker: Worker, item: Item, demos: Demos) -> Receipt:
     steps = 0
     for n in range(ATTEMPTS):
         # The first motion again would fail again.
-        variety = demos.trajectory_diversity if n == 0 else 1.0
+        diversity = demos.trajectory_diversity if n == 0 else 1.0
         origin = Origin(
             item.row, worker.seed, n, displacement(item.row, demos), first_try(item.task, item.row, worker.seed, demos)
         )
-        tried = attempt(simulator, origin, noise, variety=variety)
+        tried = attempt(simulator, origin, noise, diversity=diversity)
         steps += tried.steps
         if tried.episode is not None:
             save_part(item.part, tried.episode)

@@ -62,14 +62,14 @@ def can_solve(suite: str) -> bool:
     return suite in SOLVED_SUITES
 
 
-def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, variety: float = 1.0) -> Attempt:
+def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, diversity: float = 1.0) -> Attempt:
     """Reset the simulator and let the expert try once: a pure function of its arguments.
 
     Args:
         origin: row of the initial state (past the benchmark's rows, the environment draws a placement), seed, attempt,
             whether objects are displaced from there, and what a first try failed at: the record is of the second.
         record: keep observations (draws the cameras at each step).
-        variety: how much speed, heights and grasp vary from one attempt to another, 0 to 1.
+        diversity: how much speed, heights and grasp vary from one attempt to another, 0 to 1.
 
     Raises:
         DataError: the task's goal is beyond the expert.
@@ -78,7 +78,7 @@ def attempt(sim: Simulator, origin: Origin, noise: Noise, record: bool = True, v
     motion, disturbance, failure = (np.random.default_rng([*seeds, stream]) for stream in (0, 1, 2))
     for _ in range(FIRST_TRIES):
         _reset(sim, origin)
-        expert = Expert(Scene(sim), motion, variety, _miss(origin.first_try, failure) if origin.first_try else None)
+        expert = Expert(Scene(sim), motion, diversity, _miss(origin.first_try, failure) if origin.first_try else None)
         if not origin.first_try or _fail_first(sim, expert, origin.first_try, failure):
             break
     else:

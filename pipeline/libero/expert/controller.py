@@ -69,12 +69,14 @@ class Expert:
     Args:
         scene: of a Simulator that was just reset.
         rng: varies speed, height and choice among equally good grasps.
-        variety: how much, 0 to 1. At 0, equal scenes are solved by equal motions.
+        diversity: how much, 0 to 1. At 0, equal scenes are solved by equal motions.
         miss: makes it fail, until `begin_again`.
     """
 
-    def __init__(self, scene: Scene, rng: np.random.Generator, variety: float = 1.0, miss: Miss | None = None) -> None:
-        self._scene, self._rng, self._variety = scene, rng, variety
+    def __init__(
+        self, scene: Scene, rng: np.random.Generator, diversity: float = 1.0, miss: Miss | None = None
+    ) -> None:
+        self._scene, self._rng, self._diversity = scene, rng, diversity
         self._rest = scene.hand_rotation
         self._speed = 1.0 - 0.25 * self._vary()
         self._begin(miss or Miss())
@@ -117,13 +119,13 @@ class Expert:
         return bool(self._scene.position(self._scene.object)[2] - self._grasp.object_position[2] < LEFT_BEHIND)
 
     def _vary(self) -> float:
-        return self._variety * self._rng.random()
+        return self._diversity * self._rng.random()
 
     def _go(self, phase: str) -> None:
         self.phase, self._t = phase, 0
 
     def _plan(self) -> None:
-        self._grasp = grasps.choose(self._scene, self._rest, self._rng, self._tried, self._variety)
+        self._grasp = grasps.choose(self._scene, self._rest, self._rng, self._tried, self._diversity)
         self._tried.append(self._grasp.angle)
         self._grasp = replace(self._grasp, position=self._grasp.position + self._miss.grasp)
         self._rotation = yaw(self._grasp.yaw) @ self._rest

@@ -70,7 +70,7 @@ def candidates(scene: Scene) -> list[tuple[Grasp, float]]:
 
 
 def choose(
-    scene: Scene, rest: np.ndarray, rng: np.random.Generator, tried: Sequence[float], variety: float = 1.0
+    scene: Scene, rest: np.ndarray, rng: np.random.Generator, tried: Sequence[float], diversity: float = 1.0
 ) -> Grasp:
     """Return the cheapest grasp.
 
@@ -78,7 +78,7 @@ def choose(
         rest: rotation matrix (3, 3) of the hand at yaw 0.
         rng: breaks near ties, so that demonstrations vary.
         tried: angles that failed before; their neighbourhood costs extra.
-        variety: how much the ties are shaken, 0 to 1.
+        diversity: how much the ties are shaken, 0 to 1.
     """
     kinematics = Kinematics(scene)
     goal = place_position(scene)
@@ -92,7 +92,7 @@ def choose(
         cost += PER_RADIAN_YAW * abs(grasp.yaw) + PER_METRE_SHALLOW * (DEPTHS[0] - depth)
         cost += PER_METRE_PATH * float(np.linalg.norm(grasp.position[:2] - scene.hand[:2]))
         cost += (
-            TRIED_BEFORE * any(_angle_between(grasp.angle, t) < 0.6 for t in tried) + variety * JITTER * rng.random()
+            TRIED_BEFORE * any(_angle_between(grasp.angle, t) < 0.6 for t in tried) + diversity * JITTER * rng.random()
         )
         costs.append((cost, grasp))
     return min(costs, key=lambda pair: pair[0])[1]

@@ -39,7 +39,7 @@ def expert(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[tuple[int, int, int
     def install(failing: set[tuple[int, int, int]]) -> Tried:
         tried: Tried = []
 
-        def attempt(simulator: SimpleNamespace, origin: Origin, noise: Noise, variety: float) -> Attempt:
+        def attempt(simulator: SimpleNamespace, origin: Origin, noise: Noise, diversity: float) -> Attempt:
             key = (simulator.task.id, origin.init_row, origin.attempt)
             tried.append(key)
             solved = key not in failing
