@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cache.reader import open_store
 from stages.embed import main
 from tests.disk import small_disk
 from tests.encode import tiny
@@ -174,7 +175,8 @@ def test_a_worker_killed_in_the_middle_of_a_unit(base: Path, tmp_path: Path, for
 
 def test_a_full_disk_is_one_clear_message(base: Path, tmp_path: Path, forker: Forker) -> None:
     """The workers meet it, and none of them has anything to say."""
-    with small_disk(tmp_path / "disk", 256) as disk:
+    least = open_store(store(base)).plan.bytes  # for less, the stage would not begin
+    with small_disk(tmp_path / "disk", least // 1024 + 40) as disk:
         argv = arguments(base, disk / "build", scheduler="local", workers=2, shard_rows=64)
         assert forker.wait(forker.start("stage", argv, tmp_path / "stage.log")) == 1
     text = (tmp_path / "stage.log").read_text()

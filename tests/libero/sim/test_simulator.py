@@ -240,7 +240,7 @@ def test_the_wrist_feels_the_weight_of_the_hand(simulator: Simulator) -> None:
 
 LOOK_AROUND_THE_END_OF_THEIRS = """
 import sys
-from tests.libero.test_simulator import SIM, Simulator, init_states, replace, same, spatial
+from tests.libero.sim.test_simulator import SIM, Simulator, init_states, replace, same, spatial
 with Simulator(spatial(0), replace(SIM, gl=sys.argv[1], image_size=32)) as ours:
     ours.reset(init_states(ours.task)[0], 7)
     first = ours.observe()
