@@ -96,5 +96,5 @@ def listing(directory: Path, chosen: Sequence[Task]) -> str:
             demos, quarantine = scan(directory.parent, directory.name, [task])
             there = f"{len(demos)} demonstrations, {sum(d.length for d in demos)} frames"
             there += f", {len(quarantine)} left out" if quarantine else ""
-        lines.append(f"{task.id:3d}  {task.language}\n     {there}")
+        lines.append(f"{task.id:3d}  {task.language}\n     {task.name}: {there}")
     return "\n".join(lines)
