@@ -1,7 +1,6 @@
 """No bit of a bundle can change without being noticed, and there is a whole one at any time."""
 
 import os
-import random
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from pipeline.errors import DataError
 from pipeline.policy import bundle
 from pipeline.policy.network import PolicyNetwork
 from tests.disk import read_only_disk
+from tests.flips import flipped_bits
 from tests.policy.test_network import small_architecture, spec
 
 
@@ -24,19 +24,11 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_each_of_500_flipped_bits_is_noticed(path: Path) -> None:
-    rng = random.Random(0)
     files = sorted(path.iterdir())
     assert len(files) == 3
-    for _ in range(500):
-        file = rng.choice(files)
-        content = bytearray(file.read_bytes())
-        position, bit = rng.randrange(len(content)), rng.randrange(8)
-        content[position] ^= 1 << bit
-        file.write_bytes(content)
+    for file in flipped_bits(files, 500):
         with pytest.raises(DataError, match=f"^{file}: .*rain"):
             bundle.load(path)
-        content[position] ^= 1 << bit
-        file.write_bytes(content)
     bundle.load(path)
 
 
