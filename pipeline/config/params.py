@@ -15,6 +15,7 @@ from pipeline.libero.settings import Data, Demos, Sim
 from pipeline.policy.settings import PolicyParams
 from pipeline.ranges import Count, Seed
 from pipeline.rollout.settings import EvalLibero
+from pipeline.scenes.settings import ScenesParams
 from pipeline.train.settings import TrainFlow
 
 
@@ -58,4 +59,5 @@ class Params:
     train_flow: TrainFlow
     eval_libero: EvalLibero
     comparison: Comparison
+    scenes: ScenesParams
     compute: Compute

@@ -15,9 +15,9 @@ from pipeline.libero.demos.write import Episode, FirstTry, Origin
 from pipeline.libero.expert import Attempt, Expert, Noise, attempt
 from pipeline.libero.expert.attempt import _reset
 from pipeline.libero.expert.grasp import DEPTHS, candidates, choose, place_position
-from pipeline.libero.expert.kinematics import Kinematics, above, rotation_vector, yaw
 from pipeline.libero.expert.scene import Scene
 from pipeline.libero.settings import Sim
+from pipeline.libero.sim.kinematics import Kinematics, above, rotation_vector, yaw
 from pipeline.libero.sim.simulator import Simulator
 from pipeline.libero.suites import init_states, tasks
 from tests.imports import ROOT

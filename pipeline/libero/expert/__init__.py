@@ -1,7 +1,7 @@
 """A scripted expert that sees the simulator's whole state: it records demonstrations where none can be downloaded.
 
 `scene` asks the simulator where things are, `grasp` chooses where to take hold by inverse kinematics on a copy of the
-state (`kinematics`), `controller` moves there in phases, `attempt` runs one episode, adds noise and records.
+state (`sim.kinematics`), `controller` moves there in phases, `attempt` runs one episode, adds noise and records.
 
 It knows one skill, which all ten libero_spatial tasks need: take the bowl by its rim and set it down on the plate.
 """

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pipeline.libero.expert import grasp as grasps
-from pipeline.libero.expert.kinematics import above, rotation_vector, yaw
 from pipeline.libero.expert.scene import Scene
+from pipeline.libero.sim.kinematics import above, rotation_vector, yaw
 
 # LIBERO's OSC_POSE controller: an action of 1 asks for this much in one step.
 METRES_PER_ACTION, RADIANS_PER_ACTION = 0.05, 0.5

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.libero.expert.kinematics import Kinematics, Reach, above, yaw
 from pipeline.libero.expert.scene import Scene
+from pipeline.libero.sim.kinematics import Kinematics, Reach, above, yaw
 
 # The akita_black_bowl's collision boxes: their top is 52.4 mm above its origin; 19 mm below it the wall is at 47.5 mm
 # and leans 14.7 degrees outwards.

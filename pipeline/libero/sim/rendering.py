@@ -6,12 +6,12 @@ with the others, notes the poses of everything that can be drawn; the drawing is
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int32, UInt8
 
 from pipeline.libero.sim import gl
 
@@ -83,6 +83,38 @@ class Renderer:
         with self._current():
             return self._draw(model, poses, camera, depth)
 
+    def label(self, model: Any, poses: Sampler, camera: str) -> Int32[np.ndarray, "H W"]:
+        """Return the number of the geom that `camera` saw in each pixel, -1 for none, bottom row first."""
+        import mujoco
+
+        flags = [int(flag) for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)]
+        with self._current():
+            self._ready(model)
+            self._scene.flags[flags] = 1
+            try:
+                red, green, blue = self._draw(model, poses, camera, False)[0].astype(np.int32).transpose(2, 0, 1)
+            finally:
+                self._scene.flags[flags] = 0
+            drawn = {geom.segid: geom.objid for geom in self._scene.geoms[: self._scene.ngeom] if _is_geom(geom)}
+        segments = red + (green << 8) + (blue << 16) - 1  # 0 is the background
+        return np.vectorize(lambda number: drawn.get(number, -1), otypes=[np.int32])(segments)
+
+    @contextmanager
+    def textured(self, model: Any, textures: Mapping[int, int]) -> Iterator[None]:
+        """Draw materials with other textures of the model, for this long."""
+        import mujoco
+
+        with self._current():
+            self._ready(model)
+        drawn = np.reshape(self._context.mat_texid, (-1, mujoco.mjtTextureRole.mjNTEXROLE))
+        before = drawn.copy()
+        for material, texture in textures.items():
+            drawn[material, mujoco.mjtTextureRole.mjTEXROLE_RGB] = texture
+        try:
+            yield
+        finally:
+            drawn[:] = before
+
     @contextmanager
     def _current(self) -> Iterator[None]:
         """Make this context current, for this long only.
@@ -103,8 +135,7 @@ class Renderer:
     def _draw(self, model: Any, poses: Sampler, camera: str, depth: bool) -> tuple[np.ndarray, np.ndarray | None]:
         import mujoco
 
-        if model is not self._model:
-            self._load(model)
+        self._ready(model)
         poses.write_into(self._data)
         self._camera.fixedcamid = model.camera(camera).id
         with self._without_unseen(model):
@@ -145,6 +176,10 @@ class Renderer:
         self._gl.free()
         self._gl = self._context = self._scene = self._data = self._model = None
 
+    def _ready(self, model: Any) -> None:
+        if model is not self._model:
+            self._load(model)
+
     def _load(self, model: Any) -> None:
         """Upload the model's meshes and textures."""
         import mujoco
@@ -162,6 +197,12 @@ class Renderer:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._data = mujoco.MjData(model)
         self._model = model
+
+
+def _is_geom(geom: Any) -> bool:
+    import mujoco
+
+    return geom.segid >= 0 and geom.objtype == mujoco.mjtObj.mjOBJ_GEOM
 
 
 def in_view(model: Any, data: Any, camera: int) -> Bool[np.ndarray, "G"]:

@@ -3,7 +3,8 @@
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import ParseError
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8, UInt16
+from jaxtyping import Float, Float32, Int32, UInt8, UInt16
 
 from pipeline.errors import AssetError, ConfigError, DataError, SimulatorError, did_you_mean
 from pipeline.libero import depth
@@ -197,18 +198,37 @@ class Simulator:
 
         The cameras are drawn now, from what the environment's sensors sampled then: see `rendering`.
         """
-        if self._renderer is None:
-            self._renderer = Renderer(self._sim.image_size, self._sim.render, self.info["gl_used"])
+        renderer = self._drawing()
         images, depths = {}, {}
         for camera in dict.fromkeys(depth.rgb_camera(name) for name in self.cameras):
             deep = f"{camera}{depth.SUFFIX}"
-            image, metres = self._renderer.draw(self.model, self._poses, CAMERAS[camera], deep in self.cameras)
+            image, metres = renderer.draw(self.model, self._poses, CAMERAS[camera], deep in self.cameras)
             if camera in self.cameras:
                 images[camera] = upright(image)
             if metres is not None:
                 depths[deep] = upright(depth.to_millimetres(metres))
                 images[deep] = depth.depth_picture(depths[deep])
         return self._observation(images, depths)
+
+    def labels(self, camera: str) -> Int32[np.ndarray, "H W"]:
+        """Return of each pixel of a camera's upright picture the number of the geom seen there, -1 for none."""
+        labels = self._drawing().label(self.model, self._poses, CAMERAS[camera])
+        return upright(labels[..., None])[..., 0]
+
+    @contextmanager
+    def textured(self, textures: Mapping[int, int]) -> Iterator[None]:
+        """Draw materials with other textures of the scene, for this long.
+
+        Args:
+            textures: material -> texture, by their numbers in the model.
+        """
+        with self._drawing().textured(self.model, textures):
+            yield
+
+    def _drawing(self) -> Renderer:
+        if self._renderer is None:
+            self._renderer = Renderer(self._sim.image_size, self._sim.render, self.info["gl_used"])
+        return self._renderer
 
     def proprio(self) -> Observation:
         """Return the proprioception of `observe` alone, with no images."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.libero.expert.scene import Scene
+from pipeline.libero.sim.arm import Arm
 
 ITERATIONS = 25
 TOLERANCE = 1e-3  # norm of (metres, radians)
@@ -54,48 +54,57 @@ class Reach:
 class Kinematics:
     """Inverse kinematics by damped least squares from the arm's present pose, fingers open."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, arm: Arm) -> None:
         import mujoco
 
         self._mujoco = mujoco
-        self._scene = scene
-        self._scratch = mujoco.MjData(scene.model)
+        self._arm = arm
+        self._scratch = mujoco.MjData(arm.model)
 
     def reach(self, positions: Sequence[np.ndarray], rotation: np.ndarray) -> Reach:
         """Follow hand positions (3,) one after the other with this rotation (3, 3)."""
-        scene, scratch = self._scene, self._scratch
-        scratch.qpos[:] = scene.data.qpos
-        scratch.qpos[scene.finger_qpos] = [0.04, -0.04]
+        arm, scratch = self._arm, self._scratch
+        self._begin()
         penetration, error, elbow = 0.0, 0.0, -np.inf
         for position in positions:
             error = max(error, self._solve(position, rotation))
-            elbow = max(elbow, float(scratch.qpos[scene.arm_qpos[3]]))
+            elbow = max(elbow, float(scratch.qpos[arm.qpos[3]]))
             penetration += self._penetration()
         return Reach(penetration, error, elbow)
 
+    def joints(self, position: np.ndarray, rotation: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the joints (7,), radians, that bring the hand to a pose, and the error that is left, as in Reach."""
+        self._begin()
+        error = self._solve(position, rotation)
+        return self._scratch.qpos[self._arm.qpos].copy(), error
+
+    def _begin(self) -> None:
+        self._scratch.qpos[:] = self._arm.data.qpos
+        self._scratch.qpos[self._arm.finger_qpos] = [0.04, -0.04]
+
     def _solve(self, position: np.ndarray, rotation: np.ndarray) -> float:
         """Move the copy's arm to the pose; return the error that is left."""
-        mj, scene, scratch = self._mujoco, self._scene, self._scratch
-        low, high = scene.arm_range[:, 0] + LIMIT_MARGIN, scene.arm_range[:, 1] - LIMIT_MARGIN
-        jacobian = np.zeros((6, scene.model.nv))
+        mj, arm, scratch = self._mujoco, self._arm, self._scratch
+        low, high = arm.range[:, 0] + LIMIT_MARGIN, arm.range[:, 1] - LIMIT_MARGIN
+        jacobian = np.zeros((6, arm.model.nv))
         for _ in range(ITERATIONS):
-            mj.mj_kinematics(scene.model, scratch)
-            mj.mj_comPos(scene.model, scratch)
-            turn = rotation_vector(rotation @ scratch.site_xmat[scene.grip_site].reshape(3, 3).T)
-            error = np.concatenate([position - scratch.site_xpos[scene.grip_site], turn])
+            mj.mj_kinematics(arm.model, scratch)
+            mj.mj_comPos(arm.model, scratch)
+            turn = rotation_vector(rotation @ scratch.site_xmat[arm.grip_site].reshape(3, 3).T)
+            error = np.concatenate([position - scratch.site_xpos[arm.grip_site], turn])
             if np.linalg.norm(error) < TOLERANCE:
                 break
-            mj.mj_jacSite(scene.model, scratch, jacobian[:3], jacobian[3:], scene.grip_site)
-            arm = jacobian[:, scene.arm_dof]
-            step = arm.T @ np.linalg.solve(arm @ arm.T + DAMPING * np.eye(6), error)
-            joints = scratch.qpos[scene.arm_qpos] + np.clip(step, -MAX_JOINT_STEP, MAX_JOINT_STEP)
-            scratch.qpos[scene.arm_qpos] = np.clip(joints, low, high)
+            mj.mj_jacSite(arm.model, scratch, jacobian[:3], jacobian[3:], arm.grip_site)
+            of_arm = jacobian[:, arm.dof]
+            step = of_arm.T @ np.linalg.solve(of_arm @ of_arm.T + DAMPING * np.eye(6), error)
+            joints = scratch.qpos[arm.qpos] + np.clip(step, -MAX_JOINT_STEP, MAX_JOINT_STEP)
+            scratch.qpos[arm.qpos] = np.clip(joints, low, high)
         return float(np.linalg.norm(error))
 
     def _penetration(self) -> float:
-        scene, scratch = self._scene, self._scratch
-        self._mujoco.mj_fwdPosition(scene.model, scratch)
-        robot = scene.robot_geoms
+        arm, scratch = self._arm, self._scratch
+        self._mujoco.mj_fwdPosition(arm.model, scratch)
+        robot = arm.geoms
         depths = [
             -contact.dist
             for contact in scratch.contact[: scratch.ncon]

@@ -1,0 +1,87 @@
+"""Other words for LIBERO's instructions, by rule: what a person might say instead.
+
+Some ways of speaking are for training a text encoder on, others, HELD_OUT, for seeing what it makes of words that it was
+not trained on. No instruction of LIBERO-PRO or LIBERO-Plus was looked at.
+"""
+
+import re
+from itertools import product
+
+PREPOSITIONS = {"on": "onto", "in": "into", "on top of": "on top of", "under": "under", "to": "to"}
+PLACES = r"(?P<prep>on top of|on|in|under|to the \w+ (?:side )?of) (?P<place>.+)"
+
+# pattern -> ways to say it, and ways held out. {onto} is {prep} as said of a motion.
+RULES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        rf"pick up (?P<thing>.+?) and (?:place|put) it {PLACES}",
+        (
+            "pick up {thing} and place it {prep} {place}",
+            "pick up {thing} and put it {prep} {place}",
+            "put {thing} {prep} {place}",
+            "take {thing} and put it {prep} {place}",
+            "grab {thing} and set it down {prep} {place}",
+            "move {thing} {onto} {place}",
+            "lift {thing} and place it {prep} {place}",
+            "place {thing} {prep} {place}",
+        ),
+        ("get {thing} and drop it {prep} {place}", "I want {thing} {prep} {place}", "transfer {thing} {onto} {place}"),
+    ),
+    (
+        rf"(?:put|place) (?P<thing>.+?) {PLACES}",
+        (
+            "put {thing} {prep} {place}",
+            "place {thing} {prep} {place}",
+            "move {thing} {onto} {place}",
+            "pick up {thing} and put it {prep} {place}",
+            "take {thing} and place it {prep} {place}",
+            "set {thing} down {prep} {place}",
+        ),
+        ("get {thing} and drop it {prep} {place}", "I want {thing} {prep} {place}", "transfer {thing} {onto} {place}"),
+    ),
+    (
+        r"open (?P<thing>.+)",
+        ("open {thing}", "pull {thing} open", "pull open {thing}", "open up {thing}"),
+        ("get {thing} opened", "I want {thing} open"),
+    ),
+    (
+        r"close (?P<thing>.+)",
+        ("close {thing}", "shut {thing}", "push {thing} shut", "push {thing} closed"),
+        ("get {thing} closed", "I want {thing} shut"),
+    ),
+    (
+        r"turn (?P<way>on|off) (?P<thing>.+)",
+        ("turn {way} {thing}", "switch {way} {thing}", "switch {thing} {way}", "turn {thing} {way}"),
+        ("get {thing} {way}", "I want {thing} {way}"),
+    ),
+    (
+        r"push (?P<thing>.+?) to (?P<place>.+)",
+        ("push {thing} to {place}", "slide {thing} to {place}", "move {thing} to {place}"),
+        ("shove {thing} to {place}", "I want {thing} at {place}"),
+    ),
+    (
+        rf"stack (?P<thing>.+?) {PLACES}",
+        ("stack {thing} {prep} {place}", "put {thing} {prep} {place}", "place {thing} {prep} {place}"),
+        ("pile {thing} {prep} {place}",),
+    ),
+)
+SECOND_TASK = re.compile(r" and (?=(?:put|place|open|close|turn|push|stack|pick up) )(?!(?:put|place) it )")
+
+
+def paraphrases(instruction: str, held_out: bool = False) -> tuple[str, ...]:
+    """Return other ways to say an instruction; of two tasks in one, each in its ways.
+
+    Args:
+        held_out: the ways that no text encoder is to be trained on. The others begin with the instruction itself.
+    """
+    ways = [_ways(clause, held_out) for clause in SECOND_TASK.split(instruction)]
+    said = [" and ".join(clauses) for clauses in product(*ways)]
+    return tuple(dict.fromkeys(said if held_out else [instruction, *said]))
+
+
+def _ways(clause: str, held_out: bool) -> tuple[str, ...]:
+    for pattern, ways, others in RULES:
+        if match := re.fullmatch(pattern, clause):
+            words = match.groupdict()
+            words["onto"] = PREPOSITIONS.get(words.get("prep", ""), words.get("prep", ""))
+            return tuple(way.format(**words) for way in (others if held_out else ways))
+    return (f"could you {clause}",) if held_out else (clause, f"please {clause}")
