@@ -1,7 +1,7 @@
 """Other words for LIBERO's instructions, by rule: what a person might say instead.
 
-Some ways of speaking are for training a text encoder on, others, HELD_OUT, for seeing what it makes of words that it was
-not trained on. No instruction of LIBERO-PRO or LIBERO-Plus was looked at.
+Some ways of speaking are for training a text encoder on, others, held out, show what it makes of words that it was not
+trained on. No instruction of LIBERO-PRO or LIBERO-Plus was looked at.
 """
 
 import re

@@ -6,6 +6,7 @@ Left and right are the agentview camera's, as in LIBERO's instructions; the fron
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, permutations
 
 import numpy as np
@@ -29,6 +30,9 @@ SPATIAL = (*SIDES, "next_to", "between", "on", "nearest")
 """Relations between things: what hard negatives change."""
 AGENTVIEW_ONLY = (*SIDES, "instruction")
 """What a camera at the wrist, which turns with it, cannot tell."""
+
+Judged = list[tuple[tuple[str, ...], np.ndarray]]
+"""Names, and of each row the truth (n,) of the predicate at hand being said of them."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,11 @@ class Judge:
         most = self._pixels[..., self._members[noun]].max(-1)
         return np.where(most >= VISIBLE_PIXELS, 1, np.where(most == 0, -1, 0))
 
-    def _predicates(self) -> dict[str, list[tuple[tuple[str, ...], np.ndarray]]]:
+    def _predicates(self) -> dict[str, Judged]:
         pairs = list(permutations(self._nouns, 2))
-        judged = {side: [(pair, self._any(self._beside(side), *pair)) for pair in pairs] for side in SIDES}
+        judged: dict[str, Judged] = {
+            side: [(pair, self._any(self._beside(side), *pair)) for pair in pairs] for side in SIDES
+        }
         judged["next_to"] = [(pair, self._any(self._next_to, *pair)) for pair in pairs]
         judged["between"] = [
             ((a, *pair), self._between(a, *pair))
@@ -159,10 +165,10 @@ class Judge:
                     rows.append(np.where(self._there[:, [i, j, k]].all(1), truth, -1))
         return np.max(rows, axis=0)
 
-    def _supported(self) -> list[tuple[tuple[str, ...], np.ndarray]]:
+    def _supported(self) -> Judged:
         support, region = self._state["thing/support"], self._state["thing/region"]
         held = self._state["hand/holding"]
-        judged = []
+        judged: Judged = []
         for noun in (n for n in self._nouns if self._movable(n)):
             for other in (n for n in self._nouns if n != noun):
                 lies = self._any(lambda i, j: np.where(support[:, i] == j, 1, -1), noun, other)
@@ -170,8 +176,7 @@ class Judge:
             for r, (thing, part) in enumerate(self._contents.regions):
                 place = PLACE_NAMES.get((self._contents.kinds[thing], part))
                 if place and thing not in self._members[noun]:
-                    lies = self._any_of(noun, lambda i, r=r: np.where(region[:, i] == r, 1, -1))
-                    judged.append(((noun, place), lies))
+                    judged.append(((noun, place), self._any_of(noun, partial(_is, region, r))))
 
             def on_the_table(i: int) -> np.ndarray:
                 return np.where((support[:, i] < 0) & (held != i), 1, -1)
@@ -186,7 +191,7 @@ class Judge:
         (j,) = self._members[b]
         return self._nearest_to(self._at[:, j], [*self._members[a]], [j], 2, self._there[:, j])
 
-    def _nearest_to_hand(self) -> list[tuple[tuple[str, ...], np.ndarray]]:
+    def _nearest_to_hand(self) -> Judged:
         hand, everywhere = self._state["hand/position"], np.ones(len(self._at), bool)
         return [
             ((noun,), self._nearest_to(hand, self._members[noun], [], 3, everywhere))
@@ -218,25 +223,25 @@ class Judge:
         over = (far < ABOVE_M[0]) & (off[:, 2] > 0) & ~held
         return np.where(over, 1, np.where((far > ABOVE_M[1]) & ~held, -1, 0))
 
-    def _held(self) -> list[tuple[tuple[str, ...], np.ndarray]]:
+    def _held(self) -> Judged:
         held = self._state["hand/holding"]
-        judged: list[tuple[tuple[str, ...], np.ndarray]] = [
+        judged: Judged = [
             ((noun,), np.where(np.isin(held, self._members[noun]), 1, -1))
             for noun in self._nouns
             if self._movable(noun)
         ]
         return [*judged, (("nothing",), np.where(held < 0, 1, -1))]
 
-    def _parts(self) -> list[tuple[tuple[str, ...], np.ndarray]]:
-        judged = []
+    def _parts(self) -> Judged:
+        judged: Judged = []
         for column, part in enumerate(self._contents.parts):
             name, states = PART_NAMES[self._contents.kinds[part.thing]][part.name]
             state = self._state["part/state"][:, column]
             judged += [((name, states[0]), state), ((name, states[1]), -state)]
         return judged
 
-    def _fits(self, text: str, task: int, judged: dict[str, list[tuple[tuple[str, ...], np.ndarray]]]) -> np.ndarray:
-        """Return whether an instruction can be carried out: what it tells of the scene is so, and it is not done yet."""
+    def _fits(self, text: str, task: int, judged: Mapping[str, Judged]) -> np.ndarray:
+        """Return whether an instruction can be carried out: what it says of the scene is so, and it is not done yet."""
         solved = self._state["task/solved"][:, task]
         truth = np.where(solved == 0, 1, np.where(solved == 1, -1, 0))
         known = [i for noun, members in self._members.items() for i in members if noun in text]
@@ -253,7 +258,8 @@ WHICH_ONE = re.compile(
 )
 """An instruction that tells which of two bowls is meant by where it is."""
 AMBIGUOUS = re.compile(
-    r"\b(?:left|right|front|back|middle) (?:plate|bowl|black bowl|moka pot|book)|\b(?:at|in|on) the (?:back|front|middle|left|right)\b"
+    r"\b(?:left|right|front|back|middle) (?:plate|bowl|black bowl|moka pot|book)"
+    r"|\b(?:at|in|on) the (?:back|front|middle|left|right)\b"
 )
 """Which of several is meant follows from LIBERO's own placement of them, which is not kept here."""
 
@@ -271,6 +277,10 @@ def places(thing: str, where: str) -> tuple[str, ...]:
     if where.startswith("from table center"):
         return (thing,)
     return (thing, *re.split(r" and ", re.sub(r"^(?:between|next to|on|in) ", "", where).replace("the ", "")))
+
+
+def _is(values: np.ndarray, value: int, column: int) -> np.ndarray:
+    return np.where(values[:, column] == value, 1, -1)
 
 
 def _owner(name: str) -> str:

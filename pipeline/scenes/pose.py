@@ -5,6 +5,7 @@ import numpy as np
 from pipeline.libero.sim.arm import OPEN_GAP, Arm
 from pipeline.libero.sim.kinematics import Kinematics, yaw
 from pipeline.libero.sim.simulator import Simulator
+from pipeline.scenes.arrange import about_z
 from pipeline.scenes.things import Things
 
 ANYWHERE, OVER_A_THING = 0.3, 0.35  # shares of the poses; in the others the hand holds something
@@ -109,30 +110,24 @@ class Poser:
         turn = rng.uniform(-TURN, TURN)
         if not self._reach(place, yaw(turn) @ self._rest):
             return False
-        fingers = self._arm_column(1)
+        fingers = data.site_xmat[self._arm.grip_site].reshape(3, 3)[:, 0]
+        own, size = data.xmat[thing.body].reshape(3, 3), self._things.size(i)
+        sides = np.delete(np.arange(3), np.argmax(np.abs(own[2])))  # its axes that lie flat
+        narrow = sides[np.argmin(size[sides])]
         pose = data.qpos[thing.qpos : thing.qpos + 7]
+        angle = np.arctan2(fingers[1], fingers[0]) - np.arctan2(own[1, narrow], own[0, narrow])
+        before = pose[3:].copy()
+        mujoco.mju_mulQuat(pose[3:], about_z(angle), before)  # the fingers close on its narrow side
         mujoco.mj_kinematics(self._sim.model, data)
-        _, half = self._things.boxes()
-        # Turned so that the fingers, which open along y at no turn, close on the narrower side of it as it lies.
-        quat = np.zeros(4)
-        extra = turn if half[i, 1] <= half[i, 0] else turn + np.pi / 2
-        mujoco.mju_mulQuat(quat, np.array([np.cos(extra / 2), 0, 0, np.sin(extra / 2)]), pose[3:].copy())
-        pose[3:] = quat
-        narrow = float(half[i, :2].min())
-        by_rim = narrow > WIDEST_M
-        mujoco.mj_kinematics(self._sim.model, data)
-        now, half = self._things.boxes()
+        centre, half = self._things.boxes()
         hand = data.site_xpos[self._arm.grip_site]
-        top = hand[2] + rng.uniform(*DEPTH_M)
-        wanted = np.array([hand[0], hand[1], top - half[i, 2]])
+        wanted = np.array([*hand[:2], hand[2] + rng.uniform(*DEPTH_M) - half[i, 2]])
+        by_rim = size[narrow] > WIDEST_M
         if by_rim:
-            wanted[:2] += rng.choice([-1, 1]) * (narrow - RIM_M / 2) * fingers[:2]
-        pose[:3] += wanted - now[i]
-        self._fingers(RIM_M if by_rim else min(OPEN_GAP, 2 * narrow))
+            wanted[:2] += rng.choice([-1, 1]) * (size[narrow] - RIM_M / 2) * fingers[:2]
+        pose[:3] += wanted - centre[i]
+        self._fingers(RIM_M if by_rim else min(OPEN_GAP, 2 * size[narrow]))
         return True
-
-    def _arm_column(self, column: int) -> np.ndarray:
-        return self._sim.data.site_xmat[self._arm.grip_site].reshape(3, 3)[:, column]
 
     def _reach(self, place: np.ndarray, rotation: np.ndarray) -> bool:
         import mujoco

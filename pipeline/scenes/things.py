@@ -92,6 +92,16 @@ class Things:
         high = np.stack([(centre + half)[self.owner == i].max(0) for i in range(len(self.things))])
         return (low + high) / 2, (high - low) / 2
 
+    def size(self, i: int) -> Float[np.ndarray, "3"]:
+        """Return half extents of thing i, metres, along the axes of its own body."""
+        body, geoms = self.things[i].body, self.owner == i
+        own = self.data.xmat[body].reshape(3, 3)
+        turn = own.T @ self.data.geom_xmat[geoms].reshape(-1, 3, 3)
+        centre = (self.data.geom_xpos[geoms] - self.data.xpos[body]) @ own
+        centre += np.einsum("gij,gj->gi", turn, self.model.geom_aabb[geoms, :3])
+        half = np.einsum("gij,gj->gi", np.abs(turn), self.model.geom_aabb[geoms, 3:])
+        return ((centre + half).max(0) - (centre - half).min(0)) / 2
+
     def touching(self) -> Bool[np.ndarray, "M M"]:
         """Return which things touch each other."""
         touch = np.zeros((len(self.things), len(self.things)), bool)

@@ -37,7 +37,7 @@ class Arm:
 
     @property
     def hand_rotation(self) -> np.ndarray:
-        """Its rotation matrix (3, 3); the fingers open along the second column."""
+        """Its rotation matrix (3, 3); the fingers open along the first column."""
         return self.data.site_xmat[self.grip_site].reshape(3, 3).copy()
 
     @property
