@@ -13,6 +13,7 @@ from pipeline.compute import Compute
 from pipeline.embed.settings import Embed
 from pipeline.libero.settings import Data, Demos, Sim
 from pipeline.policy.settings import PolicyParams
+from pipeline.pretrain.settings import PretrainParams
 from pipeline.ranges import Count, Seed
 from pipeline.rollout.settings import EvalLibero
 from pipeline.scenes.settings import ScenesParams
@@ -60,4 +61,5 @@ class Params:
     eval_libero: EvalLibero
     comparison: Comparison
     scenes: ScenesParams
+    pretrain_clip: PretrainParams
     compute: Compute

@@ -14,12 +14,14 @@ import torch
 from open_clip.factory import get_model_config
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
+from pipeline.encode import own
 from pipeline.encode.hub import hub_file
 from pipeline.encode.settings import SEEDED, EncoderParams
 from pipeline.errors import AssetError, ConfigError, did_you_mean
 from pipeline.hub import commit
 
 KEY = "embed.encoder.pretrained"
+own.register()
 
 
 def load_model(params: EncoderParams) -> torch.nn.Module:
@@ -34,6 +36,8 @@ def load_model(params: EncoderParams) -> torch.nn.Module:
         raise ConfigError(f"embed.encoder.model: open_clip has no {params.model!r}.{hint}")
     if params.pretrained == SEEDED:
         model = _seeded(params)
+    elif (params.model, params.pretrained) == (own.MODEL, own.TAG):
+        model = _local(params, own.weights())
     elif get_pretrained_cfg(params.model, params.pretrained):
         model = _tagged(params)
     elif Path(params.pretrained).is_file():
@@ -45,8 +49,9 @@ def load_model(params: EncoderParams) -> torch.nn.Module:
 
 def load_tokenizer(model: str) -> Any:
     """Return the tokenizer of an open_clip model."""
+    vocabulary = {"bpe_path": str(own.VOCABULARY)} if model == own.MODEL else {}
     with _quiet():
-        return open_clip.get_tokenizer(model)
+        return open_clip.get_tokenizer(model, **vocabulary)
 
 
 def activation(model: str) -> str:
@@ -180,7 +185,7 @@ def _unknown(params: EncoderParams) -> Exception:
         return ConfigError(_mismatch(params, "gelu"))
     if "/" in params.pretrained or Path(params.pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors"):
         return AssetError(f"{KEY}: no file {params.pretrained}. Put the checkpoint there, or name an open_clip tag.")
-    tags = [SEEDED, *list_pretrained_tags_by_model(params.model)]
+    tags = [SEEDED, *([own.TAG] if params.model == own.MODEL else []), *list_pretrained_tags_by_model(params.model)]
     return ConfigError(
         f"{KEY}: {params.pretrained!r} is no tag of {params.model}, and no file.{did_you_mean(params.pretrained, tags)}"
     )
