@@ -1,10 +1,11 @@
 """What is changed in an evaluation to see what the policy uses: the same init states and seeds, something otherwise."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from pipeline.libero.paraphrase import paraphrases
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.displacement import displaced
 from pipeline.libero.sim.simulator import CAMERAS, Observation, Simulator
@@ -14,7 +15,7 @@ from pipeline.rollout.settings import PLAIN, condition_parts
 
 BLANK = "blank_cameras"
 OTHER_EPISODE = "other_episode"
-OF_THE_AGENT = (BLANK, OTHER_EPISODE, "other_instruction")
+OF_THE_AGENT = (BLANK, OTHER_EPISODE, "other_instruction", "paraphrased_instruction")
 """The conditions that change what an agent is given; the others change the scene."""
 
 
@@ -39,7 +40,9 @@ def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:
         if part == BLANK:
             agent = BlankCameraAgent(agent, sim.image_size)
         elif part == "other_instruction":
-            agent = OtherInstruction(agent)
+            agent = OtherWordsAgent(agent, next_instruction)
+        elif part == "paraphrased_instruction":
+            agent = OtherWordsAgent(agent, paraphrase)
     return agent
 
 
@@ -105,18 +108,33 @@ class FixedImageAgent:
         return self._agent.act(replace(obs, images=images))
 
 
-class OtherInstruction:
-    """An agent that is told to do the next task of the suite."""
+class OtherWordsAgent:
+    """An agent that is told something else than the task's instruction.
 
-    def __init__(self, agent: Agent) -> None:
+    Args:
+        say: from task and seed of the episode to what is told.
+    """
+
+    def __init__(self, agent: Agent, say: Callable[[Task, int], str]) -> None:
         self.cameras = agent.cameras
         self.n_action_steps = agent.n_action_steps
         self._agent = agent
+        self._say = say
 
     def reset(self, task: Task, seed: int) -> None:
-        every = tasks(task.suite)
-        other = every[(every.index(task) + 1) % len(every)]
-        self._agent.reset(replace(task, language=other.language), seed)
+        self._agent.reset(replace(task, language=self._say(task, seed)), seed)
 
     def act(self, obs: Observation) -> np.ndarray:
         return self._agent.act(obs)
+
+
+def next_instruction(task: Task, seed: int) -> str:
+    """Return the instruction of the suite's next task."""
+    every = tasks(task.suite)
+    return every[(every.index(task) + 1) % len(every)].language
+
+
+def paraphrase(task: Task, seed: int) -> str:
+    """Return the same instruction in other words, of those that no text encoder was trained on."""
+    ways = paraphrases(task.language, held_out=True)
+    return ways[int(np.random.default_rng(seed).integers(len(ways)))]

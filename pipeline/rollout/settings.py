@@ -10,6 +10,7 @@ CONDITIONS = {
     "blank_cameras": None,
     "other_episode": None,
     "other_instruction": None,
+    "paraphrased_instruction": None,
     "light": "a factor on all lights",
     "moved_camera": "metres that the agentview camera stands elsewhere, in a direction of each episode's own",
     "displaced": "metres that objects on the table may lie elsewhere, in x and y",

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.libero.paraphrase import paraphrases
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import Task, init_states, tasks
@@ -112,6 +113,21 @@ def test_another_instruction_is_the_next_tasks(task: Task, sim: Sim) -> None:
         agent = Attentive()
         alter_agent(agent, "other_instruction", sim).reset(told, 0)
         assert agent.told == tasks("libero_spatial", [expected])[0].language
+
+
+def test_a_paraphrase_says_the_same_in_words_held_out_from_training(task: Task, sim: Sim) -> None:
+    told = set()
+    for seed in range(20):
+        agent = Attentive()
+        alter_agent(agent, "paraphrased_instruction", sim).reset(task, seed)
+        told.add(agent.told)
+    bowl = "the black bowl between the plate and the ramekin"
+    assert told == {
+        f"get {bowl} and drop it on the plate",
+        f"I want {bowl} on the plate",
+        f"transfer {bowl} onto the plate",
+    }
+    assert not told & set(paraphrases(task.language))
 
 
 def test_an_agent_under_other_conditions_is_left_alone(sim: Sim) -> None:
