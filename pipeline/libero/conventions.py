@@ -1,7 +1,7 @@
 """What LIBERO's frames and actions are. Demonstrations and rollout both go through here."""
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Shaped
 
 ACTION_NAMES = ("dx", "dy", "dz", "dax", "day", "daz", "gripper")
 """Components of an action, each in [-1, 1]: a step of the hand, an axis-angle rotation of it, the gripper."""
@@ -9,7 +9,7 @@ ACTION_DIM = len(ACTION_NAMES)
 CONTROL_HZ = 20
 
 
-def upright(frames: UInt[np.ndarray, "*batch H W C"]) -> UInt[np.ndarray, "*batch H W C"]:
+def upright(frames: Shaped[np.ndarray, "*batch H W C"]) -> Shaped[np.ndarray, "*batch H W C"]:
     """Flip frames vertically: LIBERO's (OpenGL's) upside-down rows to upright ones, and back.
 
     LIBERO's HDF5 files and its environment both give the picture upside-down. A flip is the true view; the half turn

@@ -99,7 +99,7 @@ class Judge:
         judged["between"] = [
             ((a, *pair), self._between(a, *pair))
             for a in self._nouns
-            for pair in combinations([n for n in self._nouns if n != a], 2)
+            for pair in combinations(sorted(n for n in self._nouns if n != a), 2)
             if self._movable(a)
         ]
         judged["on"] = self._supported()
@@ -276,7 +276,8 @@ def places(thing: str, where: str) -> tuple[str, ...]:
     """Return the names that a fact about `thing` and "between the plate and the ramekin" has."""
     if where.startswith("from table center"):
         return (thing,)
-    return (thing, *re.split(r" and ", re.sub(r"^(?:between|next to|on|in) ", "", where).replace("the ", "")))
+    of = re.sub(r"^(?:between|next to|on|in) ", "", where).split(" and ")
+    return (thing, *sorted(name.removeprefix("the ") for name in of))
 
 
 def _is(values: np.ndarray, value: int, column: int) -> np.ndarray:

@@ -177,7 +177,7 @@ class Witness:
         return min(touched[0] & touched[1], default=-1)
 
 
-def _padded(values: np.ndarray, length: int, fill: float) -> np.ndarray:
+def _padded(values: np.ndarray, length: int, fill: float | int | bool) -> np.ndarray:
     result = np.full((length, *values.shape[1:]), fill, dtype=np.result_type(values.dtype, type(fill)))
     result[: len(values)] = values
     return result

@@ -1,0 +1,138 @@
+"""What is said of a scene is so: on states made by hand, and on pictures of the simulator."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.scenes.facts import Fact, Judge, places, relation
+from pipeline.scenes.state import FIELDS, Contents, Part
+
+CONTENTS = Contents(
+    scene="made/0",
+    suite="libero_spatial",
+    tasks=(
+        "pick up the black bowl next to the plate and place it on the plate",
+        "pick up the black bowl between the plate and the ramekin and place it on the plate",
+        "open the top drawer of the cabinet",
+        "put the red mug on the left plate",
+    ),
+    kinds=("akita_black_bowl", "akita_black_bowl", "glazed_rim_porcelain_ramekin", "plate", "wooden_cabinet"),
+    regions=((4, "top_region"),),
+    parts=(Part("top", 4),),
+)
+BOWL, OTHER_BOWL, RAMEKIN, PLATE, CABINET = range(5)
+AGENTVIEW, WRIST = 0, 1
+
+
+def row(*changes: tuple[str, Any, Any]) -> dict[str, np.ndarray]:
+    """Return one state: a bowl between plate and ramekin, another far behind, the hand empty and open above the plate.
+
+    The camera looks along -x: what has a larger y is to the right.
+
+    Args:
+        changes: array, column and value of what is otherwise.
+    """
+    state = {name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in FIELDS.items()}
+    state["thing/present"][:, :5] = True
+    state["thing/position"][:] = np.nan
+    places = [[0.6, 0, 0.02], [0.3, 0, 0.02], [0.6, -0.2, 0.02], [0.6, 0.2, 0.02], [0.5, -0.5, 0.1]]
+    state["thing/position"][0, :5] = places
+    state["thing/half_extent"][0, :5] = [[0.06, 0.06, 0.02]] * 4 + [[0.1, 0.1, 0.1]]
+    state["thing/support"][:] = state["thing/region"][:] = state["hand/holding"][:] = -1
+    state["hand/position"][:] = [0.6, 0.2, 0.2]
+    state["hand/gap"][:] = 0.08
+    for name, column, value in changes:
+        state[name][(0, *column) if isinstance(column, tuple) else (0, column)] = value
+    return state
+
+
+def judge(state: dict[str, np.ndarray], pixels: int | list[int] = 100) -> dict[Fact, list[int]]:
+    """Return of each fact what it is in the agentview picture and in that of the wrist."""
+    seen = np.zeros((1, 2, 10), int)
+    seen[..., :5] = pixels
+    facts, truth = Judge(CONTENTS, state, seen).facts()
+    return {fact: list(truth[0, :, i]) for i, fact in enumerate(facts)}
+
+
+def said(told: dict[Fact, list[int]], predicate: str, *names: str) -> int:
+    return told[Fact(predicate, names)][AGENTVIEW]
+
+
+def test_left_and_right_are_the_cameras_and_front_is_towards_it() -> None:
+    told = judge(row())
+    assert said(told, "right_of", "plate", "ramekin") == 1 == said(told, "left_of", "ramekin", "plate")
+    assert said(told, "left_of", "plate", "ramekin") == -1 == said(told, "right_of", "ramekin", "plate")
+    assert said(told, "behind", "black bowl", "plate") == 1, "of one of the two bowls it is so"
+    assert said(told, "front_of", "black bowl", "plate") == 0, "the other is neither in front nor clearly behind"
+    assert told[Fact("right_of", ("plate", "ramekin"))][WRIST] == 0, "a camera that turns with the wrist can't tell"
+
+
+def test_between_next_to_and_nearest() -> None:
+    told = judge(row())
+    assert said(told, "between", "black bowl", "plate", "ramekin") == 1
+    assert said(told, "between", "plate", "black bowl", "ramekin") == -1
+    assert said(told, "next_to", "black bowl", "plate") == -1, "20 cm apart"
+    near = judge(row(("thing/position", (BOWL, 1), 0.09)))
+    assert said(near, "next_to", "black bowl", "plate") == 1 == said(near, "nearest", "black bowl", "plate")
+    assert said(near, "nearest", "ramekin", "plate") == -1
+    border = judge(row(("thing/position", (BOWL, 1), 0.035)))
+    assert said(border, "next_to", "black bowl", "plate") == 0, "16.5 cm: near the border nothing is said"
+
+
+def test_what_lies_on_and_in_what() -> None:
+    on_plate, in_drawer = ("thing/support", BOWL, PLATE), ("thing/region", OTHER_BOWL, 0)
+    told = judge(row(on_plate, in_drawer, ("thing/support", OTHER_BOWL, CABINET)))
+    assert said(told, "on", "black bowl", "plate") == 1
+    assert said(told, "on", "black bowl", "top drawer of the wooden cabinet") == 1
+    assert said(told, "on", "black bowl", "table") == -1, "neither of them stands on the table"
+    assert said(told, "on", "ramekin", "table") == 1
+    assert said(told, "on", "ramekin", "plate") == -1
+
+
+def test_gripper_and_hand() -> None:
+    told = judge(row())
+    assert said(told, "gripper", "open") == 1 == said(told, "holding", "nothing") == said(told, "above", "plate")
+    assert said(told, "gripper", "closed") == -1 == said(told, "above", "ramekin")
+    held = judge(row(("hand/holding", ..., RAMEKIN), ("hand/gap", ..., 0.012)))
+    assert said(held, "holding", "ramekin") == 1 == said(held, "gripper", "closed")
+    assert said(held, "holding", "nothing") == -1 == said(held, "holding", "plate")
+    assert said(held, "on", "ramekin", "table") == -1, "what is held lies on nothing"
+
+
+def test_drawers_and_what_is_half_open() -> None:
+    for state, (opened, closed) in ((1, (1, -1)), (-1, (-1, 1)), (0, (0, 0))):
+        told = judge(row(("part/state", 0, state)))
+        name = "top drawer of the wooden cabinet"
+        assert (said(told, "part", name, "open"), said(told, "part", name, "closed")) == (opened, closed)
+
+
+def test_of_what_cannot_be_seen_nothing_is_said() -> None:
+    told = judge(row(), pixels=3)
+    assert said(told, "right_of", "plate", "ramekin") == 0 == said(told, "present", "plate")
+    gone = judge(row(("thing/present", PLATE, False)), pixels=[100, 100, 100, 0, 100])
+    assert said(gone, "present", "plate") == -1 == said(gone, "right_of", "plate", "ramekin")
+
+
+def test_instructions_fit_where_what_they_say_is_so_and_is_not_done() -> None:
+    next_to, between, drawer, ambiguous = CONTENTS.tasks
+    told = judge(row())
+    assert said(told, "instruction", between) == 1 == said(told, "instruction", drawer)
+    assert said(told, "instruction", next_to) == -1, "no bowl is next to the plate"
+    assert said(told, "instruction", ambiguous) == 0, "which plate is meant depends on LIBERO's own placement"
+    done = judge(row(("task/solved", 2, 1), ("task/solved", 1, -1)))
+    assert said(done, "instruction", drawer) == -1, "it is open already"
+    assert said(done, "instruction", between) == 0, "whether it is done can't be told"
+
+
+@pytest.mark.parametrize(
+    ("where", "predicate", "names"),
+    [
+        ("between the plate and the ramekin", "between", ("black bowl", "plate", "ramekin")),
+        ("from table center", "centre", ("black bowl",)),
+        ("next to the cookie box", "next_to", ("black bowl", "cookie box")),
+        ("in the top drawer of the wooden cabinet", "on", ("black bowl", "top drawer of the wooden cabinet")),
+    ],
+)
+def test_liberos_words_for_places(where: str, predicate: str, names: tuple[str, ...]) -> None:
+    assert (relation(where), places("black bowl", where)) == (predicate, names)
