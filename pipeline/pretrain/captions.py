@@ -30,7 +30,7 @@ class Captions:
     """
 
     texts: list[str]
-    label: Int8[np.ndarray, "B 2B"]
+    label: Int8[np.ndarray, "B T"]
     changed: np.ndarray
 
 

@@ -56,14 +56,14 @@ def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def _share(right: Sequence[bool]) -> dict[str, int]:
+def _share(right: Sequence[np.bool_]) -> dict[str, int]:
     return {"n": len(right), "right": int(sum(map(bool, right)))}
 
 
 def linear_probe(
     features: tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "M F"]],
     targets: tuple[Float[np.ndarray, "N 3"], Float[np.ndarray, "M 3"]],
-) -> Float32[np.ndarray, " M"]:
+) -> Float32[np.ndarray, " K"]:
     """Return the error, metres, of each row of the second set, of a ridge regression on the first.
 
     The strength of the ridge is the best of RIDGES on a fifth of the first set. Rows of unknown targets are left out.

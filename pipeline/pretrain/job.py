@@ -46,7 +46,7 @@ class Progress:
 
     step: int = 0
     wall_s: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, int | float]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -55,7 +55,7 @@ class Progress:
         vars(self).update(state)
 
 
-def run(cfg: PretrainParams, scenes: Path, scratch: Path, out: Path) -> dict[str, float]:
+def run(cfg: PretrainParams, scenes: Path, scratch: Path, out: Path) -> dict[str, int | float]:
     """Train, and write weights, recipe and curves to `out`; return the last line of the curves."""
     accelerator = Accelerator(
         mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
@@ -169,7 +169,7 @@ def _factor(step: int, cfg: PretrainParams) -> float:
 
 
 @torch.no_grad()
-def check(model: Pretraining, batches: Batches, samples: Samples, device: torch.device) -> dict[str, float]:
+def check(model: Pretraining, batches: Batches, samples: Samples, device: torch.device) -> dict[str, int | float]:
     """Return figures of pictures held out: relations told from changed ones, errors of places in centimetres."""
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(samples))[:CHECKED]

@@ -24,17 +24,17 @@ class Batch:
     Attributes:
         images: as the tower takes them.
         camera: of each.
-        text, pairs: token ids: 2 B sentences as in Captions, and 2 Q instructions, said in one way and another.
+        text, pairs: token ids: T = 2 B sentences as in Captions, and 2 Q instructions, said in one way and another.
         label, changed: as in Captions.
         patch_noun, patch_place, place, hand: as in Samples; NaN where there is none.
     """
 
     images: Float[Tensor, "B 3 S S"]
     camera: Int[Tensor, " B"]
-    text: Int[Tensor, "2B L"]
-    label: Int[Tensor, "B 2B"]
+    text: Int[Tensor, "T L"]
+    label: Int[Tensor, "B T"]
     changed: Bool[Tensor, " B"]
-    pairs: Int[Tensor, "2Q M"]
+    pairs: Int[Tensor, "R M"]
     patch_noun: Int[Tensor, "B P"]
     patch_place: Float[Tensor, "B P 3"]
     place: Float[Tensor, "B K 3"]

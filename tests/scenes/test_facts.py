@@ -1,50 +1,13 @@
 """What is said of a scene is so: on states made by hand, and on pictures of the simulator."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from pipeline.scenes.facts import Fact, Judge, places, relation
-from pipeline.scenes.state import FIELDS, Contents, Part
+from tests.scenes.made import CONTENTS, row
 
-CONTENTS = Contents(
-    scene="made/0",
-    suite="libero_spatial",
-    tasks=(
-        "pick up the black bowl next to the plate and place it on the plate",
-        "pick up the black bowl between the plate and the ramekin and place it on the plate",
-        "open the top drawer of the cabinet",
-        "put the red mug on the left plate",
-    ),
-    kinds=("akita_black_bowl", "akita_black_bowl", "glazed_rim_porcelain_ramekin", "plate", "wooden_cabinet"),
-    regions=((4, "top_region"),),
-    parts=(Part("top", 4),),
-)
 BOWL, OTHER_BOWL, RAMEKIN, PLATE, CABINET = range(5)
 AGENTVIEW, WRIST = 0, 1
-
-
-def row(*changes: tuple[str, Any, Any]) -> dict[str, np.ndarray]:
-    """Return one state: a bowl between plate and ramekin, another far behind, the hand empty and open above the plate.
-
-    The camera looks along -x: what has a larger y is to the right.
-
-    Args:
-        changes: array, column and value of what is otherwise.
-    """
-    state = {name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in FIELDS.items()}
-    state["thing/present"][:, :5] = True
-    state["thing/position"][:] = np.nan
-    places = [[0.6, 0, 0.02], [0.3, 0, 0.02], [0.6, -0.2, 0.02], [0.6, 0.2, 0.02], [0.5, -0.5, 0.1]]
-    state["thing/position"][0, :5] = places
-    state["thing/half_extent"][0, :5] = [[0.06, 0.06, 0.02]] * 4 + [[0.1, 0.1, 0.1]]
-    state["thing/support"][:] = state["thing/region"][:] = state["hand/holding"][:] = -1
-    state["hand/position"][:] = [0.6, 0.2, 0.2]
-    state["hand/gap"][:] = 0.08
-    for name, column, value in changes:
-        state[name][(0, *column) if isinstance(column, tuple) else (0, column)] = value
-    return state
 
 
 def judge(state: dict[str, np.ndarray], pixels: int | list[int] = 100) -> dict[Fact, list[int]]:

@@ -68,7 +68,7 @@ def test_labels_show_where_things_are(spatial: tuple[Contents, Rows]) -> None:
     ]
     down, right, x, y, _ = np.array(seen).T
     assert len(seen) > 10
-    assert np.corrcoef(right, y)[0, 1] > 0.95 and np.corrcoef(down, x)[0, 1] > 0.95
+    assert np.corrcoef(right, y)[0, 1] > 0.95 and np.corrcoef(down, x)[0, 1] > 0.9
 
 
 def test_what_is_held_is_at_the_hand(spatial: tuple[Contents, Rows]) -> None:

@@ -1,0 +1,189 @@
+"""The project's own CLIP in training: what it is told is so, it is open_clip's model, and a kill changes nothing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.encode import own
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.preprocess import Preprocess
+from pipeline.encode.settings import EncoderParams, GridParams
+from pipeline.encode.weights import load_tokenizer
+from pipeline.pretrain import job, vocabulary
+from pipeline.pretrain.batches import Batches
+from pipeline.pretrain.captions import Tokens, Writer
+from pipeline.pretrain.data import NOUNS, Samples, load
+from pipeline.pretrain.evaluate import linear_probe, matching, probes
+from pipeline.pretrain.settings import PretrainParams
+from pipeline.scenes.store import HELD_OUT, TRAIN
+from tests.scenes.made import write_store
+
+SETTINGS = PretrainParams(
+    steps=4,
+    batch_size=6,
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    warmup_steps=2,
+    ema_decay=0.5,
+    precision="fp32",
+    evaluate_every=2,
+    seed=0,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("scenes") / "scenes.zarr"
+    patch = pytest.MonkeyPatch()
+    write_store(path, 4, patch)
+    yield path
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def samples(store: Path) -> Samples:
+    return load(store, [TRAIN], 8)
+
+
+def test_what_a_patch_shows_and_where_it_is(samples: Samples) -> None:
+    bowl, plate, cabinet = (NOUNS.index(noun) for noun in ("black bowl", "plate", "wooden cabinet"))
+    assert set(np.unique(samples.patch_noun)) <= {-1, *(NOUNS.index(n) for n in ("ramekin",)), bowl, plate, cabinet}
+    assert (samples.patch_noun[:, :, 7 * 8] == cabinet).all(), "bottom left"
+    row = int(np.flatnonzero((samples.patch_noun[:, 0] == plate).any(1))[0])
+    patch = int(np.flatnonzero(samples.patch_noun[row, 0] == plate)[0])
+    np.testing.assert_allclose(samples.patch_place[row, 0, patch], samples.place[row, 0, plate])
+    np.testing.assert_allclose(
+        samples.place[row, 1, plate], samples.place[row, 0, plate] - samples.hand[row, :3], atol=1e-6
+    )  # the hand is not turned
+    assert np.isnan(samples.patch_place[samples.patch_noun == -1]).all()
+
+
+def test_captions_are_so_and_the_changed_ones_are_not(samples: Samples) -> None:
+    writer, rng = Writer(samples), np.random.default_rng(0)
+    rows, cameras = rng.integers(len(samples), size=64), rng.integers(2, size=64)
+    captions = writer.write(rows, cameras, rng)
+    assert (captions.label[:, :64].diagonal() == 1).all()
+    assert captions.changed.mean() > 0.7
+    assert (captions.label[:, 64:].diagonal()[captions.changed] == -1).all()
+    true, changed = captions.texts[:64], captions.texts[64:]
+    assert all(a != b for a, b, c in zip(true, changed, captions.changed, strict=True) if c)
+    assert len(set(true)) > 50
+
+
+def test_texts_are_read_as_open_clip_reads_them() -> None:
+    model, tokenizer = job.make_model(0).eval(), load_tokenizer(own.MODEL)
+    texts = ["the plate", "pick up the black bowl next to the ramekin and place it on the plate", "xylophone quartz"]
+    with torch.no_grad():
+        short = model.read(torch.from_numpy(Tokens(tokenizer)(texts)))
+        np.testing.assert_allclose(short, model.clip.encode_text(tokenizer(texts)), atol=1e-5)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(samples: Samples) -> None:
+    def draw(step: int) -> torch.Tensor:
+        made = Batches(samples, Preprocess(128, (0.5,) * 3, (0.2,) * 3), load_tokenizer(own.MODEL), 0)
+        return made.draw(step, 4).images
+
+    torch.testing.assert_close(draw(3), draw(3), rtol=0, atol=0)
+    assert (draw(3) != draw(4)).any()
+
+
+@pytest.mark.slow
+def test_stopped_and_started_again_it_makes_the_same_weights(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, gone_on = tmp_path / "whole", tmp_path / "gone_on"
+    job.run(SETTINGS, store, tmp_path / "a", whole)
+    check, calls = job.check, []
+
+    def stop(*args: object) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return check(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "check", stop)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(SETTINGS, store, tmp_path / "b", gone_on)
+    monkeypatch.setattr(job, "check", check)
+    job.run(SETTINGS, store, tmp_path / "b", gone_on)
+    files = [folder / own.WEIGHTS.name for folder in (whole, gone_on)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].stat().st_size < 12e6, "what the repository takes"
+    curves = (gone_on / "curves.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in curves] == ["step", "2", "4"]
+    recipe = json.loads((whole / own.RECIPE.name).read_text())
+    assert recipe["identity"]["scenes"] == "made" and recipe["held_out"]["step"] == 4
+    _is_loaded_like_any_other(files[0])
+
+
+def _is_loaded_like_any_other(weights: Path) -> None:
+    encoder = ClipEncoder(EncoderParams(own.MODEL, str(weights), 0, "fp32"), grid=GridParams(8, -1))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
+    model = job.make_model(0).eval()
+    model.clip.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    with torch.no_grad():
+        pooled, tokens = model.see(
+            Preprocess.from_open_clip(model.clip.visual.preprocess_cfg)(torch.from_numpy(frames))
+        )
+    found = encoder.forward(encoder.prepare(frames))
+    np.testing.assert_allclose(found["image"], pooled, atol=2e-2)
+    np.testing.assert_allclose(found["grid"], tokens, atol=2e-2)
+
+
+def test_the_vocabulary_is_the_one_in_use() -> None:
+    assert vocabulary.content() == own.VOCABULARY.read_bytes()
+    tokenizer = load_tokenizer(own.MODEL)
+    assert tokenizer.vocab_size == json.loads(own.CONFIG.read_text())["text_cfg"]["vocab_size"]
+    in_parts = {word for word in vocabulary.words() if len(tokenizer.encode(word)) > 1}
+    assert in_parts == {"gripper", "moka", "ramekin"}, "which OpenAI's vocabulary does not have whole"
+
+
+def test_a_linear_probe_finds_what_is_linear() -> None:
+    rng = np.random.default_rng(0)
+    weights, x = rng.normal(size=(6, 3)), rng.normal(size=(300, 6))
+    y = x @ weights + 0.5
+    y[::7] = np.nan
+    errors = linear_probe((x[:200], x[200:]), (y[:200], y[200:]))
+    assert len(errors) == 86 and errors.max() < 0.01
+    noise = linear_probe((rng.normal(size=(200, 6)), x[200:]), (y[:200], y[200:]))
+    assert noise.mean() > 1
+
+
+def test_retrieval_by_features_that_hold_the_truth_and_by_others(samples: Samples) -> None:
+    """A picture's features are what is so of it, a sentence's are its facts: by them all is found, by noise little."""
+    column = {text: i for i, text in enumerate(f"{f.predicate} {f.names}" for f in samples.facts)}
+    truth = samples.truth[:, 0].astype(np.float32)
+
+    def said(texts: list[str]) -> np.ndarray:
+        return np.stack([known[text] for text in texts])
+
+    known: dict[str, np.ndarray] = {}
+    say = Writer._say
+
+    def remember(self: Writer, facts: list[int], rng: np.random.Generator, held_out: bool) -> str:
+        text = f"{len(known)} {say(self, facts, rng, held_out)}"
+        known[text] = np.isin(np.arange(len(column)), facts).astype(np.float32)
+        return text
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Writer, "_say", remember)
+    found = matching(samples, truth, said, 0, False)
+    shuffled = np.random.default_rng(0).normal(size=truth.shape).astype(np.float32)
+    noise = matching(samples, shuffled, said, 0, False)
+    patch.undo()
+    assert found["one_relation_changed"]["right"] / found["one_relation_changed"]["n"] > 0.95
+    assert found["sentence_to_picture"]["right"] == found["sentence_to_picture"]["n"] == len(samples)
+    assert 0.3 < noise["one_relation_changed"]["right"] / noise["one_relation_changed"]["n"] < 0.7
+
+
+def test_probes_of_pictures(samples: Samples, store: Path) -> None:
+    held_out = load(store, [HELD_OUT], 8)
+    plate = NOUNS.index("plate")
+    found = probes((samples.place[:, 0, plate], held_out.place[:, 0, plate]), (samples, held_out))
+    assert found["plate"]["mean_cm"] < 0.1 < found["black bowl"]["mean_cm"]
+    assert found["plate"]["n"] == len(held_out)
