@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import embed, expert, policy, read, render, scale, suites, train
+from benchmarks import embed, encoders, expert, policy, read, render, scale, suites, train
 from benchmarks import eval as evaluate
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import TRANSFORM_ID
@@ -20,6 +20,7 @@ from pipeline.policy.bundle import PolicySpec, save
 from pipeline.policy.network import Architecture, PolicyNetwork
 from tests import base
 from tests.imports import ROOT
+from tests.scenes.made import write_store
 
 pytestmark = pytest.mark.slow
 PARAMS = str(ROOT / "params.yaml")
@@ -125,3 +126,15 @@ def test_policy(measured: Callable[..., dict[str, Any]]) -> None:
     assert set(result["reference"]["eager_ms"]) == {str(n) for n in policy.STEPS} and set(result["l1"]["eager_ms"]) == {
         "1"
     }
+
+
+def test_encoders(measured: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_store(tmp_path / "scenes.zarr", 4, monkeypatch)
+    name = "own, random weights"
+    result = measured(encoders.main, "--scenes", str(tmp_path / "scenes.zarr"), "--only", name)
+    assert (result["fitted_on"], result["states"]) == (48, {"known scenes": 16})
+    found = result["encoders"][name]
+    assert found["images_per_s"] > 0
+    assert set(found["known scenes"]["probe"]) == {"pooled", "patch tokens"}
+    told = found["known scenes"]["words held out"]["one_relation_changed"]
+    assert 0 <= told["wilson_low"] <= told["rate"] == told["right"] / told["n"] <= told["wilson_high"]

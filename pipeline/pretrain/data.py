@@ -1,8 +1,9 @@
 """The pictures of scenes in memory, with what is so in each and where things are in it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int8, UInt8
@@ -49,6 +50,14 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.truth)
+
+    def some(self, count: int, seed: int) -> "Samples":
+        """Return `count` of the rows, or all if there are no more, in any order."""
+        rows = np.random.default_rng(seed).permutation(len(self))[:count]
+        arrays: dict[str, Any] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        return replace(self, images={camera: x[rows] for camera, x in self.images.items()}, **arrays)
 
 
 def load(path: Path, splits: Sequence[int], patches: int) -> Samples:
