@@ -29,7 +29,7 @@ from pipeline.pretrain.data import Samples, load
 from pipeline.pretrain.evaluate import matching, probes
 from pipeline.provenance import cpu_name
 from pipeline.rollout.metrics import wilson
-from pipeline.scenes.store import HELD_OUT, TRAIN, UNSEEN
+from pipeline.scenes.store import HELD_OUT, TRAIN, UNSEEN, Pictures
 
 RESULT = Path(__file__).parent / "results" / "encoders.json"
 CAMERA = "agentview"
@@ -108,7 +108,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(cores())
     fit = load(args.scenes, [TRAIN], 8).some(args.fit, seed=0)
-    tests = {name: samples for name, split in SETS.items() if len(samples := load(args.scenes, [split], 8))}
+    there = set(Pictures(args.scenes).split)
+    tests = {name: load(args.scenes, [split], 8) for name, split in SETS.items() if split in there}
     machine = {"cpu": cpu_name(), "cores": cores(), "load_before": round(os.getloadavg()[0], 1)}
     result: dict[str, Any] = {"machine": machine, "fitted_on": len(fit), "encoders": {}}
     result["states"] = {name: len(samples) for name, samples in tests.items()}

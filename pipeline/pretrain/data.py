@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int8, UInt8
 from tqdm import tqdm
 
+from pipeline.errors import DataError
 from pipeline.libero.sim.simulator import CAMERAS
 from pipeline.scenes.facts import AGENTVIEW_ONLY, Fact, Judge
 from pipeline.scenes.state import OTHER, THINGS, Contents
@@ -67,9 +68,14 @@ def load(path: Path, splits: Sequence[int], patches: int) -> Samples:
         path: of the store.
         splits: of store.TRAIN and so on.
         patches: along a side of a picture.
+
+    Raises:
+        DataError: there are none of them.
     """
     store = Pictures(path)
     rows = np.flatnonzero(np.isin(store.split, splits))
+    if not len(rows):
+        raise DataError(f"{path}: has no states of split {list(splits)}. Raise scenes.units or scenes.held_out_units")
     state = {name: values[rows] for name, values in store.state().items()}
     images, things, pixels = _pictures(store, rows, patches)
     nouns = {s: np.array([NOUNS.index(NAMES[kind][0]) for kind in c.kinds]) for s, c in store.contents.items()}
