@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, Float64, UInt8
 from open_clip.factory import get_model_config
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import VisionTransformer
 
 from pipeline.encode.augment import relight
@@ -214,10 +215,26 @@ class ClipEncoder:
         return {"image": found["image_features"], "grid": grid.flatten(2).transpose(1, 2)}
 
     def text(self, texts: list[str]) -> Float32[np.ndarray, "K D"]:
-        """Return features of instructions, not normalised. Each is encoded alone: it does not depend on the others."""
+        """Return features of instructions, not normalised. Each is encoded alone: it does not depend on the others.
+
+        Raises:
+            DataError: a text is longer than the model reads.
+        """
+        for text in texts:
+            self._check_length(text)
         with torch.inference_mode():
             rows = [self._model.encode_text(self._tokenizer([text])) for text in texts]
             return torch.cat(rows).float().numpy()
+
+    def _check_length(self, text: str) -> None:
+        """Refuse a text whose end the tokenizer would cut off without a word."""
+        if not isinstance(self._tokenizer, SimpleTokenizer):  # of OpenAI's kind, and of the project's own
+            return
+        tokens, most = len(self._tokenizer.encode(text)), (self._tokenizer.context_length or 0) - 2
+        if tokens > most:
+            raise DataError(
+                f"{self.name} reads texts of {most} tokens, and this one has {tokens}: {text!r}. Shorten it"
+            )
 
 
 def _grid_place(visual: Any, model: str, grid: GridParams) -> tuple[int, int, int]:

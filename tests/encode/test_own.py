@@ -1,0 +1,70 @@
+"""The project's own CLIP is loaded as any other, and what is not it is refused."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from pipeline.encode import own
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.settings import EncoderParams, GridParams
+from pipeline.encode.weights import load_model
+from pipeline.errors import AssetError, ConfigError, DataError
+
+RANDOM = EncoderParams(own.MODEL, "seeded", 0, "fp32")
+OWN = EncoderParams(own.MODEL, own.TAG, 0, "fp32")
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights in half precision, and their recipe, where the project's own are looked for."""
+    weights, recipe = tmp_path / "own.safetensors", tmp_path / "own.recipe"
+    halves = {name: value.half() for name, value in load_model(RANDOM).state_dict().items()}
+    save_file(halves, weights, {"activation": "gelu"})
+    recipe.write_text(json.dumps({"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
+    monkeypatch.setattr(own, "WEIGHTS", weights)
+    monkeypatch.setattr(own, "RECIPE", recipe)
+    return weights
+
+
+def test_it_takes_pictures_of_libero_as_they_are(published: Path) -> None:
+    encoder = ClipEncoder(OWN, grid=GridParams(8, -1))
+    assert (encoder.image_size, encoder.dim, encoder.tokens) == (128, 256, (64, 256))
+    frames = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
+    rounded = ClipEncoder(RANDOM).images(frames)
+    np.testing.assert_allclose(encoder.images(frames), rounded, atol=0.02)
+    larger = frames.repeat(2, 1).repeat(2, 2)  # any square picture is brought to its size, as by open_clip's transform
+    assert np.abs(encoder.images(larger).astype(np.float32) - encoder.images(frames)).mean() < 0.3
+    with pytest.raises(DataError, match="frames are 128x64; the transform takes square ones"):
+        encoder.images(frames[:, :, :64])
+
+
+def test_damaged_or_missing_weights_are_refused(published: Path) -> None:
+    content = bytearray(published.read_bytes())
+    content[-1000] ^= 1
+    published.write_bytes(bytes(content))
+    with pytest.raises(AssetError, match=r"own.safetensors: damaged: its SHA-256 is .* python -m stages.pretrain_clip"):
+        load_model(OWN)
+    published.unlink()
+    with pytest.raises(AssetError, match=r"own.safetensors: No such file .* Check it out again"):
+        load_model(OWN)
+
+
+def test_its_weights_fit_no_other_model(published: Path) -> None:
+    with pytest.raises(ConfigError, match="'libero' is no tag of ViT-B-32"):
+        load_model(EncoderParams("ViT-B-32", own.TAG, 0, "fp32"))
+    with pytest.raises(AssetError, match=r"It must be a \.safetensors or torch file with the weights of ViT-S-32"):
+        load_model(EncoderParams("ViT-S-32", str(published), 0, "fp32"))
+    with pytest.raises(ConfigError, match=r"'libro' is no tag of ViT-Ti-16-LIBERO.* 'libero'"):
+        load_model(EncoderParams(own.MODEL, "libro", 0, "fp32"))
+
+
+def test_a_text_that_would_be_cut_off_is_refused() -> None:
+    encoder = ClipEncoder(RANDOM)
+    fits = " ".join(["plate"] * 46)
+    assert encoder.text([fits]).shape == (1, 256)
+    with pytest.raises(DataError, match="reads texts of 46 tokens, and this one has 47"):
+        encoder.text([f"{fits} plate"])
