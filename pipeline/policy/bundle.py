@@ -1,7 +1,8 @@
 """The policy bundle: one directory with weights.safetensors and policy.json. Nothing in it is a pickle.
 
-Of a policy that was trained through CLIP, encoder.safetensors holds the image tower. policy.json has the SHA-256 of
-these files, and one of itself: what has changed since it was written is refused.
+text.safetensors holds the features of the instructions that the policy learnt; of a policy that was trained through
+CLIP, encoder.safetensors holds the image tower. policy.json has the SHA-256 of these files, and one of itself: what has
+changed since it was written is refused. README.md, the model card, is for people: no digest counts it.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -23,9 +25,13 @@ from pipeline.policy.keyframes import PREFIX
 from pipeline.policy.network import Architecture, PolicyNetwork
 
 FORMAT = "vla-flow-policy"
-VERSION = 7
+VERSION = 8
+READABLE = (7, VERSION)  # 7 has no features of instructions, and is otherwise the same
 WEIGHTS = "weights.safetensors"
 TOWER = "encoder.safetensors"
+TEXT = "text.safetensors"
+TEXT_KEY = "embedding"  # its one tensor, (K, D): a row for each of PolicySpec.instructions
+CARD = "README.md"
 JSON = "policy.json"
 
 
@@ -41,6 +47,7 @@ class PolicySpec:
     data: dict[str, Any]  # fingerprints of the stores, render quality, which label
     provenance: dict[str, Any]
     recipe: dict[str, Any] = field(default_factory=dict)  # settings, demonstrations and machine of the training
+    instructions: tuple[str, ...] = ()  # whose text features the bundle holds
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -55,7 +62,13 @@ class PolicySpec:
             "data": self.data,
             "provenance": self.provenance,
             "recipe": self.recipe,
+            "instructions": list(self.instructions),
         }
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the bundle's files beside policy.json and the card."""
+        return (WEIGHTS, *([TOWER] if self.tune != "none" else []), *([TEXT] if self.instructions else []))
 
 
 @dataclass(frozen=True)
@@ -66,23 +79,42 @@ class PolicyBundle:
     network: PolicyNetwork
     device: torch.device
     tower: dict[str, Tensor] | None  # weights of a tuned image tower, under open_clip's names; None: the encoder's own
+    texts: Float[Tensor, "K D"] | None = None  # features of spec.instructions, raw, on the CPU; None: there are none
 
 
-def save(path: Path, network: PolicyNetwork, spec: PolicySpec, tower: Mapping[str, Tensor] | None = None) -> None:
+def save(
+    path: Path,
+    network: PolicyNetwork,
+    spec: PolicySpec,
+    tower: Mapping[str, Tensor] | None = None,
+    texts: Float[Tensor, "K D"] | None = None,
+    card: str | None = None,
+) -> None:
     """Write the bundle to the directory `path`: complete or not at all. An older bundle there is replaced.
 
-    `tower` are the weights of the image tower, if it was tuned.
+    Args:
+        tower: weights of the image tower, if it was tuned.
+        texts: features of `spec.instructions`, if there are any.
+        card: text of the model card.
     """
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     elsewhere = ("visual.", PREFIX)  # the image tower in a file of its own, what is for training alone in none
     weights = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(elsewhere)}
-    files = {WEIGHTS: _content(weights)} | ({} if tower is None else {TOWER: _content(tower)})
+    files = {WEIGHTS: _content(weights)}
+    if tower is not None:
+        files[TOWER] = _content(tower)
+    if texts is not None:
+        if len(texts) != len(spec.instructions):
+            raise ValueError(f"{len(texts)} rows of text features for {len(spec.instructions)} instructions")
+        files[TEXT] = _content({TEXT_KEY: texts})
     for name, content in files.items():
         (partial / name).write_bytes(content)
     tree = {**spec.to_json(), "files": {name: _sha256(content) for name, content in files.items()}}
     (partial / JSON).write_text(_sealed(json.loads(json.dumps(tree))))
+    if card is not None:
+        (partial / CARD).write_text(card)
     publish_directory(partial, path)
 
 
@@ -113,12 +145,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
         network.load_state_dict(read_tensors(contents[WEIGHTS]))
     except RuntimeError as error:  # of other names or shapes
         raise DataError(f"{path / WEIGHTS}: are not this policy's weights: {error}. Train again.") from None
-    tower = read_tensors(contents[TOWER]) if spec.tune != "none" else None
-    return PolicyBundle(spec, network.to(device).eval(), torch.device(device), tower)
+    tower = read_tensors(contents[TOWER]) if TOWER in contents else None
+    texts = read_tensors(contents[TEXT])[TEXT_KEY] if TEXT in contents else None
+    return PolicyBundle(spec, network.to(device).eval(), torch.device(device), tower, texts)
 
 
 def weights_digest(path: str | Path) -> str:
-    """Return the SHA-256 of all weights of the bundle at `path`.
+    """Return the SHA-256 of all tensors of the bundle at `path`, and of nothing else in it.
 
     Raises:
         DataError: there is no bundle, or one that is damaged.
@@ -131,7 +164,7 @@ def _read(path: Path) -> tuple[PolicySpec, dict[str, bytes]]:
     path = published(path)
     digests, spec = _read_json(path)
     contents = {}
-    for name in (WEIGHTS, *([TOWER] if spec.tune != "none" else [])):
+    for name in spec.files:
         try:
             contents[name] = (path / name).read_bytes()
         except OSError as error:
@@ -161,7 +194,7 @@ def _read_json(path: Path) -> tuple[dict[str, str], PolicySpec]:
         raise DataError(f"{file}: not found. Train a policy first: dvc repro train_flow") from None
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON ({error}). Train again: dvc repro -f train_flow") from None
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("version") != VERSION:
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("version") not in READABLE:
         raise DataError(f"{file}: not a {FORMAT} of version {VERSION}. Train again with this code.")
     if text != _sealed({name: value for name, value in tree.items() if name != "sha256"}):
         raise DataError(
@@ -177,6 +210,7 @@ def _read_json(path: Path) -> tuple[dict[str, str], PolicySpec]:
             data=tree["data"],
             provenance=tree["provenance"],
             recipe=tree["recipe"],
+            instructions=tuple(tree["instructions"]) if tree["version"] > 7 else (),
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{file}: incomplete or unknown entry ({error}). Train again with this code.") from None

@@ -1,26 +1,24 @@
-"""What acts in an episode: the interface, and a policy behind its frozen encoder."""
+"""What acts in an episode: the interface, and a policy given what the simulator shows."""
 
-import json
-from collections import deque
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from pipeline.compute import worker_index
 from pipeline.encode.clip import ClipEncoder, declared_identity, pick_device
-from pipeline.encode.preprocess import TRANSFORM_ID
 from pipeline.encode.settings import EncoderParams, GridParams
-from pipeline.errors import ConfigError, DataError
-from pipeline.libero.depth import DEPTH_ID
+from pipeline.errors import DataError
+from pipeline.inference import policy
+from pipeline.inference.encoder import check_encoder, check_transform
+from pipeline.inference.policy import Policy
 from pipeline.libero.installation import picture_identity
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec, weights_digest
-from pipeline.policy.network import ACTION_DIM, Architecture
+from pipeline.policy.network import Architecture
 
 
 @runtime_checkable
@@ -51,7 +49,7 @@ class Privileged(Protocol):
 
 
 class PolicyAgent:
-    """A policy bundle, and the encoder that its features came from.
+    """A policy in the simulator: `inference.policy.Policy`, given the simulator's observations.
 
     Args:
         sim: how the simulator draws now.
@@ -72,20 +70,11 @@ class PolicyAgent:
         n_action_steps: int | None = None,
     ) -> None:
         check_pictures(bundle.spec, sim)
-        check_encoder(bundle.spec, encoder.identity)
         arch = bundle.spec.architecture
         self.cameras = arch.cameras
         self.n_action_steps = action_steps(arch, n_action_steps)
-        self._kind = "grid" if arch.patches else "image"
-        # A policy with a history learnt from observations that are `arch.n_action_steps` control steps apart.
-        self._stride = arch.n_action_steps // self.n_action_steps
-        self._observations: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (arch.n_obs_steps - 1) * self._stride)
-        self._bundle = bundle
-        self._encoder = encoder
-        self._steps = steps or arch.sampling_steps
-        self._words: dict[str, Float[torch.Tensor, "1 D"]] = {}
+        self.policy = Policy(bundle, encoder, steps, self.n_action_steps)
         self._task: Task | None = None
-        self._generator = torch.Generator()
 
     @classmethod
     def load(
@@ -100,44 +89,19 @@ class PolicyAgent:
         """Read the bundle at `path` and make the encoder."""
         bundle = load(path, device)
         grid = GridParams(**bundle.spec.grid) if bundle.spec.grid else None
-        agent = cls(bundle, ClipEncoder(encoder, device, grid), sim, steps, n_action_steps)
-        if agent._bundle.tower is not None:
-            agent._encoder.replace_tower(agent._bundle.tower)
-        return agent
+        return cls(bundle, ClipEncoder(encoder, device, grid), sim, steps, n_action_steps)
 
     def reset(self, task: Task, seed: int) -> None:
         self._task = task
-        self._generator = torch.Generator().manual_seed(seed)
-        self._observations.clear()
-        if task.language not in self._words:
-            words = self._encoder.text([task.language])
-            self._words[task.language] = torch.as_tensor(words, device=self._bundle.device)
+        self.policy.reset(seed)
 
     def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
         if self._task is None:
             raise RuntimeError("reset() comes before act()")
-        network, device = self._bundle.network, self._bundle.device
-        images, state = self._inputs(obs)
-        noise = torch.randn(1, network.arch.horizon, ACTION_DIM, generator=self._generator)  # the same on any device
-        with torch.no_grad():
-            condition = network.condition(images, self._words[self._task.language], state)
-            chunk = network.head.sample(condition, noise.to(device), self._steps)
-            return network.actions(chunk)[0].float().cpu().numpy()
-
-    def _inputs(self, obs: Observation) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Encode the images; return features and proprioception, with those of the observations before, as batch 1."""
-        arch = self._bundle.spec.architecture
-        frames = np.stack([obs.images[camera] for camera in self.cameras])
-        features = self._encoder.forward(self._encoder.prepare(frames))[self._kind].astype(np.float32)
-        state = {name: getattr(obs, name) for name in arch.proprio}
-        self._observations.append(state | dict(zip(self.cameras, features, strict=True)))
-        newest = len(self._observations) - 1
-        past = [self._observations[max(0, newest - i * self._stride)] for i in reversed(range(arch.n_obs_steps))]
-        seen = {name: np.stack([before[name] for before in past])[None] for name in past[0]}
-        if arch.n_obs_steps == 1:
-            seen = {name: x[:, 0] for name, x in seen.items()}
-        tensors = {name: torch.as_tensor(x, device=self._bundle.device) for name, x in seen.items()}
-        return {name: tensors[name] for name in self.cameras}, {name: tensors[name] for name in arch.proprio}
+        inputs = {name: obs.images[name] for name in self.cameras}
+        inputs |= {name: getattr(obs, name) for name in self.policy.spec.architecture.proprio}
+        # Sound, or the simulator's fault, which the episode tells of: not the caller's, which `Policy.act` would say.
+        return self.policy.advance({name: x[None] for name, x in inputs.items()}, [self._task.language])[0]
 
 
 class RecordingAgent:
@@ -162,22 +126,8 @@ class RecordingAgent:
 
 
 def action_steps(arch: Architecture, asked: int | None) -> int:
-    """Return how many actions of a chunk are carried out: as many as asked for, or the policy's own number.
-
-    Raises:
-        ConfigError: a number that the policy can't have.
-    """
-    steps = asked or arch.n_action_steps
-    if steps > arch.horizon:
-        raise ConfigError(
-            f"eval_libero.n_action_steps is {steps}, but the policy gives chunks of {arch.horizon} actions"
-        )
-    if arch.n_obs_steps > 1 and arch.n_action_steps % steps:
-        raise ConfigError(
-            f"eval_libero.n_action_steps is {steps}, but the policy learnt from observations "
-            f"{arch.n_action_steps} steps apart: give a divisor of that"
-        )
-    return steps
+    """Return how many actions of a chunk are carried out: see `inference.policy.action_steps`."""
+    return policy.action_steps(arch, asked, "eval_libero.n_action_steps")
 
 
 def own_device(device: str) -> str:
@@ -212,16 +162,7 @@ def check_pictures(spec: PolicySpec, sim: Sim) -> None:
     Raises:
         DataError: names both sides and the remedy.
     """
-    if spec.transform != TRANSFORM_ID:
-        raise DataError(
-            f"the policy was trained on images of transform {spec.transform!r}; this code makes {TRANSFORM_ID!r}. "
-            "Embed and train again: dvc repro train_flow"
-        )
-    if (drawn := spec.data.get("depth", DEPTH_ID)) != DEPTH_ID:
-        raise DataError(
-            f"the policy was trained on depth drawn as {drawn!r}; this code draws {DEPTH_ID!r}. "
-            "Embed and train again: dvc repro train_flow"
-        )
+    check_transform(spec)
     drawn = picture_identity(sim)
     for name, trained in spec.data["sim"].items():
         if trained != (now := drawn.get(name)):
@@ -232,19 +173,3 @@ def check_pictures(spec: PolicySpec, sim: Sim) -> None:
                 f"the policy was trained on pictures of {what} {trained!r}; the simulator is to draw {now!r}. "
                 f"{remedy}, or make the demonstrations again and train on them: dvc repro train_flow"
             )
-
-
-def check_encoder(spec: PolicySpec, identity: dict[str, Any]) -> None:
-    """Refuse another encoder than the one whose features the policy was trained on. Raises DataError.
-
-    Args:
-        identity: ClipEncoder.identity, or a part of it.
-    """
-    mine, theirs = json.loads(json.dumps(identity)), spec.encoder
-    differing = [k for k in sorted(mine) if mine[k] != theirs.get(k)]
-    if differing:
-        sides = "; ".join(f"{k}: {theirs.get(k)!r} in the policy, {mine[k]!r} in the settings" for k in differing)
-        raise DataError(
-            f"the policy was trained on another encoder's features ({sides}). "
-            "Set embed.encoder as it was, or embed and train again: dvc repro train_flow"
-        )

@@ -113,7 +113,7 @@ def test_the_tower_learns_and_the_rollout_sees_through_it(train: Train, base: Pa
     look = Observation(raw["joint_pos"][3], raw["ee_pose"][3], raw["gripper"][3], raw["ee_wrench"][3], images)
     agent.reset(task, 0)
     seen = agent.act(look)
-    agent._encoder.replace_tower(visual)
+    agent.policy.encoder.replace_tower(visual)
     agent.reset(task, 0)
     assert not np.allclose(seen, agent.act(look), atol=1e-4), "the tuned tower was in use"
 
