@@ -1,9 +1,10 @@
-"""Files of the Hugging Face hub: from the cache, or downloaded; a missing network told in seconds; content checked."""
+"""Files of the Hugging Face hub: from the cache, or downloaded, or uploaded; a missing network told in seconds."""
 
 import hashlib
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +40,32 @@ def fetch(repository: str, name: str, revision: str | None = None, kind: Literal
         if found != blob.name:
             raise OSError(f"{blob} is damaged: its SHA-256 is {found}. Delete it, and it is downloaded again")
     return Path(path).absolute()
+
+
+def upload(repository: str, files: Mapping[str, Path | bytes], message: str, private: bool = False) -> str:
+    """Put files into a model repository in one commit; return its hash. The repository is made if need be.
+
+    The token is huggingface_hub's: HF_TOKEN, or that of `hf auth login`.
+
+    Args:
+        repository: "organisation/name".
+        files: name in the repository -> local file, or content.
+        private: whether a repository that is made is for its owner alone.
+
+    Raises:
+        OSError: the hub cannot be reached, or refuses.
+        ValueError: no name of a repository.
+    """
+    import huggingface_hub
+
+    require_hub()
+    api = huggingface_hub.HfApi(endpoint=endpoint())
+    api.create_repo(repository, private=private, exist_ok=True)
+    operations = [
+        huggingface_hub.CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+        for name, content in files.items()
+    ]
+    return str(api.create_commit(repository, operations, commit_message=message).oid)
 
 
 def commit(path: Path) -> str | None:

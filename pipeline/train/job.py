@@ -28,6 +28,7 @@ from pipeline.train import checkpoint, curves
 from pipeline.train.curves import make_trackers
 from pipeline.train.data import FeatureSpec, Table, load_stores
 from pipeline.train.finetune import Tower, load_tower
+from pipeline.train.instructions import learnt_texts
 from pipeline.train.loop import train
 from pipeline.train.publish import publish
 from pipeline.train.recipe import recipe
@@ -112,6 +113,7 @@ def run(
             made = recipe(
                 cfg, policy.feature_noise, demos_source, table.episodes, source["encoder"], accelerator.device
             )
+            instructions, texts = learnt_texts(stores, learnt)
             spec = bundle.PolicySpec(
                 arch,
                 source["encoder"],
@@ -121,8 +123,9 @@ def run(
                 identity["data"],
                 provenance(),
                 made,
+                instructions,
             )
-            told = publish(places.out, network, spec, progress, accelerator)
+            told = publish(places.out, network, spec, texts, progress, accelerator)
             checkpoint.remove(scratch)
     accelerator.end_training()
     return told

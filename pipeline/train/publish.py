@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
 
 from pipeline.files import write_atomic
+from pipeline.inference.card import card
 from pipeline.policy import bundle
 from pipeline.policy.finetuned import TunedPolicy
 from pipeline.policy.network import PolicyNetwork
@@ -21,10 +24,19 @@ METRICS = ("train_loss", "val_loss", "train_action_mse", "val_action_mse", "val_
 
 
 def publish(
-    out: Path, network: PolicyNetwork, spec: bundle.PolicySpec, progress: Progress, accelerator: Accelerator
+    out: Path,
+    network: PolicyNetwork,
+    spec: bundle.PolicySpec,
+    texts: Float[Tensor, "K D"],
+    progress: Progress,
+    accelerator: Accelerator,
 ) -> str:
-    """Write the policy, and how it came about; return that in a sentence."""
-    bundle.save(out / "policy", network, spec, network.tower() if isinstance(network, TunedPolicy) else None)
+    """Write the policy with its model card, and how it came about; return that in a sentence.
+
+    `texts` are the features of `spec.instructions`.
+    """
+    tower = network.tower() if isinstance(network, TunedPolicy) else None
+    bundle.save(out / "policy", network, spec, tower, texts, card(spec, place=f"runs/{out.name}/policy"))
     write_history(out, progress, network.parameter_counts(), accelerator, spec.recipe)
     final = progress.published
     return (

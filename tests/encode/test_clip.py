@@ -1,14 +1,11 @@
 """The encoder: its weights' origin, and that it computes what open_clip computes."""
 
 import contextlib
-import hashlib
-import http.server
 import logging
 import os
 import pickle
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,6 +28,7 @@ from pipeline.encode.weights import hub_source, load_model, weights_sha256
 from pipeline.errors import AssetError, ConfigError
 from tests.encode import tiny
 from tests.encode.test_preprocess import pictures
+from tests.hub import serving
 
 SEEDED_SHA256 = "bc4a589095d4f5e741803f1e5097051043f2c7f6565d58b90eaf249fa9b74869"
 
@@ -256,45 +254,9 @@ def test_unknown_names() -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, bytes]]:
     """A tag "test" of tiny-clip, and a server on the loopback that answers as the Hugging Face hub: path -> file."""
-    import huggingface_hub.constants as constants
-
-    files: dict[str, bytes] = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        def answer(self) -> None:
-            content = files.get(self.path)
-            self.send_response(200 if content is not None else 404)
-            self.send_header("Content-Length", str(len(content or b"")))
-            self.send_header("X-Repo-Commit", "0" * 40)
-            if content is None:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            else:
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content or b"")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with serving(monkeypatch, tmp_path / "hub") as server:
         monkeypatch.setitem(registry._PRETRAINED, tiny.MODEL, {"test": {"hf_hub": "someone/tiny/"}})
-        yield files
-        server.shutdown()
+        yield server.files
 
 
 def test_a_tag_is_downloaded_once(hub: dict[str, bytes], checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""Untrained policies on a tiny CLIP, and observations for them. What they do is arbitrary, but depends on all inputs."""
+"""Untrained policies on a tiny CLIP, and observations for them. What they do is arbitrary, but of all inputs."""
 
 from dataclasses import asdict
 from pathlib import Path
