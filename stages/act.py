@@ -65,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     if true is not None and (told := chunks.error_table(made, true, ACTION_NAMES)):
         print(f"mean absolute error against the demonstration\n{told}")
     if args.plot:
-        write_atomic(args.plot, page(made, true, instruction, step, str(args.demo or args.policy)))
+        source = f"{args.demo.name} {args.name}" if args.demo else f"what {args.policy} was shown"
+        write_atomic(args.plot, page(made, true, instruction, step, source))
         print(f"the plot: {args.plot}")
 
 

@@ -8,6 +8,7 @@ The token comes from HF_TOKEN or from `hf auth login`. A damaged bundle is refus
 The bundle itself stays as it is: only the uploaded card has the results.
 """
 
+import argparse
 from pathlib import Path
 
 from pipeline.errors import AssetError, ConfigError
@@ -18,13 +19,7 @@ from stages import cli
 
 def main(argv: list[str] | None = None) -> None:
     """Upload a bundle, or write its card."""
-    parser = cli.parser(__doc__, params=False)
-    parser.add_argument("policy", type=Path, help="bundle, such as runs/flow/policy")
-    parser.add_argument("repository", nargs="?", help="user/name in the hub; made if it is not there")
-    parser.add_argument("--results", type=Path, help="of stages.eval_libero, for the card, such as results/flow")
-    parser.add_argument("--private", action="store_true", help="a repository that is made is for its owner alone")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="write the model card there and upload nothing")
-    args = parser.parse_args(argv)
+    args = arguments().parse_args(argv)
     if (args.card is None) == (args.repository is None):
         raise ConfigError("name either a repository, user/name, to upload to, or a file for the card: --card FILE")
     from pipeline.inference.card import card, results_of  # torch and open_clip take seconds to import
@@ -47,6 +42,17 @@ def main(argv: list[str] | None = None) -> None:
             "HF_TOKEN a token that may write to user/name"
         ) from error
     print(f"hf://{args.repository}@{commit}")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = cli.parser(__doc__, params=False)
+    parser.add_argument("policy", type=Path, help="bundle, such as runs/flow/policy")
+    parser.add_argument("repository", nargs="?", help="user/name in the hub; made if it is not there")
+    parser.add_argument("--results", type=Path, help="of stages.eval_libero, for the card, such as results/flow")
+    parser.add_argument("--private", action="store_true", help="a repository that is made is for its owner alone")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="write the model card there and upload nothing")
+    return parser
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def _own_limits(spec: PolicySpec) -> list[str]:
     elif pretrained and not _tag(spec):
         found.append(
             f"Its encoder's weights are a file that is not in the bundle ({pretrained}, SHA-256 of the weights "
-            f"{spec.encoder['weights_sha256']}): `Policy.load(..., encoder_weights=PATH)`."
+            f"{spec.encoder.get('weights_sha256')}): `Policy.load(..., encoder_weights=PATH)`."
         )
     if render := spec.data.get("sim", {}).get("render"):
         found.append(f"The pictures that it learnt from were rendered in quality “{render}”.")

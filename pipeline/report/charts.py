@@ -146,8 +146,16 @@ def _figure(title: str, words: str, x_label: str, drawing: Sequence[Markup], ser
         role="img",
         class_="chart",
     )
-    legend = [el("li", el("span", class_=f"key {s.style}", aria_hidden="true"), s.name) for s in series]
+    legend = [el("li", el("span", class_=f"key {style}", aria_hidden="true"), name) for style, name in keys(series)]
     return el("figure", el("figcaption", title), svg, el("ul", legend, class_="legend") if legend else "")
+
+
+def keys(series: Sequence[Series]) -> list[tuple[str, str]]:
+    """Return each style once, with the name of its line, or the first and last name of several."""
+    named: dict[str, list[str]] = {}
+    for each in series:
+        named.setdefault(each.style, []).append(each.name)
+    return [(style, " to ".join(dict.fromkeys((names[0], names[-1])))) for style, names in named.items()]
 
 
 def round_step(least: Number) -> float:

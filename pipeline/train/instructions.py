@@ -1,6 +1,6 @@
 """What a policy was told in training: the instructions and their features, which its bundle keeps."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,11 +21,7 @@ def learnt_texts(
     found: dict[str, np.ndarray] = {}
     for suite, store in stores.items():
         texts, chosen = store.texts, tasks[suite]
-        for instruction, task, row in zip(texts.instructions, _ids(texts.task_ids), texts.embedding, strict=True):
+        for instruction, task, row in zip(texts.instructions, map(int, texts.task_ids), texts.embedding, strict=True):
             if chosen is None or task in chosen:
                 found.setdefault(instruction, np.asarray(row, np.float32))
     return tuple(found), torch.from_numpy(np.stack(list(found.values())))
-
-
-def _ids(numbers: Iterable[int]) -> list[int]:
-    return [int(number) for number in numbers]

@@ -123,6 +123,11 @@ def test_main_trains_and_publishes(
     assert recipe["machine"]["device"] == "cpu" and recipe["machine"]["cores"] >= 1 and recipe["machine"]["name"]
     date = datetime.fromisoformat(report["recipe"].pop("date"))
     assert date.utcoffset() == timedelta(0) and report["recipe"] == recipe
+    held = bundle.load(project / "runs/flow/policy").texts
+    assert spec.instructions == ("lift the bowl", "open the drawer")
+    assert held is not None and held.tolist() == TEXT.tolist()
+    card = (project / "runs/flow/policy/README.md").read_text()
+    assert "Demonstrations: 2 (" in card and "“lift the bowl”" in card
     measured = list(csv.DictReader((project / "runs/flow/errors.csv").read_text().splitlines()))
     assert [row["epoch"] for row in measured] == [str(e["epoch"]) for e in report["epochs"] if "val_action_mse" in e]
     assert all(float(row["val_action_mse"]) > 0 for row in measured) and 1 < len(measured) < 6
@@ -217,7 +222,9 @@ def test_tasks_that_are_held_out_are_not_learnt_from(project: Path, monkeypatch:
     assert bundle.load_spec(project / "runs/flow/policy").data["tasks"] == {"libero_spatial": None}
     change(project, held_out_tasks={"libero_spatial": [7]})
     train_flow.main(["--track"])
-    assert bundle.load_spec(project / "runs/flow/policy").data["tasks"] == {"libero_spatial": [3]}
+    spec = bundle.load_spec(project / "runs/flow/policy")
+    assert spec.data["tasks"] == {"libero_spatial": [3]}
+    assert spec.instructions == ("lift the bowl",), "of what it learnt"
     assert json.loads((project / "runs/flow/train.json").read_text())["steps"] < every
     change(project, held_out_tasks={"libero_spatial": [12]})
     with pytest.raises(ConfigError, match=r"libero_spatial \[12\] must be some, not all, of data.tasks"):
