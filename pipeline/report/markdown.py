@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.errors import DataError, did_you_mean
 from pipeline.files import write_atomic
-from pipeline.report import comparison, results
+from pipeline.report import comparison, encoders, results
 from pipeline.report.table import Table
 
 MARK = "<!-- table"
@@ -30,6 +30,8 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], Table]] = {
     "recipe": lambda figures: results.recipe(figures["recipe"]),
     "overfit": results.overfit,
     "expert": results.expert,
+    "matching": encoders.matching,
+    "probes": encoders.probes,
     "comparison": comparison.comparison,
     "steps": comparison.steps,
     "compared_conditions": comparison.conditions_changed,
