@@ -1,0 +1,139 @@
+"""Many clients, one device: what waits at the same time is computed at once, in one thread.
+
+A batch begins as soon as the thread is free. It is held back, for a moment, only while fewer requests wait than clients
+are connected: a single client never waits for anybody.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Busy(RuntimeError):
+    """The queue is full, or closed."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Limits of a batch.
+
+    Attributes:
+        largest: requests in it.
+        wait_s: seconds that it is held back for clients who have not asked yet.
+        queue: requests that may wait; more are refused.
+    """
+
+    largest: int = 32
+    wait_s: float = 0.002
+    queue: int = 256
+
+
+@dataclass(frozen=True)
+class Done(Generic[Result]):
+    """What came of a request, the seconds that its batch took, and how many were in that."""
+
+    result: Result
+    seconds: float
+    batch: int
+
+
+class Batcher(Generic[Item, Result]):
+    """Computes submitted items in batches, in a thread of its own.
+
+    Args:
+        compute: gives the results of some items, in their order. If it raises, each of them is tried alone, so that
+            only the one at fault gets the error.
+        alike: items that give the same value can be in one batch.
+        expected: how many items may be waiting at most, if all who may ask do.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[list[Item]], list[Result]],
+        alike: Callable[[Item], Hashable],
+        limits: Batching,
+        expected: Callable[[], int],
+    ) -> None:
+        self.batches = 0
+        self._compute = compute
+        self._alike = alike
+        self._limits = limits
+        self._expected = expected
+        self._waiting: deque[tuple[Item, Future]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    def submit(self, item: Item) -> "Future[Done[Result]]":
+        """Return the future of an item. Raises Busy."""
+        with self._changed:
+            if self._closed:
+                raise Busy("the server is stopping")
+            if len(self._waiting) >= self._limits.queue:
+                raise Busy(f"{len(self._waiting)} requests are waiting; try again later")
+            future: Future = Future()
+            self._waiting.append((item, future))
+            self._changed.notify()
+        return future
+
+    @property
+    def waiting(self) -> int:
+        """How many items no batch has taken yet."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """Compute what was submitted, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while batch := self._next():
+            self._finish([pair for pair in batch if pair[1].set_running_or_notify_cancel()])
+
+    def _next(self) -> list[tuple[Item, Future]]:
+        """Wait for a batch; an empty one is the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            deadline = perf_counter() + self._limits.wait_s
+            while not self._closed and len(self._waiting) < min(self._limits.largest, self._expected()):
+                if (left := deadline - perf_counter()) <= 0:
+                    break
+                self._changed.wait(left)
+            if not self._waiting:
+                return []
+            first = self._alike(self._waiting[0][0])
+            batch: list[tuple[Item, Future]] = []
+            others: deque[tuple[Item, Future]] = deque()
+            for pair in self._waiting:
+                fits = len(batch) < self._limits.largest and self._alike(pair[0]) == first
+                (batch if fits else others).append(pair)
+            self._waiting = others
+            return batch
+
+    def _finish(self, batch: list[tuple[Item, Future]]) -> None:
+        if not batch:  # all were cancelled
+            return
+        started = perf_counter()
+        try:
+            results = self._compute([item for item, _ in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            for pair in batch:
+                self._finish([pair])
+            return
+        seconds = perf_counter() - started
+        self.batches += 1
+        for (_, future), result in zip(batch, results, strict=True):
+            future.set_result(Done(result, seconds, len(batch)))

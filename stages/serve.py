@@ -1,0 +1,65 @@
+"""Serve a policy to robots and simulators, over openpi's websocket protocol.
+
+    python -m stages.serve                                        # runs/flow/policy on ws://127.0.0.1:8000
+    python -m stages.serve --policy hf://user/name --port 9000
+    VLA_FLOW_TOKEN=$(openssl rand -hex 16) python -m stages.serve --host 0.0.0.0
+
+Clients of openpi (openpi-client) need no change. GET /healthz answers OK, GET /metrics in Prometheus's format. SIGTERM
+and Ctrl-C stop it when what was asked is answered. See docs/deploy.md.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from stages import cli
+
+if TYPE_CHECKING:
+    from pipeline.server.websocket import PolicyServer
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Load the policy and serve it until a signal comes."""
+    parser = cli.parser(__doc__, params=False)
+    parser.add_argument("--policy", default="runs/flow/policy", help="bundle, or hf://user/name (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 is any free one (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1... (default: cuda if there is one)")
+    parser.add_argument("--max-batch", type=int, default=32, help="requests computed at once (default: %(default)s)")
+    parser.add_argument("--max-wait-ms", type=float, default=2.0, help="for others to join (default: %(default)s)")
+    parser.add_argument("--max-clients", type=int, default=128, help="connected at a time (default: %(default)s)")
+    parser.add_argument("--max-message-mib", type=int, default=16, help="of one request (default: %(default)s)")
+    args = parser.parse_args(argv)
+    from pipeline.inference.policy import Policy  # torch and open_clip take seconds to import
+    from pipeline.server.batching import Batching
+    from pipeline.server.websocket import TOKEN, Limits, PolicyServer, require_token
+
+    token = os.environ.get(TOKEN) or None
+    require_token(args.host, token)
+    policy = Policy.load(args.policy, args.device)
+    limits = Limits(message_bytes=args.max_message_mib << 20, clients=args.max_clients)
+    batching = Batching(largest=args.max_batch, wait_s=args.max_wait_ms / 1e3, queue=args.max_clients)
+    server = PolicyServer(policy, limits, batching, token)
+
+    def started(port: int) -> None:
+        log.info("%s on %s at ws://%s:%d", args.policy, policy.device, args.host, port)
+
+    asyncio.run(until_signal(server, args.host, args.port, started))
+    log.info("stopped: %s", ", ".join(f"{n} {what}" for what, n in server.metrics.outcomes.items()) or "no requests")
+
+
+async def until_signal(server: "PolicyServer", host: str, port: int, started: Callable[[int], None]) -> None:
+    """Run the server until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    await server.run(host, port, stop, started)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,98 @@
+"""Requests that wait together are computed together; one at fault does not take the others along."""
+
+import threading
+from concurrent.futures import Future, wait
+
+import pytest
+
+from pipeline.server.batching import Batcher, Batching, Busy
+
+
+class Gated:
+    """Computes when the gate is open; keeps what came together."""
+
+    def __init__(self, **limits: float) -> None:
+        self.batches: list[list[int]] = []
+        self.gate, self.entered = threading.Event(), threading.Event()
+        settings = Batching(**{"largest": 4, "wait_s": 0.0, "queue": 100, **limits})  # type: ignore[arg-type]
+        self.clients = 1
+        self.batcher: Batcher[int, int] = Batcher(
+            self.compute, lambda item: item >= 100, settings, lambda: self.clients
+        )
+
+    def compute(self, items: list[int]) -> list[int]:
+        self.entered.set()
+        assert self.gate.wait(30)
+        self.batches.append(items)
+        if 13 in items:
+            raise ValueError("13")
+        return [10 * item for item in items]
+
+    def queued(self, *items: int) -> list[Future]:
+        """Submit items behind one that occupies the thread; open the gate; wait for all."""
+        first = self.batcher.submit(0)
+        assert self.entered.wait(30)
+        futures = [self.batcher.submit(item) for item in items]
+        self.gate.set()
+        wait([first, *futures], timeout=30)
+        self.batcher.close()
+        return futures
+
+
+def test_what_waits_is_computed_at_once_in_order_up_to_the_largest_batch() -> None:
+    gated = Gated()
+    futures = gated.queued(*range(1, 7))
+    assert [future.result().result for future in futures] == [10, 20, 30, 40, 50, 60]
+    assert gated.batches == [[0], [1, 2, 3, 4], [5, 6]]
+    assert futures[0].result().batch == 4 and gated.batcher.batches == 3
+
+
+def test_only_alike_requests_come_together() -> None:
+    gated = Gated()
+    futures = gated.queued(1, 100, 2, 200)
+    assert [future.result().result for future in futures] == [10, 1000, 20, 2000]
+    assert gated.batches == [[0], [1, 2], [100, 200]]
+
+
+def test_the_one_at_fault_gets_the_error() -> None:
+    gated = Gated()
+    futures = gated.queued(1, 13, 2)
+    assert isinstance(futures[1].exception(), ValueError)
+    assert [futures[i].result().result for i in (0, 2)] == [10, 20]
+
+
+def test_a_full_queue_refuses() -> None:
+    gated = Gated(queue=2)
+    gated.batcher.submit(0)
+    assert gated.entered.wait(30)
+    for item in (1, 2):
+        gated.batcher.submit(item)
+    with pytest.raises(Busy, match="2 requests are waiting"):
+        gated.batcher.submit(3)
+    gated.gate.set()
+    gated.batcher.close()
+    with pytest.raises(Busy, match="stopping"):
+        gated.batcher.submit(4)
+    assert gated.batches[0] == [0] and sorted(i for batch in gated.batches for i in batch) == [0, 1, 2], (
+        "what was accepted is computed"
+    )
+
+
+def test_a_batch_is_held_back_for_those_who_may_ask() -> None:
+    gated = Gated(wait_s=30.0)
+    gated.clients = 3
+    gated.gate.set()
+    futures = [gated.batcher.submit(item) for item in (1, 2, 3)]
+    assert [future.result(timeout=20).result for future in futures] == [10, 20, 30]
+    assert gated.batches == [[1, 2, 3]]
+    gated.batcher.close()
+
+
+def test_what_was_cancelled_is_not_computed() -> None:
+    gated = Gated()
+    gated.batcher.submit(0)
+    assert gated.entered.wait(30)
+    gated.batcher.submit(1).cancel()
+    gated.gate.set()
+    gated.batcher.close()
+    assert gated.batches == [[0]]
