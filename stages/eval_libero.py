@@ -4,6 +4,8 @@
     python -m stages.eval_libero --agent random                   # the floor; noop is the other one
     python -m stages.eval_libero --agent replay                   # demonstrations again: what a sound harness gives
     python -m stages.eval_libero --agent expert                   # the scripted expert
+    python -m stages.eval_libero --agent ws://127.0.0.1:8000      # any policy behind openpi's protocol
+    python -m stages.eval_libero --agent mine.agent:Agent         # any class (--policy PATH is its one argument)
     python -m stages.eval_libero --policy runs/mine/policy --out results/mine
 
 Writes episodes.jsonl (a line per episode), eval.json (rates with intervals, the protocol in every detail) and videos/
@@ -11,38 +13,43 @@ into results/flow, and below conditions/ the episodes under what eval_libero.con
 started again it goes on with the episodes that are left, which it keeps in .scratch/eval/, and ends in the same result.
 """
 
+import re
 from pathlib import Path
 
 from pipeline.config import Params
 from pipeline.libero.suites import tasks
-from pipeline.rollout.settings import AGENTS
+from pipeline.rollout.settings import AGENTS, POLICY
 from stages import cli
 
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluate by params.yaml and publish the results."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--agent", choices=AGENTS, default="policy", help="default: %(default)s")
-    parser.add_argument("--policy", default="runs/flow/policy", help="bundle to evaluate (default: %(default)s)")
+    others = "ws://host:port or package.module:Class"
+    parser.add_argument("--agent", default="policy", help=f"{', '.join(AGENTS)}, {others} (default: %(default)s)")
+    parser.add_argument("--policy", type=Path, help=f"bundle to evaluate, or argument of a class (default: {POLICY})")
     parser.add_argument("--demos", default="data/demos", help="what replay replays (default: %(default)s)")
     parser.add_argument("--out", help="directory to write (default: results/flow, or results/<agent> for a baseline)")
     parser.add_argument("--device", help="of encoder and policy: cpu, cuda, cuda:1... (default: cuda if there is one)")
+    parser.add_argument("--export", choices=("lerobot",), help="write eval_info.json as lerobot-eval does, too")
     parser.add_argument("--scratch", default=".scratch/eval", help="unfinished work (default: %(default)s)")
     args = parser.parse_args(argv)
     params = cli.settings(args)
     from pipeline.policy.bundle import load_spec  # torch and open_clip take seconds to import
+    from pipeline.rollout.export import write_eval_info
     from pipeline.rollout.metrics import headline
     from pipeline.rollout.plan import conditions_for, plan
     from pipeline.rollout.publish import Training, run
+    from pipeline.rollout.results import read_records
 
-    cfg, policy = params.eval_libero, Path(args.policy)
-    out = Path(args.out or f"results/{'flow' if args.agent == 'policy' else args.agent}")
+    cfg = params.eval_libero
+    out = Path(args.out or f"results/{label(args.agent)}")
     evaluation = plan(
         args.agent,
         tuple(t for suite in params.data.suites for t in tasks(suite, params.data.tasks[suite])),
         params.sim,
         cfg,
-        policy=policy,
+        policy=args.policy,
         encoder=params.embed.encoder,
         demos=Path(args.demos),
         n_action_steps=params.policy.n_action_steps,
@@ -57,12 +64,19 @@ def main(argv: list[str] | None = None) -> None:
         Path(args.scratch),
         out,
         Training(
-            tasks=load_spec(policy).data["tasks"] if args.agent == "policy" else None,
-            init_rows=None if args.agent == "replay" else demonstrated_rows(params),
+            tasks=load_spec(args.policy or POLICY).data["tasks"] if args.agent == "policy" else None,
+            init_rows=demonstrated_rows(params) if args.agent in AGENTS and args.agent != "replay" else None,
         ),
     )
+    if args.export:
+        write_eval_info(out, read_records(out / "episodes.jsonl"))
     print(headline(report))
     print(f"episodes, protocol and videos: {out}")
+
+
+def label(agent: str) -> str:
+    """Return the directory's name for an agent: flow for the pipeline's own policy."""
+    return "flow" if agent == "policy" else re.sub(r"[^\w.-]+", "-", agent.removeprefix("ws://").removeprefix("wss://"))
 
 
 def demonstrated_rows(params: Params) -> range | None:

@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-message-mib", type=int, default=16, help="of one request (default: %(default)s)")
     args = parser.parse_args(argv)
     from pipeline.inference.policy import Policy  # torch and open_clip take seconds to import
+    from pipeline.inference.source import local_bundle
+    from pipeline.policy.bundle import weights_digest
     from pipeline.server.batching import Batching
     from pipeline.server.websocket import TOKEN, Limits, PolicyServer, require_token
 
@@ -44,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     policy = Policy.load(args.policy, args.device)
     limits = Limits(message_bytes=args.max_message_mib << 20, clients=args.max_clients)
     batching = Batching(largest=args.max_batch, wait_s=args.max_wait_ms / 1e3, queue=args.max_clients)
-    server = PolicyServer(policy, limits, batching, token)
+    # What two policies of one architecture differ in, for clients who compare.
+    about = {"weights_sha256": weights_digest(local_bundle(args.policy)), "sim": policy.spec.data.get("sim", {})}
+    server = PolicyServer(policy, limits, batching, token, about)
 
     def started(port: int) -> None:
         log.info("%s on %s at ws://%s:%d", args.policy, policy.device, args.host, port)

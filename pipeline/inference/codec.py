@@ -92,7 +92,8 @@ def _from_wire(items: dict) -> Any:
         return _array(items)
     if b"__npgeneric__" in items:
         try:
-            return _dtype(items.get(b"dtype")).type(items.get(b"data"))
+            with np.errstate(over="ignore"):  # a float16 of 1e6 is infinite, as a NumPy scalar would be
+                return _dtype(items.get(b"dtype")).type(items.get(b"data"))
         except (TypeError, ValueError, OverflowError) as error:
             raise MessageError(f"a scalar that is none: {error}") from None
     return items

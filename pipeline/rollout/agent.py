@@ -1,5 +1,6 @@
 """What acts in an episode: the interface, and a policy given what the simulator shows."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -163,8 +164,17 @@ def check_pictures(spec: PolicySpec, sim: Sim) -> None:
         DataError: names both sides and the remedy.
     """
     check_transform(spec)
+    check_drawn(spec.data["sim"], sim)
+
+
+def check_drawn(learnt: Mapping[str, Any], sim: Sim) -> None:
+    """Refuse pictures drawn otherwise than those that a policy learnt from: what `picture_identity` said of them.
+
+    Raises:
+        DataError: names both sides and the remedy.
+    """
     drawn = picture_identity(sim)
-    for name, trained in spec.data["sim"].items():
+    for name, trained in learnt.items():
         if trained != (now := drawn.get(name)):
             what, remedy = f"sim.{name}", f"Set sim.{name}: {trained}"
             if name == "assets":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.encode.settings import EncoderParams
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.libero.settings import Sim
 from pipeline.libero.suites import Task
 from pipeline.policy.bundle import load_spec
@@ -18,7 +18,9 @@ from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, Repl
 from pipeline.rollout.conditions import OF_THE_AGENT
 from pipeline.rollout.engine import Evaluation
 from pipeline.rollout.episode import EpisodeSettings
-from pipeline.rollout.settings import EvalLibero, condition_parts
+from pipeline.rollout.named import is_named, plan_named
+from pipeline.rollout.remote import is_remote, plan_remote
+from pipeline.rollout.settings import AGENTS, POLICY, EvalLibero, condition_parts
 
 
 def plan(
@@ -27,17 +29,18 @@ def plan(
     sim: Sim,
     cfg: EvalLibero,
     *,
-    policy: Path,
+    policy: Path | None = None,
     encoder: EncoderParams,
     demos: Path,
     n_action_steps: int,
     device: str | None = None,
     threads: int = 1,
 ) -> Evaluation:
-    """Return the evaluation of one of AGENTS on these tasks.
+    """Return the evaluation of an agent on these tasks.
 
     Args:
-        policy: bundle of the agent "policy".
+        agent: one of AGENTS, the address of a server (ws://host:port), or a class (package.module:Class).
+        policy: bundle of the agent "policy" (None: the pipeline's own), or what a class is made with.
         encoder: which the policy's features are to come from.
         demos: what "replay" replays.
         n_action_steps: actions of a chunk that a baseline carries out.
@@ -46,13 +49,15 @@ def plan(
 
     Raises:
         DataError: a policy or demonstrations that are not there, or do not fit the settings.
-        ConfigError: a device that is not there, or action steps that the policy can't have.
+        ConfigError: no such agent, a device that is not there, or action steps that the policy can't have.
+        PipelineError: no server at the address.
     """
     device = checked_device(device)
     first, episodes = cfg.first_init_state, cfg.episodes
     make_agent: Callable[[], Agent]
     identity: dict[str, Any] = {"name": agent, "n_action_steps": n_action_steps}
     if agent == "policy":
+        policy = policy or POLICY
         spec = load_spec(policy)
         if encoder.precision == "auto":  # what it came to where the features were made, not what it would be here
             encoder = replace(encoder, precision=spec.encoder["precision"])
@@ -68,6 +73,18 @@ def plan(
     elif agent == "expert":
         make_agent = ExpertAgent
         identity["n_action_steps"] = ExpertAgent.n_action_steps
+    elif is_remote(agent):
+        refuse_settings(cfg, agent, "sampling_steps")
+        make_agent, more = plan_remote(agent, sim, cfg.n_action_steps, cfg.timeout_s)
+        identity |= more
+    elif is_named(agent):
+        refuse_settings(cfg, agent, "sampling_steps", "n_action_steps")
+        make_agent, more = plan_named(agent, policy)
+        identity = {"name": agent, **more}
+    elif agent not in AGENTS:
+        raise ConfigError(
+            f"--agent {agent}: not known.{did_you_mean(agent, AGENTS)} Others: ws://host:port, package.module:Class"
+        )
     else:
         make_agent = partial(NoopAgent if agent == "noop" else RandomAgent, n_action_steps)
     return Evaluation(
@@ -79,8 +96,17 @@ def plan(
         settings=EpisodeSettings(first, cfg.max_steps, cfg.timeout_s, cfg.seed, sim.seed),
         videos_per_task=cfg.videos_per_task,
         threads=threads,
-        device=device if agent == "policy" else "cpu",
+        device=device if agent == "policy" or is_named(agent) else "cpu",
     )
+
+
+def refuse_settings(cfg: EvalLibero, agent: str, *names: str) -> None:
+    """Raise ConfigError for a setting that is asked for and can't be had of another's policy."""
+    for name in names:
+        if getattr(cfg, name) is not None:
+            raise ConfigError(
+                f"eval_libero.{name} is {getattr(cfg, name)}, which {agent} decides itself. Set it to null"
+            )
 
 
 def load_policy(

@@ -16,13 +16,14 @@ from pipeline.files import publish_directory, require_writable, restore_director
 from pipeline.provenance import provenance, versions
 from pipeline.rollout.conditions import baseline
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
+from pipeline.rollout.export import EVAL_INFO
 from pipeline.rollout.figures import METRICS, TASKS, write_figures
 from pipeline.rollout.metrics import held_out, paired, rates, summary, timings
 from pipeline.rollout.results import EpisodeRecord, write_records
 
 log = logging.getLogger(__name__)
 Other = tuple[str, list[EpisodeRecord]]  # a condition, and its episodes
-PUBLISHED = {"eval.json", METRICS, TASKS, "episodes.jsonl", "videos", "conditions"}
+PUBLISHED = {"eval.json", METRICS, TASKS, "episodes.jsonl", "videos", "conditions", EVAL_INFO}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Settings of the evaluation, and the conditions that it knows."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.ranges import Count, Natural, Positive, Seed
 
 AGENTS = ("policy", "noop", "random", "replay", "expert")
+POLICY = Path("runs/flow/policy")  # where the pipeline leaves its bundle
 PLAIN = "plain"
 CONDITIONS = {
     "blank_cameras": None,

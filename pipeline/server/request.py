@@ -79,8 +79,8 @@ class Request:
 
     Attributes:
         observation: per input an array, states float32, with a leading axis of time if the policy has a history.
-        noise: (H, A), float32: the client's, or drawn from a seed that is the message's checksum. So the same message
-            gets the same actions, whoever else asks.
+        noise: (H, A), float32: the client's, or drawn from a seed that is the observation's checksum. So the same
+            observation gets the same actions, whoever else asks.
     """
 
     observation: dict[str, np.ndarray]
@@ -93,11 +93,11 @@ class Request:
         return tuple((name, x.shape, x.dtype) for name, x in self.observation.items())
 
 
-def parse(tree: Any, message: bytes, inputs: Inputs) -> Request:
+def parse(tree: Any, inputs: Inputs) -> Request:
     """Return the request that a message makes.
 
     Args:
-        tree: what `message` unpacks to.
+        tree: what the message unpacks to.
 
     Raises:
         MessageError: names the key, what was found and what is wanted.
@@ -123,7 +123,9 @@ def parse(tree: Any, message: bytes, inputs: Inputs) -> Request:
             array = _state(tree[key], key, STATE_DIM if key == STATE else inputs.states[name])
         ours = array if key == name else SOURCES[name][1](array)
         observation[name] = ours if is_image else ours.astype(np.float32)
-    return Request(_in_time(observation, inputs), prompt, _noise(tree, message, inputs.chunk))
+    observation = _in_time(observation, inputs)
+    noise = _noise(tree[NOISE], inputs.chunk) if NOISE in tree else _drawn(observation, prompt, inputs.chunk)
+    return Request(observation, prompt, noise)
 
 
 def _kind(value: Any) -> str:
@@ -168,10 +170,15 @@ def _in_time(observation: dict[str, np.ndarray], inputs: Inputs) -> dict[str, np
     return seen if inputs.n_obs_steps > 1 else {name: x[0] for name, x in seen.items()}
 
 
-def _noise(tree: Mapping[Any, Any], message: bytes, chunk: tuple[int, int]) -> np.ndarray:
-    if NOISE not in tree:
-        return np.random.default_rng(google_crc32c.value(message)).standard_normal(chunk, np.float32)
-    noise = tree[NOISE]
+def _drawn(observation: Mapping[str, np.ndarray], prompt: str, chunk: tuple[int, int]) -> np.ndarray:
+    """Return noise from a seed that is the observation's checksum."""
+    checksum = google_crc32c.value(prompt.encode(errors="replace"))
+    for array in observation.values():
+        checksum = google_crc32c.extend(checksum, array.tobytes())
+    return np.random.default_rng(checksum).standard_normal(chunk, np.float32)
+
+
+def _noise(noise: Any, chunk: tuple[int, int]) -> np.ndarray:
     if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f" or noise.shape != chunk:
         raise MessageError(f"{NOISE!r} is {_kind(noise)}; wanted is float {chunk}, standard normal, or none at all")
     if not (abs(noise) < 1e3).all():  # NaN neither

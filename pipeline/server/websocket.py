@@ -12,7 +12,7 @@ import http
 import ipaddress
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -66,16 +66,22 @@ class PolicyServer:
     Args:
         policy: computes in one thread.
         token: that clients have to show in `Authorization: Api-Key TOKEN`; None: none.
+        about: what else the metadata frame says, such as whose weights these are; plain values.
     """
 
     def __init__(
-        self, policy: Served, limits: Limits | None = None, batching: Batching | None = None, token: str | None = None
+        self,
+        policy: Served,
+        limits: Limits | None = None,
+        batching: Batching | None = None,
+        token: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.metrics = Metrics()
         described = policy.describe()
         self._inputs = Inputs.of(described)
-        self._metadata = pack(metadata(described, self._inputs))
+        self._metadata = pack(metadata({**described, **(about or {})}, self._inputs))
         self._policy = policy
         self._token = token
         self._clients = 0
@@ -207,7 +213,7 @@ class PolicyServer:
     async def _answer(self, message: bytes, started: float, last_ms: float | None) -> bytes:
         """Return the reply to a message. Raises _Refused."""
         try:
-            request = parse(unpack(message), message, self._inputs)
+            request = parse(unpack(message), self._inputs)
             done: Done[np.ndarray] = await asyncio.wrap_future(self._batcher.submit(request))
         except MessageError as error:
             raise _Refused(str(error)) from None

@@ -33,7 +33,7 @@ def test_an_observation_comes_back_from_openpis(seed: int) -> None:
     angles = request[STATE][3:6]
     assert abs((Rotation.from_rotvec(angles) * rotation.inv()).magnitude()) < 1e-6
     assert angles[0] > 2, "near half a turn about x, as robosuite's quat2axisangle gives it"
-    back = parse(request, b"", INPUTS).observation
+    back = parse(request, INPUTS).observation
     for name, value in (images | state).items():
         np.testing.assert_allclose(back[name], value, atol=1e-6)
 

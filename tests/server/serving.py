@@ -1,6 +1,9 @@
 """A small policy of known answers, and a server of it in a thread."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 from pipeline.inference.codec import pack, unpack
 from pipeline.server.batching import Batching
 from pipeline.server.websocket import Limits, PolicyServer
+from tests.imports import ROOT
 
 HORIZON = 6
 
@@ -19,7 +23,9 @@ HORIZON = 6
 class Known:
     """Actions that tell what came in: means of the inputs, the length of the instruction, the noise."""
 
-    def __init__(self, proprio: tuple[str, ...] = ("ee_pose", "gripper"), n_obs_steps: int = 1) -> None:
+    def __init__(
+        self, proprio: tuple[str, ...] = ("ee_pose", "gripper"), n_obs_steps: int = 1, keep: bool = True
+    ) -> None:
         sizes = {"joint_pos": 7, "ee_pose": 7, "gripper": 2}
         images = {name: {"shape": ["H", "W", 3], "dtype": "uint8"} for name in ("agentview", "eye_in_hand")}
         states = {name: {"shape": [sizes[name]], "dtype": "float32"} for name in proprio}
@@ -31,6 +37,7 @@ class Known:
             "horizon": HORIZON,
             "n_action_steps": 4,
         }
+        self.keep = keep
         self.batches: list[int] = []
         self.seen: list[dict[str, np.ndarray]] = []
         self.gate = threading.Event()
@@ -43,8 +50,9 @@ class Known:
         self, observations: Mapping[str, Any], instructions: str | Sequence[str], noise: np.ndarray
     ) -> np.ndarray:
         assert self.gate.wait(60)
-        self.batches.append(len(noise))
-        self.seen.append(dict(observations))
+        if self.keep:
+            self.batches.append(len(noise))
+            self.seen.append(dict(observations))
         if any("crash" in text for text in instructions):
             raise RuntimeError("the device is lost")
         actions = np.array(noise, np.float32)
@@ -85,6 +93,33 @@ def serving(
         thread.join(60)
         assert not thread.is_alive() and not failed, failed
         loop.close()
+
+
+@contextmanager
+def serving_elsewhere(message_bytes: int) -> Iterator[tuple[int, str]]:
+    """Yield process id and address of a server in a process of its own, whose memory is nobody else's."""
+    code = f"from tests.server.serving import serve_known; serve_known({message_bytes})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.pid, f"127.0.0.1:{int(process.stdout.readline())}"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def serve_known(message_bytes: int) -> None:
+    """Serve until SIGTERM."""
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        server = PolicyServer(Known(keep=False), Limits(message_bytes=message_bytes))
+        await server.run("127.0.0.1", 0, stop, lambda port: print(port, flush=True))
+
+    asyncio.run(run())
 
 
 @contextmanager

@@ -28,45 +28,43 @@ def ours(**changes: object) -> dict:
 
 def test_our_own_keys_are_taken_as_they_are() -> None:
     given = ours()
-    found = parse(given, b"", INPUTS)
+    found = parse(given, INPUTS)
     np.testing.assert_array_equal(found.observation["agentview"], given["agentview"])
     np.testing.assert_array_equal(found.observation["joint_pos"], given["joint_pos"].astype(np.float32))
     assert found.instruction == "go"
-    assert parse({**given, **request()}, b"", INPUTS).observation["ee_pose"][4] == np.float32(0.8), (
-        "our names come first"
-    )
+    assert parse({**given, **request()}, INPUTS).observation["ee_pose"][4] == np.float32(0.8), "our names come first"
 
 
 def test_joints_are_asked_for_by_name() -> None:
     with pytest.raises(MessageError, match=r"missing: 'joint_pos' or 'observation/joint_position'\. Wanted: agentview"):
-        parse(request(), b"", INPUTS)
+        parse(request(), INPUTS)
     given = {**request(), "observation/joint_position": np.arange(7.0)}
-    assert parse(given, b"", INPUTS).observation["joint_pos"].tolist() == list(range(7))
+    assert parse(given, INPUTS).observation["joint_pos"].tolist() == list(range(7))
 
 
-def test_noise_is_the_messages_own() -> None:
-    first, again, other = (
-        parse(request(), message, WITHOUT_JOINTS).noise for message in (b"one message", b"one message", b"another")
-    )
+def test_noise_is_the_observations_own() -> None:
+    given = request(0)
+    turned = dict(reversed(given.items()))
+    first, again, other = (parse(tree, WITHOUT_JOINTS).noise for tree in (given, turned, {**given, "prompt": "x"}))
     np.testing.assert_array_equal(first, again)
     assert first.shape == (HORIZON, 7) and first.dtype == np.float32 and (first != other).all()
     mine = np.ones((HORIZON, 7))
-    np.testing.assert_array_equal(parse({**request(), "noise": mine}, b"", WITHOUT_JOINTS).noise, mine)
+    np.testing.assert_array_equal(parse({**given, "noise": mine}, WITHOUT_JOINTS).noise, mine)
 
 
 def test_a_history_is_a_leading_axis() -> None:
-    single = parse(request(), b"", HISTORY).observation
+    single = parse(request(), HISTORY).observation
     assert single["agentview"].shape == (1, 224, 224, 3) and single["gripper"].shape == (1, 2)
     given = {name: x if isinstance(x, str) else np.stack([x] * 3) for name, x in request().items()}
     given["observation/state"] = np.arange(24.0).reshape(3, 8)
-    found = parse(given, b"", HISTORY).observation
+    found = parse(given, HISTORY).observation
     assert found["agentview"].shape == (3, 224, 224, 3)
     assert found["gripper"].tolist() == [[6, 7], [14, 15], [22, 23]]
     with pytest.raises(MessageError, match="a history of 3 observations; this policy looks at 1"):
-        parse(given, b"", WITHOUT_JOINTS)
+        parse(given, WITHOUT_JOINTS)
     given["observation/state"] = np.zeros((2, 8))
     with pytest.raises(MessageError, match="histories of different lengths"):
-        parse(given, b"", HISTORY)
+        parse(given, HISTORY)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +93,10 @@ def test_a_history_is_a_leading_axis() -> None:
 )
 def test_what_cannot_be_acted_on_is_told(changes: dict, said: str) -> None:
     with pytest.raises(MessageError, match=said):
-        parse(request(**changes), b"", WITHOUT_JOINTS)
+        parse(request(**changes), WITHOUT_JOINTS)
 
 
 @pytest.mark.parametrize("tree", [None, 5, "text", [1, 2], np.zeros(3), pack({})])
 def test_a_message_is_a_dict(tree: object) -> None:
     with pytest.raises(MessageError, match=r"not a dict of an observation\. Wanted: agentview uint8"):
-        parse(tree, b"", WITHOUT_JOINTS)
+        parse(tree, WITHOUT_JOINTS)

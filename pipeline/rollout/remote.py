@@ -1,0 +1,220 @@
+"""A policy behind a websocket as an agent: openpi's protocol, from the client's side.
+
+A server of ours is sent our own inputs, which its metadata frame names, and the noise that a PolicyAgent would draw: it
+gives the same episodes. Any other is sent openpi's LIBERO observation, with our inputs beside it under their own names.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.inference.codec import MessageError, pack, unpack
+from pipeline.inference.openpi import DEFAULT_ACTION_STEPS, IMAGES, PROMPT, to_openpi
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import CAMERAS, DEPTH_CAMERAS, Observation
+from pipeline.libero.suites import Task
+from pipeline.rollout.agent import Agent, check_drawn
+
+TOKEN = "VLA_FLOW_TOKEN"  # of the server, as `stages.serve` has it
+CONNECT_TIMEOUT_S = 20.0
+STATES = ("joint_pos", "ee_pose", "gripper", "ee_wrench")
+
+
+class RemoteAgent:
+    """Asks the server at `url`. It connects when an episode begins, and keeps the connection.
+
+    Args:
+        metadata: that the server sent when the evaluation was planned.
+        n_action_steps: actions of a chunk to carry out.
+        timeout_s: for one reply.
+
+    Raises:
+        PipelineError: in `reset` and `act`: the server is not there, or serves something else by now. What it says of
+            an observation is a RuntimeError, a mistake of the policy.
+    """
+
+    def __init__(self, url: str, metadata: Mapping[str, Any], n_action_steps: int, timeout_s: float) -> None:
+        self.n_action_steps = n_action_steps
+        self.url = url
+        self._metadata = metadata
+        self._inputs: tuple[str, ...] | None = tuple(metadata["inputs"]) if is_ours(metadata) else None
+        self.cameras = tuple(IMAGES) if self._inputs is None else tuple(n for n in self._inputs if n not in STATES)
+        self._timeout_s = timeout_s
+        self._connection: ClientConnection | None = None
+        self._instruction = ""
+        self._generator = torch.Generator()
+        history = (
+            metadata["history"] if is_ours(metadata) else {"n_obs_steps": 1, "control_steps_apart": n_action_steps}
+        )
+        self._n_obs_steps: int = history["n_obs_steps"]
+        self._stride = history["control_steps_apart"] // n_action_steps
+        self._past: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (self._n_obs_steps - 1) * self._stride)
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._instruction = task.language
+        self._generator = torch.Generator().manual_seed(seed)
+        self._past.clear()
+        if self._connection is None:
+            self._connection, metadata = open_connection(self.url)
+            if plain(metadata) != plain(self._metadata):
+                self.close()
+                raise PipelineError(
+                    f"{self.url}: serves something else than when the evaluation began. Serve that again to go on, or "
+                    "start the same command again to evaluate what is served now"
+                )
+
+    def act(self, obs: Observation) -> np.ndarray:
+        request = self._foreign(obs) if self._inputs is None else self._ours(obs, self._inputs)
+        reply = self._ask(pack(request))
+        try:
+            return np.asarray(reply["actions"])
+        except (KeyError, TypeError):
+            raise PipelineError(f"{self.url}: replied without 'actions': {str(reply)[:200]}") from None
+
+    def close(self) -> None:
+        """Disconnect. Harmless when repeated."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _ours(self, obs: Observation, inputs: tuple[str, ...]) -> dict[str, Any]:
+        self._past.append({name: getattr(obs, name) if name in STATES else _picture(obs, name) for name in inputs})
+        newest = len(self._past) - 1
+        seen = [self._past[max(0, newest - i * self._stride)] for i in reversed(range(self._n_obs_steps))]
+        request: dict[str, Any] = {
+            name: np.stack([x[name] for x in seen]) if len(seen) > 1 else seen[0][name] for name in inputs
+        }
+        noise = torch.randn(self._metadata["outputs"]["actions"]["shape"], generator=self._generator)
+        return request | {PROMPT: self._instruction, "noise": noise.numpy()}
+
+    def _foreign(self, obs: Observation) -> dict[str, Any]:
+        state = {name: getattr(obs, name) for name in ("joint_pos", "ee_pose", "gripper")}
+        images = {name: obs.images[name] for name in IMAGES}
+        return {**images, **state, **to_openpi(images, state, self._instruction)}
+
+    def _ask(self, message: bytes) -> Any:
+        if self._connection is None:
+            raise RuntimeError("reset() comes before act()")
+        try:
+            self._connection.send(message)
+            reply = self._connection.recv(timeout=self._timeout_s)
+        except TimeoutError:
+            self.close()  # a late reply would be taken for the next one's
+            raise RuntimeError(f"{self.url} gave no reply in {self._timeout_s:g} s") from None
+        except (WebSocketException, OSError) as error:
+            self.close()
+            raise PipelineError(
+                f"{self.url}: the server is gone ({error}). Start it again, then the same command: the episodes that "
+                "are finished are kept"
+            ) from error
+        if isinstance(reply, str):
+            self.close()
+            raise RuntimeError(f"{self.url} answered: {reply}")
+        return _unpacked(reply, self.url)
+
+
+def is_remote(agent: str) -> bool:
+    """Return whether an agent's name is the address of a server."""
+    return agent.startswith(("ws://", "wss://"))
+
+
+def is_ours(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a server is `stages.serve`, which says what it wants."""
+    return {"request", "inputs", "history", "outputs"} <= set(metadata)
+
+
+def plan_remote(
+    url: str, sim: Sim, n_action_steps: int | None, timeout_s: float
+) -> tuple[Callable[[], Agent], dict[str, Any]]:
+    """Ask the server who it is; return what makes its agent, and its identity: url, metadata, n_action_steps.
+
+    Args:
+        n_action_steps: actions of a chunk to carry out; None: as many as the server names, else openpi's 5.
+
+    Raises:
+        PipelineError: no server there, or one that does not speak openpi's protocol.
+        ConfigError: it wants what the simulator does not have, or other action steps.
+        DataError: its policy learnt from other pictures than the simulator draws.
+    """
+    connection, metadata = open_connection(url)
+    connection.close()
+    told = plain(metadata)
+    steps = n_action_steps or told.get("n_action_steps") or DEFAULT_ACTION_STEPS
+    if is_ours(told):
+        lacking = sorted(set(told["inputs"]) - {*STATES, *CAMERAS, *DEPTH_CAMERAS})
+        if lacking:
+            raise ConfigError(f"{url}: its policy wants {', '.join(lacking)}, which the simulator does not have")
+        horizon, apart = told["outputs"]["actions"]["shape"][0], told["history"]["control_steps_apart"]
+        if steps > horizon or (told["history"]["n_obs_steps"] > 1 and apart % steps):
+            raise ConfigError(
+                f"eval_libero.n_action_steps is {steps}; the policy at {url} gives chunks of {horizon} actions, and "
+                f"sees observations {apart} control steps apart"
+            )
+        check_drawn(told.get("sim") or {}, sim)
+    return partial(RemoteAgent, url, told, steps, timeout_s), {"url": url, "metadata": told, "n_action_steps": steps}
+
+
+def open_connection(url: str) -> tuple[ClientConnection, Mapping[str, Any]]:
+    """Connect; return the connection and the metadata that came first. Raises PipelineError."""
+    token = os.environ.get(TOKEN)
+    headers = {"Authorization": f"Api-Key {token}"} if token else None
+    try:
+        connection = connect(
+            url,
+            compression=None,
+            max_size=None,
+            open_timeout=CONNECT_TIMEOUT_S,
+            ping_interval=None,  # openpi's server answers none while it computes
+            close_timeout=2,
+            proxy=None,
+            additional_headers=headers,
+        )
+    except InvalidURI as error:
+        raise ConfigError(f"--agent {url}: {error}. Give ws://host:port") from None
+    except (InvalidHandshake, OSError) as error:  # a timeout is an OSError
+        hint = f". Set {TOKEN} to the server's token" if "401" in str(error) else ". Start it: python -m stages.serve"
+        raise PipelineError(f"{url}: no policy server answers ({str(error) or type(error).__name__}){hint}") from None
+    try:
+        first = connection.recv(timeout=CONNECT_TIMEOUT_S)
+    except (WebSocketException, OSError) as error:
+        connection.close()
+        raise PipelineError(f"{url}: sends no metadata frame ({error!r}), as openpi's protocol has it") from None
+    metadata = _unpacked(first, url) if isinstance(first, bytes) else None
+    if not isinstance(metadata, dict):
+        connection.close()
+        raise PipelineError(f"{url}: its first frame is {str(first)[:100]!r}, not the metadata of openpi's protocol")
+    return connection, metadata
+
+
+def plain(metadata: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return metadata as plain JSON values."""
+
+    def convert(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else repr(value)
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): named(each) for key, each in value.items()}
+        return [named(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return json.loads(json.dumps(named(metadata), default=convert))
+
+
+def _picture(obs: Observation, camera: str) -> np.ndarray:
+    return obs.depths[camera] if camera in obs.depths else obs.images[camera]
+
+
+def _unpacked(message: bytes, url: str) -> Any:
+    try:
+        return unpack(message)
+    except MessageError as error:
+        raise PipelineError(f"{url}: does not speak openpi's protocol: {error}") from None
