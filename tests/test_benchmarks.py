@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import embed, encoders, expert, policy, read, render, scale, suites, train
+from benchmarks import embed, encoders, expert, policy, read, render, scale, serve, suites, train
 from benchmarks import eval as evaluate
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import TRANSFORM_ID
@@ -118,6 +118,17 @@ def test_train(measured: Callable[..., dict[str, Any]]) -> None:
     result = measured(train.main, "--rows", "512", "--rounds", "1", "--model", "ViT-S-32")
     assert set(result["samples_per_s"]) == {"bare", "compiled", "resident", "streaming"}
     assert result["cached_times_online"] > 2
+
+
+def test_serve(measured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    settings = tmp_path / "params.yaml"
+    settings.write_text(json.dumps(base.tree()))
+    sizes = ("--clients", "1", "3", "--requests", "6", "--device", "cpu")
+    result = measured(serve.main, "--params", str(settings), *sizes)
+    one, three = result["clients"]
+    assert (one["requests"], one["batch"], three["requests"]) == (6, 1.0, 6)
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] and row["per_s"] > 0 for row in (one, three))
+    assert 1 <= three["batch"] <= 3 and 0 < one["overhead_ms"] < one["p99_ms"] and result["direct_ms"] > 0
 
 
 def test_policy(measured: Callable[..., dict[str, Any]]) -> None:

@@ -96,28 +96,29 @@ def serving(
 
 
 @contextmanager
-def serving_elsewhere(message_bytes: int) -> Iterator[tuple[int, str]]:
+def serving_elsewhere(message_bytes: int = 16 << 20, port: int = 0) -> Iterator[tuple[int, str]]:
     """Yield process id and address of a server in a process of its own, whose memory is nobody else's."""
-    code = f"from tests.server.serving import serve_known; serve_known({message_bytes})"
+    code = f"from tests.server.serving import serve_known; serve_known({message_bytes}, {port})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield process.pid, f"127.0.0.1:{int(process.stdout.readline())}"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
     finally:
         process.kill()
         process.communicate()
 
 
-def serve_known(message_bytes: int) -> None:
+def serve_known(message_bytes: int, port: int) -> None:
     """Serve until SIGTERM."""
 
     async def run() -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         server = PolicyServer(Known(keep=False), Limits(message_bytes=message_bytes))
-        await server.run("127.0.0.1", 0, stop, lambda port: print(port, flush=True))
+        await server.run("127.0.0.1", port, stop, lambda got: print(got, flush=True))
 
     asyncio.run(run())
 

@@ -70,6 +70,7 @@ def test_the_version_is_the_package_s(main: object, capsys: pytest.CaptureFixtur
         "dataset",
         "compare",
         "record",
+        "serve",
     ],
 )
 def test_arguments_are_parsed_before_anything_heavy_is_imported(name: str) -> None:

@@ -13,10 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.openpi_client import OpenpiLoop
 from pipeline.errors import ConfigError
 from pipeline.inference.codec import pack
 from pipeline.inference.openpi import JOINTS, mirrored, padded, to_openpi
 from pipeline.inference.policy import Policy
+from pipeline.libero.sim.simulator import Observation
+from pipeline.libero.suites import Task
+from pipeline.rollout.agent import Agent
 from stages import serve
 from tests.encode import tiny
 from tests.imports import ROOT
@@ -161,6 +165,24 @@ def test_openpis_own_client_is_served(folder: Path, start: Start, openpi_python:
     np.testing.assert_array_equal(mirrored(request["observation/image"]), observation(0, (224, 224))["agentview"])
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_openpis_loop_acts_as_the_policy_does(
+    start: Start, openpi_python: Path, monkeypatch: pytest.MonkeyPatch, task: Task
+) -> None:
+    _, port = start()
+    monkeypatch.setenv("OPENPI_URL", f"ws://127.0.0.1:{port}")
+    monkeypatch.setenv("OPENPI_PYTHON", str(openpi_python))
+    loop = OpenpiLoop()
+    assert isinstance(loop, Agent) and loop.n_action_steps == 2
+    seen = observation(3, (224, 224))
+    images = {name: seen.pop(name) for name in ("agentview", "eye_in_hand")}
+    loop.reset(task, 0)
+    actions = loop.act(Observation(**seen, ee_wrench=np.zeros(6, np.float32), images=images))
+    with client(f"127.0.0.1:{port}") as ws:
+        expected = ask(ws, to_openpi(images, seen, task.language))["actions"]
+    np.testing.assert_allclose(actions, expected[:2], atol=1e-5)
 
 
 def test_other_machines_are_not_let_in_without_a_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,169 @@
+"""openpi's LIBERO loop, with openpi's own client, against our server in our simulator, beside the policy by itself.
+
+    python -m examples.openpi_client                                     # runs/flow/policy, by params.yaml
+    python -m examples.openpi_client --set eval_libero.episodes=50
+
+Serves the policy, judges it twice on the same initial states, directly and over openpi's protocol, and compares the two
+(results/openpi/comparison.html). openpi-client wants numpy < 2: it runs in an environment of its own, .scratch/openpi,
+which uv makes, as a process that is handed LIBERO's observation and hands back the actions to carry out.
+"""
+
+import argparse
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+URL, PYTHON = "OPENPI_URL", "OPENPI_PYTHON"
+ENVIRONMENT = Path(".scratch/openpi")
+REPLAN_STEPS = 5  # actions carried out of each chunk, as openpi's example has it, if the server names no number
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve, evaluate twice, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default="runs/flow/policy")
+    parser.add_argument("--out", type=Path, default=Path("results/openpi"))
+    args, settings = parser.parse_known_args(argv)
+    python = environment()
+    stage = [sys.executable, "-m", "stages.eval_libero", *settings]
+    own, theirs = args.out / "direct", args.out / "client"
+    subprocess.run([*stage, "--policy", args.policy, "--out", str(own)], check=True)
+    with served(args.policy) as url:
+        agent = ["--agent", "examples.openpi_client:OpenpiLoop", "--out", str(theirs)]
+        subprocess.run([*stage, *agent], check=True, env={**os.environ, URL: url, PYTHON: str(python)})
+    pages = ["--out", str(args.out / "comparison.html")]
+    subprocess.run([sys.executable, "-m", "stages.compare", str(own), str(theirs), *pages], check=True)
+
+
+def environment(folder: Path = ENVIRONMENT) -> Path:
+    """Return the Python that has openpi-client; make its environment if it is not there."""
+    python = folder.absolute() / "bin/python"
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") or "uv"
+    if not python.exists():
+        subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
+    packages = ["openpi-client==0.1.2", "typing-extensions"]  # which it imports, and does not name
+    subprocess.run([uv, "pip", "install", "-q", "--python", str(python), *packages], check=True)
+    return python
+
+
+@contextmanager
+def served(policy: str) -> Iterator[str]:
+    """Yield the address of a server of the policy."""
+    command = [sys.executable, "-m", "stages.serve", "--policy", policy, "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        said = ""
+        for line in process.stderr:
+            said += line
+            if found := re.search(r"at (ws://\S+)", line):
+                threading.Thread(target=process.stderr.read, daemon=True).start()
+                yield found[1]
+                return
+        raise RuntimeError(said)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+class OpenpiLoop:
+    """An agent for `stages.eval_libero --agent examples.openpi_client:OpenpiLoop`.
+
+    OPENPI_URL names the server (default: ws://127.0.0.1:8000), OPENPI_PYTHON a Python with openpi-client.
+    """
+
+    cameras = ("agentview", "eye_in_hand")
+
+    def __init__(self) -> None:
+        python = os.environ.get(PYTHON) or str(environment())
+        command = [python, str(Path(__file__).absolute()), os.environ.get(URL, "ws://127.0.0.1:8000")]
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean)
+        self.n_action_steps = int(self._received()["n_action_steps"])
+        self._instruction = ""
+
+    def reset(self, task: Any, seed: int) -> None:
+        self._instruction = task.language
+
+    def act(self, obs: Any) -> np.ndarray:
+        from pipeline.libero.conventions import upright
+        from pipeline.libero.proprio import axis_angle_from_quat
+
+        assert self._process.stdin is not None
+        write(
+            self._process.stdin,
+            image=upright(obs.images["agentview"]),  # back to LIBERO's own, upside-down
+            wrist_image=upright(obs.images["eye_in_hand"]),
+            position=obs.ee_pose[:3],
+            axis_angle=axis_angle_from_quat(obs.ee_pose[3:].astype(np.float64)),
+            gripper=obs.gripper,
+            joints=obs.joint_pos,
+            prompt=np.array(self._instruction),
+        )
+        return self._received()["actions"]
+
+    def _received(self) -> dict[str, np.ndarray]:
+        assert self._process.stdout is not None
+        return read(self._process.stdout)
+
+
+def client(url: str) -> None:
+    """Do what openpi's example does with each observation: in the environment with openpi-client."""
+    from openpi_client import image_tools, websocket_client_policy  # type: ignore[import-not-found]
+
+    policy = websocket_client_policy.WebsocketClientPolicy(url)
+    told = policy.get_server_metadata()
+    steps = int(told.get("n_action_steps", REPLAN_STEPS))
+    write(sys.stdout.buffer, n_action_steps=np.array(steps))
+
+    def picture(raw: np.ndarray) -> np.ndarray:
+        turned = np.ascontiguousarray(raw[::-1, ::-1])
+        return image_tools.convert_to_uint8(image_tools.resize_with_pad(turned, 224, 224))
+
+    while True:
+        try:
+            seen = read(sys.stdin.buffer)
+        except EOFError:
+            return
+        request = {
+            "observation/image": picture(seen["image"]),
+            "observation/wrist_image": picture(seen["wrist_image"]),
+            "observation/state": np.concatenate([seen["position"], seen["axis_angle"], seen["gripper"]]),
+            "observation/joint_position": seen["joints"],  # for a policy that wants it: openpi's example has none
+            "prompt": str(seen["prompt"]),
+        }
+        write(sys.stdout.buffer, actions=policy.infer(request)["actions"][:steps])
+
+
+def write(stream: IO[bytes], **arrays: np.ndarray) -> None:
+    """Write one message to the other process: its length, and arrays as an .npz file."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    stream.write(content.tell().to_bytes(8, "little") + content.getvalue())
+    stream.flush()
+
+
+def read(stream: IO[bytes]) -> dict[str, np.ndarray]:
+    """Return the next message. Raises EOFError at the end."""
+    head = stream.read(8)
+    if len(head) < 8:
+        raise EOFError("the process with openpi-client has ended; see what it said above")
+    with np.load(io.BytesIO(stream.read(int.from_bytes(head, "little"))), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2 and sys.argv[1].startswith("ws"):
+        client(sys.argv[1])
+    else:
+        main()

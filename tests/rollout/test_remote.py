@@ -1,0 +1,191 @@
+"""A policy behind a websocket as an agent: what it is sent, what it does, and what is said when it is not there."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.settings import GridParams
+from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.inference.openpi import STATE, to_openpi
+from pipeline.inference.policy import Policy
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import Observation
+from pipeline.libero.suites import Task
+from pipeline.policy import bundle
+from pipeline.rollout.agent import Agent, PolicyAgent
+from pipeline.rollout.remote import RemoteAgent, open_connection, plain, plan_remote
+from tests.encode import tiny
+from tests.inference.make import bundle as make_bundle
+from tests.inference.make import observation
+from tests.server.serving import Known, serving
+
+HALF = 2e-3  # of actions: features are of half precision
+
+
+def seen(seed: int = 0) -> Observation:
+    """Return what the simulator may show."""
+    made = observation(seed)
+    images = {name: made.pop(name) for name in ("agentview", "eye_in_hand")}
+    return Observation(**made, ee_wrench=np.zeros(6, np.float32), images=images)
+
+
+class Foreign:
+    """A policy that is not ours: it says nothing of itself, and takes openpi's observation."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> Foreign:
+    """Make the server one that keeps requests, and whose metadata frame is empty, as openpi's is for LIBERO."""
+    kept = Foreign()
+    module = "pipeline.server.websocket"
+    monkeypatch.setattr(f"{module}.metadata", lambda described, inputs: {})
+    parse = __import__(module, fromlist=["parse"]).parse
+    monkeypatch.setattr(f"{module}.parse", lambda tree, inputs: kept.requests.append(tree) or parse(tree, inputs))
+    return kept
+
+
+def planned(address: str, sim: Sim = tiny.SIM, steps: int | None = None) -> Any:
+    make, _ = plan_remote(f"ws://{address}", sim, steps, 30.0)
+    return make()
+
+
+def test_another_policy_is_sent_openpis_observation_and_ours(foreign: Foreign, task: Task) -> None:
+    with serving(Known()) as (_, address):
+        agent = planned(address)
+        assert isinstance(agent, Agent)
+        assert (agent.cameras, agent.n_action_steps) == (("agentview", "eye_in_hand"), 5)
+        agent.reset(task, 0)
+        obs = seen()
+        actions = agent.act(obs)
+        agent.close()
+    (request,) = foreign.requests
+    state = {"ee_pose": obs.ee_pose, "gripper": obs.gripper, "joint_pos": obs.joint_pos}
+    for name, value in to_openpi(obs.images, state, task.language).items():
+        np.testing.assert_array_equal(request[name], value)
+    np.testing.assert_array_equal(request["agentview"], obs.images["agentview"])
+    assert request[STATE].shape == (8,) and request["observation/image"].shape == (224, 224, 3)
+    assert actions[1, 0] == len(task.language)
+
+
+@pytest.mark.parametrize("n_obs_steps", [1, 2])
+def test_our_own_policy_does_the_same_as_in_the_simulator(tmp_path: Path, task: Task, n_obs_steps: int) -> None:
+    tiny.register(tmp_path)
+    grid = GridParams(1, -1) if n_obs_steps > 1 else None
+    path = make_bundle(tmp_path / "policy", grid=grid, n_obs_steps=n_obs_steps)
+    local = PolicyAgent(bundle.load(path), ClipEncoder(tiny.PARAMS, grid=grid), tiny.SIM, n_action_steps=1)
+    with serving(Policy.load(path, "cpu")) as (_, address):
+        remote = planned(address, steps=1)
+        assert remote.cameras == local.cameras and remote.n_action_steps == 1
+        for seed in (5, 6):
+            local.reset(task, seed)
+            remote.reset(task, seed)
+            for step in range(4):
+                expected = local.act(seen(10 * seed + step))
+                np.testing.assert_allclose(remote.act(seen(10 * seed + step)), expected, atol=HALF)
+        remote.close()
+
+
+def test_what_the_server_is_identifies_the_agent() -> None:
+    with serving(Known()) as (_, address):
+        _, identity = plan_remote(f"ws://{address}", tiny.SIM, None, 30.0)
+        assert identity["url"] == f"ws://{address}" and identity["n_action_steps"] == 4
+        assert identity["metadata"]["inputs"]["ee_pose"]["shape"] == [7]
+        with pytest.raises(
+            ConfigError, match=r"eval_libero\.n_action_steps is 9; the policy at ws.* chunks of 6 actions"
+        ):
+            plan_remote(f"ws://{address}", tiny.SIM, 9, 30.0)
+
+
+def test_a_policy_that_wants_what_libero_has_not_is_refused() -> None:
+    other = Known()
+    other.described["inputs"] = {"laser": {"shape": [9], "dtype": "float32"}, **other.described["inputs"]}  # type: ignore[dict-item]
+    with (
+        serving(other) as (_, address),
+        pytest.raises(ConfigError, match="its policy wants laser, which the simulator"),
+    ):
+        plan_remote(f"ws://{address}", tiny.SIM, None, 30.0)
+
+
+def test_other_pictures_than_it_learnt_from_are_refused() -> None:
+    policy = Known()
+    policy.described["sim"] = {"image_size": 256}
+    with (
+        serving(policy) as (_, address),
+        pytest.raises(DataError, match=r"sim\.image_size 256.*Set sim\.image_size: 256"),
+    ):
+        plan_remote(f"ws://{address}", tiny.SIM, None, 30.0)
+
+
+def test_a_complaint_of_the_server_is_a_mistake_of_the_policy(task: Task) -> None:
+    with serving(Known()) as (_, address):
+        agent = planned(address)
+        agent.reset(replace(task, language="crash"), 0)
+        with pytest.raises(
+            RuntimeError, match=r"ws://.* answered: the policy failed: RuntimeError: the device is lost"
+        ):
+            agent.act(seen())
+        agent.reset(task, 0)
+        assert agent.act(seen()).shape == (6, 7), "the next episode has a new connection"
+        agent.close()
+
+
+def test_no_reply_in_time_is_a_mistake_of_the_policy(task: Task) -> None:
+    policy = Known()
+    with serving(policy) as (_, address):
+        make, _ = plan_remote(f"ws://{address}", tiny.SIM, None, 0.3)
+        agent = make()
+        agent.reset(task, 0)
+        policy.gate.clear()
+        with pytest.raises(RuntimeError, match=r"gave no reply in 0\.3 s"):
+            agent.act(seen())
+        policy.gate.set()
+
+
+def test_a_server_that_is_gone_is_told(task: Task) -> None:
+    with serving(Known()) as (_, address):
+        agent = planned(address)
+        agent.reset(task, 0)
+        agent.act(seen())
+    with pytest.raises(
+        PipelineError, match=r"the server is gone .*Start it again, then the same command: the episodes"
+    ):
+        agent.act(seen())
+    with pytest.raises(PipelineError, match=r"no policy server answers .*Start it: python -m stages\.serve"):
+        agent.reset(task, 1)
+
+
+def test_another_policy_at_the_same_address_is_refused(task: Task) -> None:
+    with serving(Known()) as (_, address):
+        agent = planned(address)
+    with serving(Known(("gripper",))) as (_, other):
+        agent = RemoteAgent(f"ws://{other}", agent._metadata, 4, 30.0)
+        with pytest.raises(PipelineError, match="serves something else than when the evaluation began"):
+            agent.reset(task, 0)
+
+
+def test_a_token_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "0123456789abcdef"
+    with serving(Known(), token=token) as (_, address):
+        with pytest.raises(PipelineError, match="Set VLA_FLOW_TOKEN to the server's token"):
+            open_connection(f"ws://{address}")
+        monkeypatch.setenv("VLA_FLOW_TOKEN", token)
+        open_connection(f"ws://{address}")[0].close()
+
+
+def test_an_address_that_is_none_is_told() -> None:
+    with pytest.raises(ConfigError, match="Give ws://host:port"):
+        open_connection("ws://")
+    with pytest.raises(PipelineError, match="no policy server answers"):
+        open_connection("ws://127.0.0.1:1")
+
+
+def test_metadata_becomes_plain_values() -> None:
+    told = {"a": np.arange(2), b"b": {"c": np.float32(1.5), "d": b"x"}, "e": [np.zeros((1, 1))]}
+    assert plain(told) == {"a": [0, 1], "b'b'": {"c": 1.5, "d": "b'x'"}, "e": [[[0.0]]]}
