@@ -8,6 +8,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -167,31 +168,38 @@ def open_connection(url: str) -> tuple[ClientConnection, Mapping[str, Any]]:
     """Connect; return the connection and the metadata that came first. Raises PipelineError."""
     token = os.environ.get(TOKEN)
     headers = {"Authorization": f"Api-Key {token}"} if token else None
-    try:
-        connection = connect(
-            url,
-            compression=None,
-            max_size=None,
-            open_timeout=CONNECT_TIMEOUT_S,
-            ping_interval=None,  # openpi's server answers none while it computes
-            close_timeout=2,
-            proxy=None,
-            additional_headers=headers,
-        )
-    except InvalidURI as error:
-        raise ConfigError(f"--agent {url}: {error}. Give ws://host:port") from None
-    except (InvalidHandshake, OSError) as error:  # a timeout is an OSError
-        hint = f". Set {TOKEN} to the server's token" if "401" in str(error) else ". Start it: python -m stages.serve"
-        raise PipelineError(f"{url}: no policy server answers ({str(error) or type(error).__name__}){hint}") from None
-    try:
-        first = connection.recv(timeout=CONNECT_TIMEOUT_S)
-    except (WebSocketException, OSError) as error:
-        connection.close()
-        raise PipelineError(f"{url}: sends no metadata frame ({error!r}), as openpi's protocol has it") from None
-    metadata = _unpacked(first, url) if isinstance(first, bytes) else None
-    if not isinstance(metadata, dict):
-        connection.close()
-        raise PipelineError(f"{url}: its first frame is {str(first)[:100]!r}, not the metadata of openpi's protocol")
+    with ExitStack() as until_opened:
+        try:
+            opening = connect(
+                url,
+                compression=None,
+                max_size=None,
+                open_timeout=CONNECT_TIMEOUT_S,
+                ping_interval=None,  # openpi's server answers none while it computes
+                close_timeout=2,
+                proxy=None,
+                additional_headers=headers,
+            )
+            connection = until_opened.enter_context(opening)
+        except InvalidURI as error:
+            raise ConfigError(f"--agent {url}: {error}. Give ws://host:port") from None
+        except (InvalidHandshake, OSError) as error:  # a timeout is an OSError
+            hint = (
+                f". Set {TOKEN} to the server's token" if "401" in str(error) else ". Start it: python -m stages.serve"
+            )
+            raise PipelineError(
+                f"{url}: no policy server answers ({str(error) or type(error).__name__}){hint}"
+            ) from None
+        try:
+            first = connection.recv(timeout=CONNECT_TIMEOUT_S)
+        except (WebSocketException, OSError) as error:
+            raise PipelineError(f"{url}: sends no metadata frame ({error!r}), as openpi's protocol has it") from None
+        metadata = _unpacked(first, url) if isinstance(first, bytes) else None
+        if not isinstance(metadata, dict):
+            raise PipelineError(
+                f"{url}: its first frame is {str(first)[:100]!r}, not the metadata of openpi's protocol"
+            )
+        until_opened.pop_all()  # from here on it is the caller's to close
     return connection, metadata
 
 
