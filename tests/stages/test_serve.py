@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.openpi_client import OpenpiLoop
+from examples.openpi_loop import OpenpiLoop
 from pipeline.errors import ConfigError
 from pipeline.inference.codec import pack
 from pipeline.inference.openpi import JOINTS, mirrored, padded, to_openpi

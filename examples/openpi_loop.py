@@ -1,7 +1,7 @@
 """openpi's LIBERO loop, with openpi's own client, against our server in our simulator, beside the policy by itself.
 
-    python -m examples.openpi_client                                     # runs/flow/policy, by params.yaml
-    python -m examples.openpi_client --set eval_libero.episodes=50
+    python -m examples.openpi_loop                                     # runs/flow/policy, by params.yaml
+    python -m examples.openpi_loop --set eval_libero.episodes=50
 
 Serves the policy, judges it twice on the same initial states, directly and over openpi's protocol, and compares the two
 (results/openpi/comparison.html). openpi-client wants numpy < 2: it runs in an environment of its own, .scratch/openpi,
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     own, theirs = args.out / "direct", args.out / "client"
     subprocess.run([*stage, "--policy", args.policy, "--out", str(own)], check=True)
     with served(args.policy) as url:
-        agent = ["--agent", "examples.openpi_client:OpenpiLoop", "--out", str(theirs)]
+        agent = ["--agent", "examples.openpi_loop:OpenpiLoop", "--out", str(theirs)]
         subprocess.run([*stage, *agent], check=True, env={**os.environ, URL: url, PYTHON: str(python)})
     pages = ["--out", str(args.out / "comparison.html")]
     subprocess.run([sys.executable, "-m", "stages.compare", str(own), str(theirs), *pages], check=True)
@@ -77,7 +77,7 @@ def served(policy: str) -> Iterator[str]:
 
 
 class OpenpiLoop:
-    """An agent for `stages.eval_libero --agent examples.openpi_client:OpenpiLoop`.
+    """An agent for `stages.eval_libero --agent examples.openpi_loop:OpenpiLoop`.
 
     OPENPI_URL names the server (default: ws://127.0.0.1:8000), OPENPI_PYTHON a Python with openpi-client.
     """
