@@ -2,7 +2,7 @@
 
     python -m stages.serve                                        # runs/flow/policy on ws://127.0.0.1:8000
     python -m stages.serve --policy hf://user/name --port 9000
-    VLA_FLOW_TOKEN=$(openssl rand -hex 16) python -m stages.serve --host 0.0.0.0
+    VLA_FLOW_TOKEN=SECRET python -m stages.serve --host 0.0.0.0   # openssl rand -hex 16 makes one
 
 Clients of openpi (openpi-client) need no change. GET /healthz answers OK, GET /metrics in Prometheus's format. SIGTERM
 and Ctrl-C stop it when what was asked is answered. See docs/deploy.md.
