@@ -11,7 +11,8 @@ from pipeline import __version__
 from pipeline.errors import did_you_mean
 from stages import cli
 
-ORDER = ("doctor", "demos", "embed", "train_flow", "eval_libero", "report")  # as they are needed; others come after
+# As they are needed; others come after.
+ORDER = ("doctor", "demos", "embed", "train_flow", "export_onnx", "eval_libero", "report")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import embed, encoders, expert, policy, read, render, scale, serve, suites, train
+from benchmarks import embed, encoders, expert, latency, policy, read, render, scale, serve, suites, train
 from benchmarks import eval as evaluate
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import TRANSFORM_ID
@@ -19,6 +19,7 @@ from pipeline.libero.installation import picture_identity
 from pipeline.policy.bundle import PolicySpec, save
 from pipeline.policy.network import Architecture, PolicyNetwork
 from tests import base
+from tests.encode import tiny
 from tests.imports import ROOT
 from tests.scenes.made import write_store
 
@@ -149,3 +150,18 @@ def test_encoders(measured: Callable[..., dict[str, Any]], tmp_path: Path, monke
     assert set(found["known scenes"]["probe"]) == {"pooled", "patch tokens"}
     told = found["known scenes"]["words held out"]["one_relation_changed"]
     assert 0 <= told["wilson_low"] <= told["rate"] == told["right"] / told["n"] <= told["wilson_high"]
+
+
+def test_latency(measured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    tiny.register(tmp_path)
+    one, _, _ = latency.POLICIES
+    sizes = ("--model", tiny.MODEL, "--repeat", "3", "--images", "2", "--steps", "1", "10", "--only", one)
+    result = measured(latency.main, *sizes)
+    for ways in result["head"][one].values():
+        assert set(ways) == {"eager", "compiled", "ONNX Runtime"}
+    whole = result["image_to_action"][one]
+    assert set(whole) == {"eager", "ONNX Runtime fp32", "ONNX Runtime int8"} == set(result["encoder"]) - {"compiled"}
+    for found in (*whole.values(), *result["encoder"].values()):
+        assert 0 < found["min"] <= found["median"] <= found["p95"] <= found["p99"]
+    limits = result["limits_ms"]
+    assert limits["head, 10 steps, ONNX Runtime"]["median"] == result["head"][one]["10"]["ONNX Runtime"]["median"]

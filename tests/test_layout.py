@@ -11,7 +11,7 @@ import yaml
 
 from tests.imports import PACKAGES, ROOT, closure, imported
 
-STAGES = {"demos", "embed", "train_flow", "eval_libero", "report"}
+STAGES = {"demos", "embed", "train_flow", "export_onnx", "eval_libero", "report"}
 # Stages that are others again, for other policies.
 COMPARING = {
     "train_variant": "train_flow",

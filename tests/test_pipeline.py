@@ -75,7 +75,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
     compose(checkout)
     output = make_repro(checkout)
-    assert ran(output) == {"demos", "embed", "train_flow", "eval_libero", "report"}
+    assert ran(output) == {"demos", "embed", "train_flow", "export_onnx", "eval_libero", "report"}
     assert "success in" in output and "results/report.html" in output, "the result and where the report lies"
     result = json.loads((checkout / "results/flow/eval.json").read_text())
     assert result["n"] + result["errors"] == 2 and result["errors"] == 0
@@ -84,6 +84,7 @@ def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
     assert [entry["epoch"] for entry in history["epochs"]] == [0, 1]
     assert "<html" in (checkout / "results/report.html").read_text()[:2000]
     assert sorted(p.name for p in (checkout / "runs/flow/policy").iterdir()) == ["policy.json", "weights.safetensors"]
+    assert (checkout / "runs/flow/onnx/policy.onnx").is_file()
 
     store = "data/embeddings/libero_spatial.zarr"
     assert "libero_spatial" in run(checkout, sys.executable, "-m", "cache", "info", store)
@@ -92,7 +93,7 @@ def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
     assert ran(run(checkout, "dvc", "repro")) == set(), "a second repro runs nothing"
 
     compose(checkout, "train_flow.epochs=1")
-    assert ran(run(checkout, "dvc", "repro")) == {"train_flow", "eval_libero", "report"}
+    assert ran(run(checkout, "dvc", "repro")) == {"train_flow", "export_onnx", "eval_libero", "report"}
 
     compose(checkout, "train_flow.epochs=1", "eval_libero.conditions={}", *ONE_MORE)
     assert ran(run(checkout, "dvc", "repro", "compare")) == {"train_variant", "eval_variant", "compare"}

@@ -85,6 +85,9 @@ class ClipEncoder:
         tokens: (P, W) of the grid, None without one.
         image_size: pixels; the side of what the image tower takes.
         precision: "fp32" or "bf16", of the image tower.
+        preprocess: what frames pass before the image tower.
+        model: open_clip's, whose text tower is used in fp32 on the CPU; visual: its image tower.
+        tokenizer: of the text tower.
         identity: JSON-able; equal identities give equal features. Written into stores and policies. Holds no path.
 
     Raises:
@@ -106,28 +109,28 @@ class ClipEncoder:
         self.precision = resolve_precision(params.precision, device)
         model: Any = load_model(params)
         digest = weights_sha256(model)
-        self._preprocess = Preprocess.from_open_clip(model.visual.preprocess_cfg)
-        self._tokenizer = load_tokenizer(params.model)
+        self.preprocess = Preprocess.from_open_clip(model.visual.preprocess_cfg)
+        self.tokenizer = load_tokenizer(params.model)
         self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self._model = model
+        self.model = model
         # The tower moves and changes type in place; text never uses it.
-        self._visual = model.visual.to(self.device, self._dtype, memory_format=torch.channels_last)
+        self.visual = model.visual.to(self.device, self._dtype, memory_format=torch.channels_last)
         if grid:
-            self._layer, self._pool, width = _grid_place(self._visual, params.model, grid)
+            self._layer, self._pool, width = _grid_place(self.visual, params.model, grid)
             self.tokens = (grid.size**2, width)
         self._batch_size = batch_size if self.device.type == "cuda" else None
         # Not max-autotune: what it picks depends on timing, and so would the last bits.
-        self._run = torch.compile(self._tower, dynamic=False) if self._batch_size else self._tower
+        self._run = torch.compile(self.tower, dynamic=False) if self._batch_size else self.tower
         self.name = params.model
-        self.image_size = self._preprocess.size
+        self.image_size = self.preprocess.size
         self.dim = int(self.text(["a"]).shape[1])
         self.identity: dict[str, Any] = {
             **declared_identity(params),
             "weights_sha256": digest,
             "precision": self.precision,
             "image_size": self.image_size,
-            "mean": list(self._preprocess.mean),
-            "std": list(self._preprocess.std),
+            "mean": list(self.preprocess.mean),
+            "std": list(self.preprocess.std),
             "dim": self.dim,
         }
 
@@ -140,7 +143,7 @@ class ClipEncoder:
             DataError: they are not of this model.
         """
         try:
-            self._visual.load_state_dict(weights)
+            self.visual.load_state_dict(weights)
         except RuntimeError as error:
             raise DataError(f"the policy's image tower is not one of {self.name}: {error}") from None
 
@@ -166,7 +169,7 @@ class ClipEncoder:
                 images = images.pin_memory().to(self.device, non_blocking=True)
             if light is not None:
                 images = relight(images, light)
-            return self._preprocess(images).to(self._dtype)
+            return self.preprocess(images).to(self._dtype)
 
     def forward(self, images: Float[torch.Tensor, "B 3 S S"]) -> dict[str, np.ndarray]:
         """Return the features of what `prepare` gave: "image" (B, D) and, with a grid, "grid" (B, P, W), float16.
@@ -206,10 +209,11 @@ class ClipEncoder:
         """Make the encoder's GPU this thread's: pinned memory and kernels would open a context on the first one."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
-    def _tower(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def tower(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the features of preprocessed images, "image" (B, D) and, with a grid, "grid" (B, P, W)."""
         if self.tokens is None:
-            return {"image": self._visual(images)}
-        found = self._visual.forward_intermediates(images, indices=[self._layer])
+            return {"image": self.visual(images)}
+        found = self.visual.forward_intermediates(images, indices=[self._layer])
         patches = found["image_intermediates"][0].float()  # (B, W, side, side)
         grid = torch.nn.functional.avg_pool2d(patches, self._pool)
         return {"image": found["image_features"], "grid": grid.flatten(2).transpose(1, 2)}
@@ -223,7 +227,7 @@ class ClipEncoder:
         for text in texts:
             self._check_length(text)
         with torch.inference_mode():
-            rows = [self._model.encode_text(self._tokenizer([text])) for text in texts]
+            rows = [self.model.encode_text(self.tokenizer([text])) for text in texts]
             return torch.cat(rows).float().numpy()
 
     def _check_length(self, text: str) -> None:

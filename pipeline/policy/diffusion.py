@@ -51,7 +51,8 @@ class Diffusion(Head):
         if steps < 1 or NOISE_LEVELS % steps:  # the scheduler steps over so many levels at a time
             raise ValueError(f"steps is {steps}; the diffusion head takes a divisor of {NOISE_LEVELS}")
         self._schedule.set_timesteps(steps)
-        x, levels = noise, self._schedule.timesteps.tolist()
+        # As in its `timesteps`, a tensor, whose values an export does not know.
+        x, levels = noise, [NOISE_LEVELS - 1 - k * (NOISE_LEVELS // steps) for k in range(steps)]
         at = at_times(self.denoiser, [level / NOISE_LEVELS for level in levels], condition)
         for level in levels:
             x = self._schedule.step(at(x, level / NOISE_LEVELS), level, x).prev_sample

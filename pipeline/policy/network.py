@@ -157,7 +157,7 @@ class PolicyNetwork(nn.Module):
     ) -> Float[Tensor, "B W"]:
         """Return what the head is conditioned on: the observation and the instruction, standardised and fused."""
         images, text, proprio = self.normaliser.inputs(images, text, proprio, feature_noise)
-        rows, n_obs_steps = len(text), self.arch.n_obs_steps
+        rows, n_obs_steps = text.shape[0], self.arch.n_obs_steps  # an export keeps shape[0] open, and fixes len()
         return self.fusion(
             {name: x.reshape(rows, n_obs_steps, -1, self.arch.image_dim) for name, x in images.items()},
             text,

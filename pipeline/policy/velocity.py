@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -50,11 +50,24 @@ class VelocityNetwork(nn.Module):
         return self.velocity_at(x_t, self.precompute(t, condition))
 
 
+@runtime_checkable
+class AtTimes(Protocol):
+    """What a velocity network has that computes ahead in a way of its own."""
+
+    def at_times(self, times: Sequence[float], condition: Tensor) -> Callable[[Tensor, float], Tensor]:
+        """Return (x_t, t) -> velocity(x_t, t, condition) for these times."""
+
+
 def at_times(
     velocity: Callable[[Tensor, Tensor, Tensor], Tensor], times: Iterable[float], condition: Tensor
 ) -> Callable[[Tensor, float], Tensor]:
-    """Return (x_t, t) -> velocity(x_t, t, condition) for these times, which are the same for all rows."""
+    """Return (x_t, t) -> velocity(x_t, t, condition) for these times, which are the same for all rows.
+
+    A network with a way of its own has a method `at_times`.
+    """
     known = list(dict.fromkeys(times))
+    if isinstance(velocity, AtTimes):
+        return velocity.at_times(known, condition)
     rows = len(condition)
 
     def codes(values: Sequence[float], x: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def test_mutated_settings_load_or_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["demos", "embed", "train_flow", "eval_libero", "report"])
+@pytest.mark.parametrize("stage", ["demos", "embed", "train_flow", "export_onnx", "eval_libero", "report"])
 def test_a_stage_refuses_mutated_settings_before_it_works(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ def test_help_lists_every_command_with_what_it_does(capsys: pytest.CaptureFixtur
     assert "usage: vla-flow" in text
     assert "  eval_libero   Stage three: roll the policy out" in text
     named = [line.split()[0] for line in text.partition("commands:\n")[2].splitlines()]
-    assert named[:6] == ["doctor", "demos", "embed", "train_flow", "eval_libero", "report"]
+    assert named[:7] == ["doctor", "demos", "embed", "train_flow", "export_onnx", "eval_libero", "report"]
     assert not {"cli", "__main__", "__init__"} & set(named)
 
 

@@ -1,0 +1,314 @@
+"""A policy bundle and its encoder -> a directory of ONNX graphs that `runtime.OnnxPolicy` runs, checked before it is
+published.
+
+Each graph is one file with its weights in it, has a dynamic batch, and says in its metadata whose it is.
+"""
+
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+from pipeline.compute import cores
+from pipeline.encode.clip import ClipEncoder
+from pipeline.encode.preprocess import TRANSFORM_ID
+from pipeline.errors import DataError, PipelineError
+from pipeline.files import publish_directory
+from pipeline.inference import manifest
+from pipeline.inference.graph import Graph, ImageTower, Inputs, TextTower, UnrolledPolicy, act
+from pipeline.inference.tokenizer import BytePairs
+from pipeline.libero.suites import tasks
+from pipeline.policy.bundle import PolicyBundle, PolicySpec
+from pipeline.policy.fusion import PROPRIO_DIMS
+from pipeline.policy.network import ACTION_DIM
+from pipeline.provenance import provenance
+
+OPSET = 20
+TOLERANCE = 1e-5
+"""Of the difference to PyTorch in fp32: of actions, in [-1, 1]; of a tower's features in parts of the largest one."""
+BATCHES = (1, 3, 5)
+INT8_FRAMES, INT8_ROUNDS = 16, 10
+
+
+def export(
+    bundle: PolicyBundle,
+    weights_sha256: str,
+    encoder: ClipEncoder,
+    instructions: Sequence[str],
+    out: Path,
+    steps: int | None = None,
+    int8: bool = False,
+) -> dict[str, Any]:
+    """Write the export to the directory `out`, complete or not at all. An older one there is replaced.
+
+    Args:
+        bundle: on the CPU.
+        weights_sha256: of the bundle (`policy.bundle.weights_digest`).
+        encoder: on the CPU in fp32, of which the policy's features are; it is given the policy's tower, if that was
+            tuned.
+        instructions: whose features are kept, so that neither text tower nor tokenizer is needed for them.
+        steps: of sampling; None: the policy's own number.
+        int8: write the image tower in 8 bits, too.
+
+    Returns:
+        The content of export.json.
+
+    Raises:
+        DataError: the encoder is another one than the policy's.
+        PipelineError: a graph does not give what PyTorch gives.
+    """
+    check_encoder(bundle.spec, encoder)
+    if bundle.tower is not None:
+        encoder.replace_tower(bundle.tower)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        tree = _write(partial, bundle, weights_sha256, encoder, instructions, steps, int8)
+        manifest.write(partial, tree)
+        publish_directory(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest.read(out)
+
+
+def check_encoder(spec: PolicySpec, encoder: ClipEncoder) -> None:
+    """Refuse an encoder that is not the policy's, or does not compute in fp32. Raises DataError: names both sides."""
+    mine, theirs = json.loads(json.dumps(encoder.identity)), spec.encoder
+    differing = [k for k in sorted(mine) if k != "precision" and mine[k] != theirs.get(k)]
+    if differing or spec.transform != TRANSFORM_ID:
+        sides = [f"{k}: {theirs.get(k)!r} in the policy, {mine[k]!r} here" for k in differing]
+        if spec.transform != TRANSFORM_ID:
+            sides.append(f"transform: {spec.transform!r} in the policy, {TRANSFORM_ID!r} here")
+        raise DataError(
+            f"the policy was trained on another encoder's features ({'; '.join(sides)}). Set embed.encoder as it was"
+        )
+    if encoder.precision != "fp32" or encoder.device.type != "cpu":
+        raise ValueError(f"the encoder is {encoder.precision} on {encoder.device}; towers are exported in fp32, on cpu")
+
+
+def _write(
+    folder: Path,
+    bundle: PolicyBundle,
+    weights_sha256: str,
+    encoder: ClipEncoder,
+    instructions: Sequence[str],
+    steps: int | None,
+    int8: bool,
+) -> dict[str, Any]:
+    """Write and check all files but export.json, and return what that is to say."""
+    spec, arch = bundle.spec, bundle.spec.architecture
+    steps = steps or arch.sampling_steps
+    owner = {
+        manifest.BUNDLE_KEY: weights_sha256,
+        manifest.ENCODER_KEY: str(spec.encoder["weights_sha256"]),
+        "vla_flow.sampling_steps": str(steps),
+        "vla_flow.describe": json.dumps(describe(spec)),
+    }
+    policy = UnrolledPolicy(bundle.network, steps)
+    towers = {manifest.IMAGE: ImageTower(encoder, kind_of(spec)), manifest.TEXT: TextTower(encoder)}
+    files = {
+        name: write_graph(folder / name, graph, owner) for name, graph in {manifest.POLICY: policy, **towers}.items()
+    }
+    checks = {
+        manifest.POLICY: check(folder / manifest.POLICY, policy, lambda inputs: act(bundle.network, inputs, steps))
+    }
+    checks |= {name: check(folder / name, tower, tower, relative=True) for name, tower in towers.items()}
+    tokenizer = write_tokenizer(folder, encoder)
+    if tokenizer:
+        files[tokenizer["file"]] = {"what": "byte pair merges of the text tower's tokenizer, a pair a line"}
+    quantised = None
+    if int8:
+        files[manifest.IMAGE_INT8] = files[manifest.IMAGE]
+        quantised = quantise(folder, towers[manifest.IMAGE], owner)
+    texts = encoder.text(list(instructions)) if instructions else np.zeros((0, arch.text_dim), np.float32)
+    return {
+        "policy": {
+            "weights_sha256": weights_sha256,
+            "head": arch.head,
+            "steps": steps,
+            "cameras": list(arch.cameras),
+            "signals": {name: PROPRIO_DIMS[name] for name in arch.proprio},
+            "n_obs_steps": arch.n_obs_steps,
+            "n_action_steps": arch.n_action_steps,
+            "horizon": arch.horizon,
+            "action_dim": ACTION_DIM,
+            "sim": spec.data.get("sim", {}),
+        },
+        "encoder": {**spec.encoder, "tuned": spec.tune, "features": kind_of(spec), "exported_precision": "fp32"},
+        "describe": describe(spec),
+        "files": files,
+        "instructions": {text: row.tolist() for text, row in zip(instructions, texts, strict=True)},
+        "preprocessing": {
+            "crop": "centre, to the shorter side",
+            "resize": "bicubic, antialiased, to bytes, as Pillow does it",
+            "size": encoder.image_size,
+            "mean": list(encoder.preprocess.mean),
+            "std": list(encoder.preprocess.std),
+            "inside_image_onnx": "division by 255, mean, std",
+            "features": "rounded to float16 and back before they go into policy.onnx, as the store has them",
+        },
+        "tokenizer": tokenizer,
+        "checks": checks,
+        "int8": quantised,
+        "provenance": provenance(),
+    }
+
+
+def instructions_of(spec: PolicySpec) -> list[str]:
+    """Return the instructions of the tasks that the policy learnt, of LIBERO's suites."""
+    learnt = spec.data.get("tasks", {})
+    return [task.language for suite, ids in learnt.items() for task in tasks(suite, ids)]
+
+
+def kind_of(spec: PolicySpec) -> str:
+    """Return which of `ClipEncoder.tower`'s features the policy takes."""
+    return "grid" if spec.architecture.patches else "image"
+
+
+def describe(spec: PolicySpec) -> dict[str, Any]:
+    """Return inputs and outputs of the policy, with shapes and types, in plain JSON values."""
+    arch = spec.architecture
+    inputs: dict[str, Any] = {c: {"shape": ["H", "W", 3], "dtype": "uint8", "frame": "upright"} for c in arch.cameras}
+    inputs |= {name: {"shape": [PROPRIO_DIMS[name]], "dtype": "float32"} for name in arch.proprio}
+    actions = {"shape": [arch.horizon, ACTION_DIM], "dtype": "float32", "range": [-1.0, 1.0]}
+    return {
+        "inputs": inputs,
+        "outputs": {"actions": actions},
+        "horizon": arch.horizon,
+        "n_action_steps": arch.n_action_steps,
+    }
+
+
+def write_graph(path: Path, graph: Graph, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Export a graph, check the file, and return what its inputs and outputs are."""
+    examples = graph.examples(2, 0)  # of 1 row the export would make a constant
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that inputs share an axis
+        program = torch.onnx.export(
+            graph.eval(),
+            (),
+            kwargs={"inputs": examples},
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(examples),
+            output_names=[graph.output],
+            dynamic_shapes={"inputs": {name: {0: "batch"} for name in examples}},
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save_model(model, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+    return {
+        "inputs": {each.name: _shape(each) for each in model.graph.input},
+        "outputs": {each.name: _shape(each) for each in model.graph.output},
+    }
+
+
+def _shape(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return {"shape": [each.dim_param or each.dim_value for each in tensor.shape.dim], "dtype": dtype}
+
+
+def check(path: Path, graph: Graph, reference: Callable[[Inputs], Tensor], relative: bool = False) -> dict[str, Any]:
+    """Compare a file in ONNX Runtime with PyTorch, on random inputs.
+
+    Args:
+        relative: differences are in parts of the largest value.
+
+    Raises:
+        PipelineError: they differ by more than TOLERANCE.
+    """
+    session = manifest.session(path.read_bytes(), cores())
+    differences, clipped = {}, 0.0
+    for rows in BATCHES:
+        inputs = graph.examples(rows, 1000 + rows)
+        with torch.no_grad():
+            wanted = reference(inputs).numpy()
+        (found,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+        if found.shape != wanted.shape:
+            raise PipelineError(f"{path.name}: gives {found.shape} at batch {rows}, PyTorch {wanted.shape}")
+        differences[rows] = float(np.abs(found - wanted).max() / (np.abs(wanted).max() if relative else 1.0))
+        clipped = max(clipped, float((np.abs(wanted) >= 1).mean()))
+    worst = max(differences.values())
+    if not worst <= TOLERANCE:  # also what is no number
+        raise PipelineError(
+            f"{path.name}: differs from PyTorch by {worst:.2g}, more than {TOLERANCE:.0e}; the export is not "
+            f"published. Report this, with torch {torch.__version__} and onnxruntime {ort.__version__}"
+        )
+    kind = {"relative_to_largest": True} if relative else {"share_clipped": clipped}
+    return {"max_difference": worst, "at_batch": differences, "tolerance": TOLERANCE, **kind}
+
+
+def write_tokenizer(folder: Path, encoder: ClipEncoder) -> dict[str, Any] | None:
+    """Write what `BytePairs` needs, and return where it is and how many tokens there are; None for another tokenizer.
+
+    Raises:
+        PipelineError: it gives other tokens than the encoder's.
+    """
+    theirs = encoder.tokenizer
+    if type(theirs) is not SimpleTokenizer or theirs.reduction_fn is not None:
+        return None
+    merges = [" ".join(pair) for pair in sorted(theirs.bpe_ranks, key=theirs.bpe_ranks.__getitem__)]
+    ours = BytePairs(merges, theirs.context_length)
+    texts = ["pick up the black bowl and place it on the plate", "It's 7 o'clock: don't!", "word " * 100, ""]
+    if not np.array_equal(ours(texts), theirs(texts).numpy()):
+        raise PipelineError(f"{encoder.name}: its tokenizer is not CLIP's; the export is not published")
+    (folder / manifest.MERGES).write_text("\n".join(merges) + "\n")
+    return {"kind": "CLIP's byte pairs, ASCII", "file": manifest.MERGES, "length": theirs.context_length}
+
+
+def quantise(folder: Path, graph: Graph, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Write the image tower with weights of 8 bits, and return how its features and its speed compare.
+
+    Weights are quantised by channel once, activations by tensor at each call. The embedding of patches stays in fp32.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole, small = folder / manifest.IMAGE, folder / manifest.IMAGE_INT8
+    logging.disable(logging.WARNING)  # it tells of every node, on the root logger
+    try:
+        quantize_dynamic(
+            str(whole), str(small), weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"]
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    model = onnx.load_model(str(small))
+    onnx.helper.set_model_props(model, {**metadata, "vla_flow.precision": "int8"})
+    onnx.save_model(model, str(small))
+    onnx.checker.check_model(str(small))
+    sessions = {name: manifest.session(path.read_bytes(), cores()) for name, path in (("fp32", whole), ("int8", small))}
+    frames = {name: x.numpy() for name, x in graph.examples(INT8_FRAMES, 0).items()}
+    found = {name: each.run(None, frames)[0] for name, each in sessions.items()}
+    products = (found["fp32"] * found["int8"]).sum(-1)
+    cosine = products / np.prod([np.linalg.norm(x, axis=-1) for x in found.values()], axis=0)
+    one = {name: x[:1] for name, x in frames.items()}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(INT8_ROUNDS):
+        for name, each in sessions.items():
+            started = perf_counter()
+            each.run(None, one)
+            times[name].append(1e3 * (perf_counter() - started))
+    return {
+        "file": manifest.IMAGE_INT8,
+        "cosine_to_fp32": {"mean": float(cosine.mean()), "min": float(cosine.min()), "frames": INT8_FRAMES},
+        "ms_per_frame": {name: median(values) for name, values in times.items()},
+        "threads": cores(),
+        "bytes": {name: path.stat().st_size for name, path in (("fp32", whole), ("int8", small))},
+    }

@@ -1,0 +1,107 @@
+"""What an export is: a directory of ONNX files, and export.json, which says what each of them is and what it holds.
+
+Imports neither torch nor open_clip nor zarr, as `runtime` does not.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from pipeline.errors import DataError
+
+FORMAT = "vla-flow-onnx"
+VERSION = 1
+MANIFEST = "export.json"
+POLICY, IMAGE, IMAGE_INT8, TEXT = "policy.onnx", "image.onnx", "image.int8.onnx", "text.onnx"
+MERGES = "merges.txt"
+"""The text tower's byte pair merges, one a line, in order."""
+BUNDLE_KEY, ENCODER_KEY = "vla_flow.policy_weights_sha256", "vla_flow.encoder_weights_sha256"
+"""Metadata of each graph: whose it is."""
+REMEDY = "Export again: python -m stages.export_onnx"
+
+
+def write(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Write export.json, with the digests of the files that `tree["files"]` names and that lie there, and its own."""
+    files = {name: {"sha256": _sha256((folder / name).read_bytes()), **about} for name, about in tree["files"].items()}
+    plain = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **tree, "files": files}))
+    (folder / MANIFEST).write_text(_sealed(plain))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return export.json.
+
+    Raises:
+        DataError: it is not there, damaged, or of another format or version.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes().decode()
+        tree = json.loads(text)
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found. Export a policy first: python -m stages.export_onnx") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}). {REMEDY}") from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("version") != VERSION:
+        raise DataError(f"{path}: not a {FORMAT} of version {VERSION}. {REMEDY}")
+    if text != _sealed({name: value for name, value in tree.items() if name != "sha256"}):
+        raise DataError(f"{path}: has changed since it was written. Copy it again, or e{REMEDY[1:]}")
+    return tree
+
+
+def content(folder: Path, tree: Mapping[str, Any], name: str) -> bytes:
+    """Return what a file of the export holds, after a look that it is the one which export.json names.
+
+    Raises:
+        DataError: it is missing, damaged, or of another policy; both sides are named.
+    """
+    path = folder / name
+    if name not in tree["files"]:
+        raise DataError(f"{folder / MANIFEST}: this export has no {name}. It has: {', '.join(tree['files'])}")
+    try:
+        found = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: not found or not readable ({error.strerror}). {REMEDY}") from None
+    if (digest := _sha256(found)) == tree["files"][name]["sha256"]:
+        return found
+    wanted = tree["policy"]["weights_sha256"]
+    if (owner := _owner(found)) and owner != wanted:
+        raise DataError(
+            f"{path}: is of the policy with weights {owner}; {MANIFEST} beside it is of the policy with weights "
+            f"{wanted}. Keep the files of an export together, or e{REMEDY[1:]}"
+        )
+    raise DataError(
+        f"{path}: has changed since it was written: SHA-256 {digest}; {MANIFEST} names {tree['files'][name]['sha256']}."
+        f" Copy it again, or e{REMEDY[1:]}"
+    )
+
+
+def session(model: bytes, threads: int) -> ort.InferenceSession:
+    """Return a session on the CPU with so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _owner(model: bytes) -> str | None:
+    """Return the digest of the policy that a graph is of; None where that is not to be made out."""
+    try:
+        return session(model, 1).get_modelmeta().custom_metadata_map.get(BUNDLE_KEY)
+    except Exception:  # damaged in whatever way: ONNX Runtime's own exceptions have no class in common
+        return None
+
+
+def _sealed(tree: dict[str, Any]) -> str:
+    """Return the text of export.json, in the one form it can have: an entry a line, its own digest among them."""
+    own = _sha256(json.dumps(tree, sort_keys=True).encode())
+    entries = sorted({**tree, "sha256": own}.items())
+    return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in entries) + "\n}\n"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,54 @@
+"""Export a trained policy to ONNX: the policy with its sampling steps unrolled, and CLIP's towers, one file each.
+
+    python -m stages.export_onnx                                  # runs/flow/policy to runs/flow/onnx
+    python -m stages.export_onnx --steps 10 --int8                # other sampling steps; the image tower in 8 bits, too
+    python -m stages.export_onnx --policy runs/l1-1/policy --out runs/l1-1/onnx --instruction "push the plate"
+
+Each file is compared with PyTorch before the directory is published. `pipeline.inference.runtime.OnnxPolicy` runs it
+without torch; docs/deploy.md tells more.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from stages import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export by params.yaml and say what was written."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--policy", default="runs/flow/policy", help="bundle to export (default: %(default)s)")
+    parser.add_argument("--out", default="runs/flow/onnx", help="directory to write (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of sampling (default: the policy's own number)")
+    parser.add_argument("--int8", action="store_true", help="write the image tower in 8 bits, too")
+    parser.add_argument(
+        "--instruction",
+        action="append",
+        default=[],
+        help="keep the text features of this one, beside those of the tasks that it learnt; may be given several times",
+    )
+    args = parser.parse_args(argv)
+    params = cli.settings(args)
+    from pipeline.encode.clip import ClipEncoder  # torch and open_clip take seconds to import
+    from pipeline.encode.settings import GridParams
+    from pipeline.inference.export import export, instructions_of
+    from pipeline.policy.bundle import load, weights_digest
+
+    policy = Path(args.policy)
+    bundle = load(policy)
+    grid = GridParams(**bundle.spec.grid) if bundle.spec.grid else None
+    encoder = ClipEncoder(replace(params.embed.encoder, precision="fp32"), "cpu", grid)
+    texts = list(dict.fromkeys([*instructions_of(bundle.spec), *args.instruction]))
+    told = export(bundle, weights_digest(policy), encoder, texts, Path(args.out), args.steps, args.int8)
+    for name, found in told["checks"].items():
+        print(f"{Path(args.out) / name}: differs from PyTorch by {found['max_difference']:.1e} at most")
+    if told["int8"]:
+        speed, cosine = told["int8"]["ms_per_frame"], told["int8"]["cosine_to_fp32"]
+        print(
+            f"{Path(args.out) / told['int8']['file']}: {speed['int8']:.1f} ms a frame, fp32 {speed['fp32']:.1f} ms; "
+            f"cosine to fp32 at least {cosine['min']:.4f}"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
