@@ -22,6 +22,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of sampling (default: the policy's own number)")
     parser.add_argument("--int8", action="store_true", help="write the image tower in 8 bits, too")
     parser.add_argument(
+        "--encoder-weights", help="file of the encoder's weights (default: embed.encoder.pretrained, if it is a file)"
+    )
+    parser.add_argument(
         "--instruction",
         action="append",
         default=[],
@@ -29,17 +32,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     params = cli.settings(args)
-    from pipeline.encode.clip import ClipEncoder  # torch and open_clip take seconds to import
-    from pipeline.encode.settings import GridParams
-    from pipeline.inference.export import export, instructions_of
+    from pipeline.inference.encoder import make_encoder  # torch and open_clip take seconds to import
+    from pipeline.inference.export import export
     from pipeline.policy.bundle import load, weights_digest
 
-    policy = Path(args.policy)
+    policy, configured = Path(args.policy), params.embed.encoder.pretrained
     bundle = load(policy)
-    grid = GridParams(**bundle.spec.grid) if bundle.spec.grid else None
-    encoder = ClipEncoder(replace(params.embed.encoder, precision="fp32"), "cpu", grid)
-    texts = list(dict.fromkeys([*instructions_of(bundle.spec), *args.instruction]))
-    told = export(bundle, weights_digest(policy), encoder, texts, Path(args.out), args.steps, args.int8)
+    in_fp32 = replace(bundle.spec, encoder={**bundle.spec.encoder, "precision": "fp32"})
+    weights = args.encoder_weights or (configured if Path(configured).is_file() else None)
+    encoder = make_encoder(in_fp32, "cpu", weights)
+    told = export(bundle, weights_digest(policy), encoder, args.instruction, Path(args.out), args.steps, args.int8)
     for name, found in told["checks"].items():
         print(f"{Path(args.out) / name}: differs from PyTorch by {found['max_difference']:.1e} at most")
     if told["int8"]:

@@ -23,19 +23,20 @@ from torch import Tensor
 
 from pipeline.compute import cores
 from pipeline.encode.clip import ClipEncoder
-from pipeline.encode.preprocess import TRANSFORM_ID
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.files import publish_directory
 from pipeline.inference import manifest
+from pipeline.inference.describe import describe
+from pipeline.inference.encoder import check_encoder, check_transform
 from pipeline.inference.graph import Graph, ImageTower, Inputs, TextTower, UnrolledPolicy, act
 from pipeline.inference.tokenizer import BytePairs
-from pipeline.libero.suites import tasks
 from pipeline.policy.bundle import PolicyBundle, PolicySpec
 from pipeline.policy.fusion import PROPRIO_DIMS
 from pipeline.policy.network import ACTION_DIM
 from pipeline.provenance import provenance
 
 OPSET = 20
+REMEDY = "Export with the encoder that it was trained with"
 TOLERANCE = 1e-5
 """Of the difference to PyTorch in fp32: of actions, in [-1, 1]; of a tower's features in parts of the largest one."""
 BATCHES = (1, 3, 5)
@@ -58,7 +59,8 @@ def export(
         weights_sha256: of the bundle (`policy.bundle.weights_digest`).
         encoder: on the CPU in fp32, of which the policy's features are; it is given the policy's tower, if that was
             tuned.
-        instructions: whose features are kept, so that neither text tower nor tokenizer is needed for them.
+        instructions: whose features are kept, beside those that the bundle knows, so that neither text tower nor
+            tokenizer is needed for them.
         steps: of sampling; None: the policy's own number.
         int8: write the image tower in 8 bits, too.
 
@@ -69,7 +71,7 @@ def export(
         DataError: the encoder is another one than the policy's.
         PipelineError: a graph does not give what PyTorch gives.
     """
-    check_encoder(bundle.spec, encoder)
+    _check_encoder(bundle.spec, encoder)
     if bundle.tower is not None:
         encoder.replace_tower(bundle.tower)
     partial = out.with_name(out.name + ".partial")
@@ -84,17 +86,10 @@ def export(
     return manifest.read(out)
 
 
-def check_encoder(spec: PolicySpec, encoder: ClipEncoder) -> None:
+def _check_encoder(spec: PolicySpec, encoder: ClipEncoder) -> None:
     """Refuse an encoder that is not the policy's, or does not compute in fp32. Raises DataError: names both sides."""
-    mine, theirs = json.loads(json.dumps(encoder.identity)), spec.encoder
-    differing = [k for k in sorted(mine) if k != "precision" and mine[k] != theirs.get(k)]
-    if differing or spec.transform != TRANSFORM_ID:
-        sides = [f"{k}: {theirs.get(k)!r} in the policy, {mine[k]!r} here" for k in differing]
-        if spec.transform != TRANSFORM_ID:
-            sides.append(f"transform: {spec.transform!r} in the policy, {TRANSFORM_ID!r} here")
-        raise DataError(
-            f"the policy was trained on another encoder's features ({'; '.join(sides)}). Set embed.encoder as it was"
-        )
+    check_transform(spec)
+    check_encoder(spec, {k: v for k, v in encoder.identity.items() if k != "precision"}, "here", REMEDY)
     if encoder.precision != "fp32" or encoder.device.type != "cpu":
         raise ValueError(f"the encoder is {encoder.precision} on {encoder.device}; towers are exported in fp32, on cpu")
 
@@ -133,7 +128,6 @@ def _write(
     if int8:
         files[manifest.IMAGE_INT8] = files[manifest.IMAGE]
         quantised = quantise(folder, towers[manifest.IMAGE], owner)
-    texts = encoder.text(list(instructions)) if instructions else np.zeros((0, arch.text_dim), np.float32)
     return {
         "policy": {
             "weights_sha256": weights_sha256,
@@ -150,7 +144,7 @@ def _write(
         "encoder": {**spec.encoder, "tuned": spec.tune, "features": kind_of(spec), "exported_precision": "fp32"},
         "describe": describe(spec),
         "files": files,
-        "instructions": {text: row.tolist() for text, row in zip(instructions, texts, strict=True)},
+        "instructions": known_texts(bundle, encoder, instructions),
         "preprocessing": {
             "crop": "centre, to the shorter side",
             "resize": "bicubic, antialiased, to bytes, as Pillow does it",
@@ -167,29 +161,16 @@ def _write(
     }
 
 
-def instructions_of(spec: PolicySpec) -> list[str]:
-    """Return the instructions of the tasks that the policy learnt, of LIBERO's suites."""
-    learnt = spec.data.get("tasks", {})
-    return [task.language for suite, ids in learnt.items() for task in tasks(suite, ids)]
+def known_texts(bundle: PolicyBundle, encoder: ClipEncoder, more: Sequence[str]) -> dict[str, list[float]]:
+    """Return the text features of the instructions that the bundle knows, as it has them, and of others."""
+    known = {} if bundle.texts is None else dict(zip(bundle.spec.instructions, bundle.texts.tolist(), strict=True))
+    new = [text for text in dict.fromkeys(more) if text not in known]
+    return known | (dict(zip(new, encoder.text(new).tolist(), strict=True)) if new else {})
 
 
 def kind_of(spec: PolicySpec) -> str:
     """Return which of `ClipEncoder.tower`'s features the policy takes."""
     return "grid" if spec.architecture.patches else "image"
-
-
-def describe(spec: PolicySpec) -> dict[str, Any]:
-    """Return inputs and outputs of the policy, with shapes and types, in plain JSON values."""
-    arch = spec.architecture
-    inputs: dict[str, Any] = {c: {"shape": ["H", "W", 3], "dtype": "uint8", "frame": "upright"} for c in arch.cameras}
-    inputs |= {name: {"shape": [PROPRIO_DIMS[name]], "dtype": "float32"} for name in arch.proprio}
-    actions = {"shape": [arch.horizon, ACTION_DIM], "dtype": "float32", "range": [-1.0, 1.0]}
-    return {
-        "inputs": inputs,
-        "outputs": {"actions": actions},
-        "horizon": arch.horizon,
-        "n_action_steps": arch.n_action_steps,
-    }
 
 
 def write_graph(path: Path, graph: Graph, metadata: Mapping[str, str]) -> dict[str, Any]:

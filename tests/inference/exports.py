@@ -1,6 +1,6 @@
 """Policies that are exported in seconds: untrained, on a CLIP of two layers, with statistics unlike zero and one."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def policy(
     spec = PolicySpec(
         arch, clip.identity, "full" if tune else "none", asdict(grid) if grid else None, TRANSFORM_ID, data, {}
     )
-    bundle.save(path, network(arch), spec, tower)
+    known = replace(spec, instructions=(SEEN,))
+    bundle.save(path, network(arch), known, tower, torch.from_numpy(clip.text([SEEN])))
     return bundle.load(path)
 
 

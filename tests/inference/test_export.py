@@ -112,12 +112,10 @@ def test_another_policys_graph_is_not_published(clip: ClipEncoder, tmp_path: Pat
 def test_another_encoder_is_refused(clip: ClipEncoder, tmp_path: Path) -> None:
     bundle = exports.policy(clip, tmp_path / "policy", head="l1")
     other = replace(bundle, spec=replace(bundle.spec, encoder={**clip.identity, "weights_sha256": "0" * 64}))
-    with pytest.raises(
-        DataError, match=r"another encoder's features \(weights_sha256: '0{64}' in the policy, '\w{64}' h"
-    ):
+    with pytest.raises(DataError, match=r"another encoder's features \(weights_sha256: '0{64}' in the p"):
         export(other, "0" * 64, clip, [], tmp_path / "onnx")
     turned = replace(bundle, spec=replace(bundle.spec, transform="half-turn/v0"))
-    with pytest.raises(DataError, match=r"transform: 'half-turn/v0' in the policy, '.*' here"):
+    with pytest.raises(DataError, match=r"images of transform 'half-turn/v0'; this code makes"):
         export(turned, "0" * 64, clip, [], tmp_path / "onnx")
 
 

@@ -18,6 +18,7 @@ from pipeline.encode.preprocess import Preprocess
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference import manifest
 from pipeline.inference.export import export
+from pipeline.inference.policy import Policy
 from pipeline.inference.runtime import OnnxPolicy
 from pipeline.inference.tokenizer import BytePairs
 from pipeline.libero.suites import Task, tasks
@@ -97,6 +98,20 @@ def test_a_history_of_patch_tokens_of_a_tuned_tower(tmp_path: Path, clip: ClipEn
                 np.testing.assert_allclose(policy.act(exports.named(obs), TASK.language), agent.act(obs), atol=1e-4)
     with pytest.raises(ConfigError, match=r"n_action_steps is 5, but the policy gives chunks of 4"):
         OnnxPolicy.load(tmp_path / "onnx", n_action_steps=5)
+
+
+def test_a_batch_is_answered_as_the_policy_does(exported: Path) -> None:
+    torch_side, policy = Policy.load(exported / "policy"), OnnxPolicy.load(exported / "onnx")
+    rows = [exports.named(exports.observation(seed, 90)) for seed in range(3)]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch |= {camera: batch[camera][:, 7:70] for camera in exports.CAMERAS}  # not square
+    drawn, texts = torch_side.noise([1, 2, 3]), [TASK.language, "open the drawer", TASK.language]
+    np.testing.assert_allclose(
+        policy.act(batch, texts, noise=drawn), torch_side.infer(batch, texts, drawn), rtol=0, atol=1e-4
+    )
+    described = policy.describe()
+    assert described.pop("weights_sha256") and described.pop("steps") == 3
+    assert described == torch_side.describe()
 
 
 def test_it_runs_without_torch(exported: Path, clip: ClipEncoder, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """The export stage as a user starts it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import save_file
 
+from pipeline.encode.weights import load_model
 from pipeline.errors import DataError
 from pipeline.inference import manifest
 from pipeline.inference.runtime import OnnxPolicy
@@ -44,7 +47,9 @@ def test_a_trained_policy_is_exported(project: Path, capsys: pytest.CaptureFixtu
     assert actions.shape == (4, 7) and np.isfinite(actions).all()
 
 
-def test_the_encoder_of_other_settings_is_refused(project: Path) -> None:
-    with pytest.raises(DataError, match=r"seed: 0 in the policy, 1 here.*Set embed\.encoder as it was"):
-        export_onnx.main(["--set", "embed.encoder.seed=1"])
+def test_other_weights_of_the_encoder_are_refused(project: Path) -> None:
+    tower = load_model(replace(tiny.PARAMS, seed=1))
+    save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, "other.safetensors", {"activation": "gelu"})
+    with pytest.raises(DataError, match=r"weights_sha256: '\w{64}' in the policy, '\w{64}' here"):
+        export_onnx.main(["--encoder-weights", "other.safetensors"])
     assert not (project / "runs/flow/onnx").exists()
