@@ -65,7 +65,7 @@ def test_features_are_open_clips(
     if gpu_resize:
         monkeypatch.setattr(preprocess, "_resize", preprocess._resize_float)
     frames = pictures(side)
-    cfg = PreprocessCfg(**{k: v for k, v in encoder._model.visual.preprocess_cfg.items() if k != "mode"})
+    cfg = PreprocessCfg(**{k: v for k, v in encoder.model.visual.preprocess_cfg.items() if k != "mode"})
     apply = image_transform_v2(cfg, is_train=False)
     with torch.no_grad():
         theirs = load_model(tiny.PARAMS).encode_image(torch.stack([apply(Image.fromarray(f)) for f in frames]))
@@ -140,7 +140,7 @@ def test_padded_batches_give_the_same_features(encoder: ClipEncoder) -> None:
     padded = ClipEncoder(tiny.PARAMS, batch_size=5)
     assert padded._batch_size is None  # on a CPU nothing is compiled and nothing padded
     seen: list[tuple[int, ...]] = []
-    padded._batch_size, tower = 5, padded._tower
+    padded._batch_size, tower = 5, padded.tower
     padded._run = lambda images: seen.append(tuple(images.shape)) or tower(images)  # type: ignore[func-returns-value]
     frames = np.random.default_rng(0).integers(0, 256, (7, 24, 24, 3), np.uint8)
     waiting = [padded.submit(padded.prepare(part)) for part in (frames[:5], frames[5:])]

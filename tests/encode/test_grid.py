@@ -37,7 +37,7 @@ def test_tokens_are_those_of_the_block(size: int, layer: int) -> None:
     encoder = ClipEncoder(PARAMS, grid=GridParams(size, layer))
     images = encoder.prepare(pictures(32))
     seen: list[torch.Tensor] = []
-    block = encoder._visual.transformer.resblocks[layer]
+    block = encoder.visual.transformer.resblocks[layer]
     with block.register_forward_hook(lambda module, inputs, output: seen.append(output)):
         found = encoder.forward(images)
     assert encoder.tokens == (size * size, 32)
