@@ -232,9 +232,9 @@ class ClipEncoder:
 
     def _check_length(self, text: str) -> None:
         """Refuse a text whose end the tokenizer would cut off without a word."""
-        if not isinstance(self._tokenizer, SimpleTokenizer):  # of OpenAI's kind, and of the project's own
+        if not isinstance(self.tokenizer, SimpleTokenizer):  # of OpenAI's kind, and of the project's own
             return
-        tokens, most = len(self._tokenizer.encode(text)), (self._tokenizer.context_length or 0) - 2
+        tokens, most = len(self.tokenizer.encode(text)), (self.tokenizer.context_length or 0) - 2
         if tokens > most:
             raise DataError(
                 f"{self.name} reads texts of {most} tokens, and this one has {tokens}: {text!r}. Shorten it"
