@@ -4,6 +4,7 @@
     image/<camera>        (N, V, D) float16   pooled, projected CLIP features, as the encoder gives them
     grid/<camera>         (N, V, P, W) f16    if asked for: patch tokens averaged to a k x k grid, row by row; P = k^2
     lowdim/<name>         (N, k)    float32   joint_pos 7, ee_pose 7, gripper 2, action 7 [expert_action 7, ee_wrench 6]
+                                              of other data than LIBERO's: their states, and action
     episode/start         (E,) int64          first row; episodes lie one after the other
     episode/length        (E,) int64          rows
     episode/task          (E,) int64          row of text/*
@@ -19,7 +20,7 @@ rows, or that halved until they fit into CHUNK_BYTES. Shard = unit of write. Eve
 are ones that data never have (NaN, -1, ""): a missing chunk shows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,7 @@ def fields(
     dim: int,
     optional: Sequence[str] = (),
     tokens: tuple[int, int] | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> tuple[Field, ...]:
     """Return all row arrays of a store, in their canonical order.
 
@@ -94,8 +96,10 @@ def fields(
         dim: D of the pooled features.
         optional: signals of OPTIONAL_WIDTHS.
         tokens: (P, W) of a grid, None without one.
+        widths: k of each signal, where they are not those of LOWDIM_WIDTHS and `optional`.
     """
-    widths = LOWDIM_WIDTHS | {name: width for name, width in OPTIONAL_WIDTHS.items() if name in optional}
+    if widths is None:
+        widths = LOWDIM_WIDTHS | {name: width for name, width in OPTIONAL_WIDTHS.items() if name in optional}
     return (
         *(image(c, views, dim) for c in cameras),
         *(grid(c, views, *tokens) for c in cameras if tokens),

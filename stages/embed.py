@@ -15,7 +15,6 @@ not change since the last build are taken over. The store holds nothing of time 
 import sys
 from pathlib import Path
 
-from pipeline.libero.suites import tasks
 from stages import cli
 
 
@@ -33,12 +32,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="--verify: of the choice of rows (default: %(default)s)")
     args = parser.parse_args(argv)
     params = cli.settings(args)
+    from pipeline.data.demos import tasks
     from pipeline.embed.audit import audit  # torch and open_clip take seconds to import
     from pipeline.embed.job import embed, repair
 
     problems: list[str] = []
     for suite in (args.suite,) if args.suite else params.data.suites:
-        chosen = tasks(suite, params.data.tasks.get(suite))
+        chosen = tasks(Path(args.demos), suite, params.data.tasks.get(suite))
         demos, target, scratch = Path(args.demos), Path(args.out) / f"{suite}.zarr", Path(args.scratch) / suite
         if args.verify:
             summary, found = audit(params.embed, chosen, demos, target, args.sample, args.seed)

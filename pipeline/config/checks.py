@@ -9,8 +9,11 @@ from pipeline.config.params import Params
 from pipeline.errors import did_you_mean
 from pipeline.libero.depth import is_depth
 from pipeline.libero.settings import SUITE_SIZES, Camera
-from pipeline.policy.settings import NOISE_LEVELS
+from pipeline.policy.settings import NOISE_LEVELS, Proprio
 from pipeline.rollout.settings import CONDITIONS, condition_parts
+
+NAME = r"[A-Za-z][A-Za-z0-9_]*"
+"""Of what names directories, arrays or parts of a network."""
 
 
 def contradictions(p: Params) -> Iterator[str]:
@@ -27,9 +30,10 @@ def contradictions(p: Params) -> Iterator[str]:
 
 
 def _data(p: Params) -> Iterator[str]:
-    suites = list(p.data.suites)
-    for suite in {*suites, *p.data.tasks} - {*SUITE_SIZES}:
-        yield f"data has the suite {suite!r}.{did_you_mean(suite, SUITE_SIZES)}"
+    suites, own = list(p.data.suites), p.demos.source == "own"
+    sizes = dict.fromkeys(suites, 0) if own else SUITE_SIZES
+    for suite in {*suites, *p.data.tasks} - {*sizes}:
+        yield f"data has the suite {suite!r}.{did_you_mean(suite, sizes)}"
         return
     if len({*suites}) < len(suites):
         yield f"data.suites {suites} names one twice"
@@ -47,21 +51,25 @@ def _data(p: Params) -> Iterator[str]:
         if ids and len({*ids}) < len(ids):
             yield f"data.tasks.{suite} {list(ids)} names a task twice"
         for task in ids or ():
-            if not 0 <= task < SUITE_SIZES[suite]:
-                yield f"data.tasks.{suite} has {task}; ids go from 0 to {SUITE_SIZES[suite] - 1}"
+            if task < 0 or (not own and task >= SUITE_SIZES[suite]):
+                yield f"data.tasks.{suite} has {task}; ids go from 0" + ("" if own else f" to {SUITE_SIZES[suite] - 1}")
     for suite, held_out in p.train_flow.held_out_tasks.items():
         where = f"train_flow.held_out_tasks.{suite} {list(held_out)}"
         if suite not in p.data.tasks:
             yield f"{where}: data.suites is {suites}"
             continue
-        learnt = p.data.tasks[suite] or range(SUITE_SIZES[suite])
-        if not {*held_out} < {*learnt}:
+        learnt = p.data.tasks[suite] or range(sizes[suite])
+        if learnt and not {*held_out} < {*learnt}:
             yield f"{where} must be some, not all, of data.tasks {list(learnt)}"
 
 
 def _embed(p: Params) -> Iterator[str]:
     if p.embed.shard_rows % p.embed.chunk_rows:
         yield f"embed.shard_rows {p.embed.shard_rows} is not a multiple of embed.chunk_rows {p.embed.chunk_rows}"
+    known = p.demos.keys.cameras if p.demos.keys else get_args(Camera)
+    for camera in p.embed.cameras:
+        if camera not in known:
+            yield f"embed.cameras has {camera!r}; it can have {', '.join(known)}"
     depth = [camera for camera in p.embed.cameras if is_depth(camera)]
     if depth and not p.demos.depth:
         yield (
@@ -72,9 +80,13 @@ def _embed(p: Params) -> Iterator[str]:
 
 def _policy(p: Params) -> Iterator[str]:
     cfg = p.policy
+    known = p.demos.keys.cameras if p.demos.keys else get_args(Camera)
+    states = p.demos.keys.state if p.demos.keys else get_args(Proprio)
+    for name in cfg.proprio:
+        if name not in states:
+            yield f"policy.proprio has {name!r}; it can have {', '.join(states)}"
     for camera in cfg.cameras:
-        if camera not in get_args(Camera):
-            known = get_args(Camera)
+        if camera not in known:
             yield f"policy.cameras has {camera!r}; it can have {', '.join(known)}"
         elif camera not in p.embed.cameras:
             yield f"policy.cameras has {camera!r}, but embed.cameras is {list(p.embed.cameras)}: add it there"
@@ -120,10 +132,13 @@ def _demos(p: Params) -> Iterator[str]:
     cfg = p.demos
     if (cfg.displaced_share > 0) != (cfg.displaced > 0):
         yield f"demos.displaced is {cfg.displaced} and displaced_share {cfg.displaced_share}: set both, or neither"
-    if cfg.source == "path" and not cfg.path:
-        yield "demos.source is 'path' but demos.path is null; set it"
+    if cfg.source in ("path", "own") and not cfg.path:
+        yield f"demos.source is {cfg.source!r} but demos.path is null; set it"
+    if (cfg.source == "own") != (cfg.keys is not None):
+        yield f"demos.source is {cfg.source!r}, but demos.keys is {'set' if cfg.keys else 'null'}: own data take keys"
     if cfg.path and _within_stage_output(cfg.path):
         yield f"demos.path {cfg.path} is where the stage writes, which would replace your files. Move them elsewhere"
+    yield from _own(p)
     if cfg.source != "official":
         return
     if p.train_flow.action != "action":
@@ -138,6 +153,26 @@ def _demos(p: Params) -> Iterator[str]:
             f"demos.source is 'official', whose frames LIBERO drew in full, at 128 pixels, but sim draws "
             f"{p.sim.render}, at {p.sim.image_size}: the policy would see other pictures. Use sim=full"
         )
+
+
+def _own(p: Params) -> Iterator[str]:
+    """What data of one's own cannot have."""
+    keys, suites = p.demos.keys, p.data.suites
+    if p.demos.source != "own" or keys is None:
+        return
+    if len(suites) > 1 or {*suites} & {*SUITE_SIZES} or not re.fullmatch(NAME, suites[0]):
+        yield (
+            f"data.suites {list(suites)}: demos.source own takes one name of your own choice, of letters, digits and "
+            "_, and none of LIBERO's"
+        )
+    for section, named in (("cameras", keys.cameras), ("state", keys.state)):
+        for name in named:
+            if not re.fullmatch(NAME, name) or name in ("action", "expert_action") or is_depth(name):
+                yield f"demos.keys.{section} has {name!r}; use letters, digits and _, not action and not ..._depth"
+    if p.train_flow.action != "action":
+        yield "train_flow.action is 'expert_action', which only scripted demonstrations have; use 'action'"
+    if p.train_flow.keyframe_weight:
+        yield "train_flow.keyframe_weight takes LIBERO's hand and gripper, which your data need not have: set it to 0"
 
 
 def _within_stage_output(path: str) -> bool:
@@ -167,7 +202,7 @@ def _condition(name: str, amount: float | None) -> Iterator[str]:
 def _comparison(p: Params) -> Iterator[str]:
     cfg = p.comparison
     for name in cfg.policies:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        if not re.fullmatch(NAME, name):
             yield f"comparison.policies has {name!r}; use letters, digits and _: it names directories and stages"
     if cfg.policies and not cfg.seeds:
         yield "comparison.seeds is empty: no policy would be trained"

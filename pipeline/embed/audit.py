@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,12 +11,11 @@ from cache.plan import differences
 from cache.reader import Store, open_store
 from cache.units import Episode, Unit, units
 from cache.verify import verify
+from pipeline.data.demos import Demo, Task, digest, scan
 from pipeline.embed import plan as planning
 from pipeline.embed.settings import Embed
 from pipeline.embed.worker import Embedder
 from pipeline.errors import DataError
-from pipeline.libero.demos.read import Demo, digest, scan
-from pipeline.libero.suites import Task
 
 MIN_COSINE = 0.999
 """Between a stored feature and one computed now. The same batch on the same device and versions gives the same bits;
@@ -71,8 +71,9 @@ def audit(
         )
     settings, encoder = planning.load_encoder(settings)
     found = scan(demos, tasks[0].suite, tasks, store.cameras)[0]
-    sim = planning.recorded(settings, found) if found else store.identity["sim"]
-    if other := differences(store.identity, planning.identity(settings, tasks[0].suite, encoder, sim)):
+    stored: dict[str, Any] = {name: store.identity[name] for name in ("sim", "own") if name in store.identity}
+    made = planning.recorded(settings, found) if found else stored
+    if other := differences(store.identity, planning.identity(settings, tasks[0].suite, encoder, made)):
         raise DataError(
             f"{target}: was not made with the settings as they are now: {'; '.join(other)}. "
             "Set them back to check it, or embed anew: python -m stages.embed"

@@ -21,6 +21,7 @@ from cache.ledger import Receipt
 from cache.plan import Plan, differences
 from cache.reader import open_store
 from pipeline.compute import Compute, map_unordered, threads, worker_count
+from pipeline.data.demos import Task
 from pipeline.embed import plan as planning
 from pipeline.embed.progress import Progress
 from pipeline.embed.settings import Embed
@@ -29,7 +30,6 @@ from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.weights import hub_source
 from pipeline.errors import DataError
 from pipeline.files import bytes_below, require_writable
-from pipeline.libero.suites import Task
 from pipeline.provenance import provenance
 
 log = logging.getLogger(__name__)

@@ -9,16 +9,17 @@ from typing import Any
 from cache import schema
 from cache.plan import Plan
 from cache.units import Episode
+from pipeline.data import own
+from pipeline.data.demos import Demo, Task, digest, scan
 from pipeline.embed.settings import Embed
 from pipeline.embed.worker import shared_encoder, views
 from pipeline.encode.clip import ClipEncoder, default_batch_size, pick_device, resolve_precision
 from pipeline.encode.preprocess import TRANSFORM_ID
 from pipeline.errors import DataError
 from pipeline.libero.demos.layout import GUIDE
-from pipeline.libero.demos.read import Demo, Quarantined, digest, recorded_with, scan
+from pipeline.libero.demos.read import Quarantined, recorded_with
 from pipeline.libero.depth import DEPTH_ID, is_depth
 from pipeline.libero.installation import official_picture_identity
-from pipeline.libero.suites import Task
 from pipeline.provenance import code_digest, versions
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,9 @@ class Source:
         Raises:
             DataError: the file is gone, or its task has no usable demonstration left.
         """
-        usable = {demo.name for demo in scan(root, self.suite, [broken.task], cameras)[0]} - {broken.name}
-        kept = [i for i, demo in enumerate(self.demos) if demo.task != broken.task or demo.name in usable]
-        gone = [demo for demo in self.demos if demo.task == broken.task and demo.name not in usable]
+        usable = {demo.source for demo in scan(root, self.suite, [broken.task], cameras)[0]} - {broken.source}
+        kept = [i for i, demo in enumerate(self.demos) if demo.task != broken.task or demo.source in usable]
+        gone = [demo for demo in self.demos if demo.task == broken.task and demo.source not in usable]
         new = [Quarantined(demo.file, demo.name, reason) for demo in gone]
         for entry in new:
             log.warning("quarantined %s", entry)
@@ -79,7 +80,7 @@ def find(settings: Embed, root: Path, tasks: Sequence[Task]) -> Source:
     demos: list[Demo] = []
     digests: list[str] = []
     order = {task: k for k, task in enumerate(tasks)}
-    for demo in sorted(found, key=lambda demo: (int(demo.name.removeprefix("demo_")), order[demo.task])):
+    for demo in sorted(found, key=lambda demo: (demo.number, order[demo.task])):
         try:
             if demo.length <= settings.obs_shift:
                 raise DataError(f"{demo.length} steps are too few for obs_shift {settings.obs_shift}")
@@ -110,8 +111,8 @@ def load_encoder(settings: Embed) -> tuple[Embed, ClipEncoder]:
     return settings, shared_encoder(encoder, device, settings.grid, batch_size)
 
 
-def identity(settings: Embed, suite: str, encoder: ClipEncoder, sim: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the store's rows depend on besides the demonstrations, and how these were recorded."""
+def identity(settings: Embed, suite: str, encoder: ClipEncoder, made: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the store's rows depend on besides the demonstrations, and how these were made (`recorded`)."""
     return {
         "suite": suite,
         "encoder": encoder.identity,
@@ -120,18 +121,22 @@ def identity(settings: Embed, suite: str, encoder: ClipEncoder, sim: Mapping[str
         **views(settings).identity(),
         **({"grid": asdict(settings.grid)} if settings.grid else {}),
         **({"depth": DEPTH_ID} if any(is_depth(camera) for camera in settings.cameras) else {}),
-        "sim": sim,
+        **made,
     }
 
 
 def recorded(settings: Embed, demos: Sequence[Demo]) -> dict[str, Any]:
-    """Return what decided how the scenes look (`installation.picture_identity`), alike in all demonstrations.
+    """Return how the demonstrations were made: `sim`, and of data of your own `own`.
 
-    Files that do not tell are taken for LIBERO's own.
+    `sim` decided how the scenes look (`installation.picture_identity`), alike in all demonstrations; None if no
+    simulator of ours drew them. Files that do not tell are taken for LIBERO's own.
 
     Raises:
         DataError: they differ in rendering or size, or were not recorded in the order that `embed.obs_shift` says.
     """
+    mine = [demo for demo in demos if isinstance(demo, own.Demo)]
+    if mine:
+        return {"sim": None, "own": own.identity(mine)}
     sizes = {demo.frame_size: demo for demo in demos}
     if len(sizes) > 1:
         (a, one), (b, other) = sorted(sizes.items())[:2]
@@ -149,7 +154,7 @@ def recorded(settings: Embed, demos: Sequence[Demo]) -> dict[str, Any]:
             "rendering: make all demonstrations of the suite in the same way"
         )
     check_order(settings.obs_shift, demos)
-    return sim
+    return {"sim": sim}
 
 
 def check_order(obs_shift: int, demos: Sequence[Demo]) -> None:
@@ -176,10 +181,12 @@ def plan(settings: Embed, source: Source, encoder: ClipEncoder) -> Plan:
         DataError: see `recorded`.
     """
     number = {task: k for k, task in enumerate(source.tasks)}
-    optional = [name for name in schema.OPTIONAL_WIDTHS if all(name in demo.optional for demo in source.demos)]
+    mine = next((demo.widths for demo in source.demos if isinstance(demo, own.Demo)), None)
+    theirs = [demo.optional for demo in source.demos if not isinstance(demo, own.Demo)]
+    optional = [name for name in schema.OPTIONAL_WIDTHS if all(name in has for has in theirs)]
     return Plan(
         identity=identity(settings, source.suite, encoder, recorded(settings, source.demos)),
-        fields=schema.fields(settings.cameras, settings.views, encoder.dim, optional, encoder.tokens),
+        fields=schema.fields(settings.cameras, settings.views, encoder.dim, optional, encoder.tokens, mine),
         episodes=tuple(
             Episode(
                 rows=demo.length - settings.obs_shift,
@@ -204,7 +211,7 @@ def execution(settings: Embed, encoder: ClipEncoder) -> dict[str, Any]:
     """
     found = versions()
     return {
-        "code": code_digest("encode", "embed", *(f"libero/{name}.py" for name in READING)),
+        "code": code_digest("encode", "embed", "data", *(f"libero/{name}.py" for name in READING)),
         "batch_size": settings.batch_size,
         "device": encoder.device_name,
         "versions": {name: found[name] for name in ("torch", "open_clip_torch", "numpy", "zarr")},

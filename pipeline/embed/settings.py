@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.encode.settings import EncoderParams, GridParams
-from pipeline.libero.settings import Camera
 from pipeline.ranges import Count, NotNegative, Width
 
 
@@ -15,7 +14,7 @@ class Embed:
     """Stage one: frozen CLIP over all frames, once."""
 
     encoder: EncoderParams
-    cameras: Annotated[tuple[Camera, ...], Field(min_length=1)]
+    cameras: Annotated[tuple[str, ...], Field(min_length=1)]
     views: Count  # of each frame; the first is the frame as it is; others, for policy.augmented_views, differ in light
     brightness: NotNegative  # of the other views: factors in [max(0, 1 - x), 1 + x], as in torchvision's ColorJitter
     contrast: NotNegative  # likewise

@@ -18,12 +18,12 @@ import torch
 from cache.schema import Field
 from cache.units import Segment, Unit
 from pipeline.compute import report_progress, worker_index
+from pipeline.data.demos import read
 from pipeline.embed.settings import Embed
 from pipeline.encode.augment import Views
 from pipeline.encode.clip import ClipEncoder, pick_device
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.errors import AssetError, DataError
-from pipeline.libero.demos.read import read
 from pipeline.libero.depth import is_depth
 
 T = TypeVar("T")

@@ -33,11 +33,22 @@ class Sim:
 
 
 @dataclass(frozen=True)
+class Keys:
+    """Where things are in data of your own: features of a LeRobotDataset, data sets of an HDF5 demonstration."""
+
+    cameras: Annotated[dict[str, str], Field(min_length=1)]  # a name of your choice -> key
+    state: dict[str, str]  # likewise
+    action: str
+    instruction: str  # also an attribute, of HDF5; =TEXT is the instruction itself
+
+
+@dataclass(frozen=True)
 class Demos:
     """Where demonstrations come from."""
 
-    source: Literal["scripted", "path", "official"]
-    path: str | None  # source=path: directory that holds <suite>/<task>_demo.hdf5
+    source: Literal["scripted", "path", "official", "own"]
+    path: str | None  # source=path: directory that holds <suite>/<task>_demo.hdf5; own: of a data set
+    keys: Keys | None  # source=own
     episodes: Count  # scripted: demonstrations per task
     depth: bool  # scripted: keep the depth of both cameras, too; path: your files have it
     first_init_state: Natural  # scripted: row of the task's init states that the first one starts from

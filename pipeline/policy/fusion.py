@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 PROPRIO_DIMS = {"joint_pos": 7, "ee_pose": 7, "gripper": 2, "ee_wrench": 6}
+"""LIBERO's."""
 # Width of the hidden layer that a patch token passes, for each number that it is compressed to. It finds the plate to
 # within 0.9 cm where one linear layer finds it to within 1.1 (docs/experiments.md).
 HIDDEN_PER_NUMBER = 8
@@ -27,6 +28,7 @@ class Inputs:
     patches: int  # tokens of an image
     image_dim: int
     text_dim: int
+    proprio_dims: Mapping[str, int]
 
 
 def signal_encoders(inputs: Inputs, width: int) -> nn.ModuleDict:
@@ -36,7 +38,7 @@ def signal_encoders(inputs: Inputs, width: int) -> nn.ModuleDict:
     """
     return nn.ModuleDict(
         {
-            name: nn.Sequential(nn.Linear(inputs.n_obs_steps * PROPRIO_DIMS[name], width, bias=False), nn.SiLU())
+            name: nn.Sequential(nn.Linear(inputs.n_obs_steps * inputs.proprio_dims[name], width, bias=False), nn.SiLU())
             for name in inputs.proprio
         }
     )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class Head(nn.Module):
     """Actions from a condition. All randomness is handed in: the same noise gives the same loss and the same actions.
 
-    Actions are (B, H, A), standardised by default, or as the environment has them, in [-1, 1]: a head that needs the
+    Actions are (B, H, A), standardised by default, or in [-1, 1]: a head that needs the
     bounds asks for policy.standardise_actions: false (add it to `_policy` in pipeline/config/checks.py). The last
     component, the gripper's, takes two values only. Under train_flow.precision bf16 layers give bfloat16.
     """

@@ -19,7 +19,7 @@ from pipeline.policy.settings import HEADS_IN_STEPS, PolicyParams
 from pipeline.policy.tokens import ActionTokens
 from pipeline.policy.velocity import MlpVelocity, ResidualVelocity
 
-ACTION_DIM = 7  # [dx, dy, dz, dax, day, daz, gripper]
+ACTION_DIM = 7  # LIBERO's [dx, dy, dz, dax, day, daz, gripper]; `Architecture.action_dim` is a policy's own
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,53 @@ class Architecture(PolicyParams):
         patches: P, patch tokens of a frame; None: its pooled feature.
         image_dim: of a patch token or of the pooled feature.
         text_dim: of an instruction's feature.
+        widths: of each of `proprio`, in their order; (): LIBERO's.
+        bounds: least and greatest value of each component of an action, those of the demonstrations; (): LIBERO's seven
+            in [-1, 1].
     """
 
     patches: int | None
     image_dim: int
     text_dim: int
+    widths: tuple[int, ...] = ()
+    bounds: tuple[tuple[float, float], ...] = ()
 
     @classmethod
-    def of(cls, policy: PolicyParams, image_dim: int, text_dim: int, patches: int | None = None) -> "Architecture":
+    def of(
+        cls,
+        policy: PolicyParams,
+        image_dim: int,
+        text_dim: int,
+        patches: int | None = None,
+        widths: tuple[int, ...] = (),
+        bounds: tuple[tuple[float, float], ...] = (),
+    ) -> "Architecture":
         """Return what `policy` builds on features of these sizes; `patches` are those that the store has."""
         used = patches if policy.features == "grid" else None
         values: dict[str, Any] = {field.name: getattr(policy, field.name) for field in fields(PolicyParams)}
-        values |= {"patches": used, "image_dim": image_dim, "text_dim": text_dim}
+        values |= {"patches": used, "image_dim": image_dim, "text_dim": text_dim, "widths": widths, "bounds": bounds}
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; from_json is the way back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return plain JSON values; from_json is the way back. What is LIBERO's, of every robot's own, is left out."""
+        values = {k: _plain(v) for k, v in asdict(self).items()}
+        return {k: v for k, v in values.items() if v or k not in ("widths", "bounds")}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Architecture":
         """Build from to_json's mapping. Raises TypeError for missing or unknown keys."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
-        return cls(**values)
+        return cls(**{k: _frozen(v) for k, v in tree.items()})
+
+    @property
+    def proprio_dims(self) -> dict[str, int]:
+        """Width of each of `proprio`."""
+        widths = self.widths or tuple(PROPRIO_DIMS[name] for name in self.proprio)
+        return dict(zip(self.proprio, widths, strict=True))
+
+    @property
+    def action_dim(self) -> int:
+        """A: components of an action."""
+        return len(self.bounds) or ACTION_DIM
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -65,23 +89,37 @@ class Architecture(PolicyParams):
         return (*((self.patches,) if self.patches else ()), self.image_dim)
 
 
+def _plain(value: Any) -> Any:
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
+
+
 class PolicyNetwork(nn.Module):
     """Cached features in, actions out.
 
     images: camera -> (B, D) raw pooled CLIP features, or (B, P, D) patch tokens; text: (B, D); proprio: name -> (B, k)
     in metres, radians and quaternions; with L > 1 observations both have an axis of them after B, oldest first.
-    actions: (B, H, 7) in the environment's units, [-1, 1].
+    actions: (B, H, A) in the environment's units: LIBERO's seven, in [-1, 1], or those of the robot that was learnt
+    from, within `Architecture.bounds`.
     """
+
+    limits: Tensor
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.arch = arch
         self.normaliser = Normaliser(
             dict.fromkeys(arch.cameras, arch.frame_shape),
-            {p: PROPRIO_DIMS[p] for p in arch.proprio},
-            ACTION_DIM,
+            arch.proprio_dims,
+            arch.action_dim,
             arch.standardise_actions,
+            arch.bounds,
         )
+        limits = torch.tensor(arch.bounds or ((-1.0, 1.0),) * ACTION_DIM, dtype=torch.float32).T
+        self.register_buffer("limits", limits.contiguous(), persistent=False)
         self.fusion = make_fusion(arch)
         self.head = make_head(arch)
         self.keyframes: Keyframes | None = None  # training adds it
@@ -114,14 +152,14 @@ class PolicyNetwork(nn.Module):
         noise: Float[Tensor, "B H A"],
         steps: int | None = None,
     ) -> Float[Tensor, "B H A"]:
-        """Return actions for the environment, clipped to [-1, 1]; `steps` defaults to the policy's sampling_steps."""
+        """Return actions for the environment, clipped; `steps` defaults to the policy's sampling_steps."""
         return self.actions(
             self.head.sample(self.condition(images, text, proprio), noise, steps or self.arch.sampling_steps)
         )
 
     def actions(self, chunk: Float[Tensor, "B H A"]) -> Float[Tensor, "B H A"]:
-        """Return what the head has sampled in the environment's units, clipped to [-1, 1]."""
-        return self.normaliser.action.inverse(chunk).clamp(-1, 1)
+        """Return what the head has sampled in the environment's units, clipped to their range."""
+        return self.normaliser.action.inverse(chunk).clamp(self.limits[0], self.limits[1])
 
     def propose(
         self,
@@ -179,7 +217,8 @@ class PolicyNetwork(nn.Module):
 
 def make_fusion(arch: Architecture) -> Fusion:
     """Return the fusion of these inputs."""
-    inputs = Inputs(arch.cameras, arch.proprio, arch.n_obs_steps, arch.patches or 1, arch.image_dim, arch.text_dim)
+    sizes = (arch.patches or 1, arch.image_dim, arch.text_dim)
+    inputs = Inputs(arch.cameras, arch.proprio, arch.n_obs_steps, *sizes, arch.proprio_dims)
     return Fusion(inputs, arch.condition_dim, arch.token_width)
 
 
@@ -191,13 +230,13 @@ def make_head(arch: Architecture) -> Head:
     if arch.head in HEADS_IN_STEPS:
         network = {"mlp": MlpVelocity, "residual": ResidualVelocity}[arch.head_network]
         velocity = network(
-            arch.horizon, ACTION_DIM, arch.condition_dim, arch.head_width, arch.head_layers, arch.time_dim
+            arch.horizon, arch.action_dim, arch.condition_dim, arch.head_width, arch.head_layers, arch.time_dim
         )
         if arch.head == "flow":
             return RectifiedFlow(velocity)
         if arch.head == "diffusion":
             return Diffusion(velocity)
-    sizes = (arch.horizon, ACTION_DIM, arch.condition_dim, arch.head_width, arch.head_layers)
+    sizes = (arch.horizon, arch.action_dim, arch.condition_dim, arch.head_width, arch.head_layers)
     if arch.head == "cvae":
         return Cvae(*sizes)
     if arch.head == "tokens":

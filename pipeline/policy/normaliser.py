@@ -1,7 +1,7 @@
 """Standardisation of inputs and actions. Saved with the policy, so that rollout uses the training set's statistics."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 # Below this spread a dimension is taken as constant. Actions are in [-1, 1]; positions in metres and radians:
 # 0.01 is half a millimetre of commanded motion, or under one degree of a joint. Forces in N spread by far more.
 MIN_STD = 1e-2
+# Of robots whose units are not known: below this share of the widest component of a signal, a component is constant.
+CONSTANT_SHARE = 1e-3
 FEATURE_MIN_STD = 1e-4  # features have no unit; this only guards against a division by zero
 # A patch in which next to nothing happens is not to be blown up: at least this much of the spread that the same channel
 # has in the camera's patches on the whole.
@@ -124,6 +126,8 @@ class Normaliser(nn.Module):
     Args:
         image_shapes: camera -> (D,) of a pooled feature, (P, D) of a grid's P patches.
         proprio_dims: input -> k.
+        bounds: of each component of an action in the demonstrations, if they are not LIBERO's. Their units are not
+            known then, and actions that are not standardised are scaled from there to [-1, 1].
     """
 
     def __init__(
@@ -132,12 +136,14 @@ class Normaliser(nn.Module):
         proprio_dims: Mapping[str, int],
         action_dim: int,
         standardise_actions: bool,
+        bounds: Sequence[tuple[float, float]] = (),
     ) -> None:
         super().__init__()
         self.images = nn.ModuleDict({name: Standardiser(*shape) for name, shape in image_shapes.items()})
         self.proprio = nn.ModuleDict({name: Standardiser(dim) for name, dim in proprio_dims.items()})
         self.action = Standardiser(action_dim)
         self._standardise_actions = standardise_actions  # otherwise mean 0, spread 1
+        self._bounds = tuple(bounds)
 
     def fit(self, images: Mapping[str, Moments], proprio: Mapping[str, Moments], action: Moments) -> None:
         """Take the statistics of the training rows, of each camera's features, each input of proprio, and actions."""
@@ -145,9 +151,18 @@ class Normaliser(nn.Module):
             usual = moments.std.square().reshape(-1, moments.std.shape[-1]).mean(0).sqrt()
             _standardiser(self.images, name).fit(moments, (PATCH_MIN_STD * usual).clamp_min(FEATURE_MIN_STD))
         for name, moments in proprio.items():
-            _standardiser(self.proprio, name).fit(moments)
+            _standardiser(self.proprio, name).fit(moments, self._min_std(moments))
         if self._standardise_actions:
-            self.action.fit(action)
+            self.action.fit(action, self._min_std(action))
+        elif self._bounds:
+            low, high = torch.tensor(self._bounds, dtype=torch.float64).T
+            self.action.mean.copy_((low + high) / 2)
+            self.action.std.copy_(torch.where(high > low, (high - low) / 2, 1.0))
+
+    def _min_std(self, moments: Moments) -> float:
+        if not self._bounds:
+            return MIN_STD
+        return CONSTANT_SHARE * float(moments.std.max()) or 1.0
 
     def inputs(
         self,

@@ -8,6 +8,7 @@ from pydantic import Field
 from pipeline.ranges import Count, NotNegative, Width
 
 Proprio = Literal["joint_pos", "ee_pose", "gripper", "ee_wrench"]
+"""LIBERO's; data of other robots have states of their own (demos.keys.state)."""
 HeadName = Literal["flow", "diffusion", "l1", "l2", "cvae", "tokens"]
 NetworkName = Literal["mlp", "residual"]
 HEADS_IN_STEPS: tuple[HeadName, ...] = ("flow", "diffusion")
@@ -22,7 +23,7 @@ class PolicyParams:
 
     cameras: Annotated[tuple[str, ...], Field(min_length=1)]  # of embed.cameras
     features: Literal["pooled", "grid"]  # of each frame: CLIP's pooled feature, or the patch tokens of embed.grid
-    proprio: tuple[Proprio, ...]
+    proprio: tuple[str, ...]  # states that are given beside the images
     n_obs_steps: Count  # observations given, `n_action_steps` apart: the newest, and those before it
     condition_dim: Width  # of every modality's embedding and of the condition
     token_width: Width  # of a compressed patch token

@@ -164,6 +164,11 @@ def check_pictures(spec: PolicySpec, sim: Sim) -> None:
         DataError: names both sides and the remedy.
     """
     check_transform(spec)
+    if spec.data["sim"] is None:
+        raise DataError(
+            f"the policy was trained on data of your own ({', '.join(spec.data['stores'])}), which LIBERO's simulator "
+            "cannot show. Run it on its robot"
+        )
     check_drawn(spec.data["sim"], sim)
 
 

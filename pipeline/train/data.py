@@ -53,7 +53,7 @@ class Batch:
     images: Features
     text: Float[Tensor, "B Dt"]
     proprio: dict[str, Float[Tensor, "B *time"]]
-    actions: Float[Tensor, "B H 7"]
+    actions: Float[Tensor, "B H A"]
     keyframes: Float[Tensor, "B 6"] | None = None
 
 
@@ -75,7 +75,7 @@ class Table:
     text: Float[Tensor, "K Dt"]
     text_of_row: Int[Tensor, " N"]
     proprio: dict[str, Float[Tensor, "N _"]]
-    action: Float[Tensor, "N 7"]
+    action: Float[Tensor, "N A"]
     last: Int[Tensor, " N"]  # last row of each row's episode
     past: Int[Tensor, "N L"] | None = None  # rows that a policy with a history sees at each row, oldest first
     keyframes: Float[Tensor, "N 6"] | None = None  # where the hand is when the gripper next changes, and after that
@@ -97,7 +97,7 @@ class Table:
     def batch(
         self, rows: Int[Tensor, " B"], horizon: int, images: Features | None = None, drawn: Drawn | None = None
     ) -> Batch:
-        """Gather the rows with their action windows (B, H, 7) on the table's device.
+        """Gather the rows with their action windows (B, H, A) on the table's device.
 
         Features stay f16; the normaliser widens them.
 
@@ -268,7 +268,7 @@ def _select(suite: str, store: Store, tasks: Sequence[int] | None, wanted: Featu
 def _require_alike(selected: Sequence[Selection], also: Sequence[str]) -> None:
     first = selected[0]
     for other in selected[1:]:
-        for what in ("encoder", "transform", "sim", "grid", "depth", *also):
+        for what in ("encoder", "transform", "sim", "own", "grid", "depth", *also):
             theirs, ours = (part.store.identity.get(what) for part in (other, first))
             if theirs != ours:
                 raise DataError(

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.libero.conventions import ACTION_NAMES
-from pipeline.policy.network import ACTION_DIM, PolicyNetwork
+from pipeline.policy.network import PolicyNetwork
 from pipeline.train.data import Table
 from pipeline.train.settings import TrainFlow
 
@@ -36,7 +36,8 @@ def _action_metrics(network: PolicyNetwork, table: Table, rows: Tensor, cfg: Tra
     if len(rows) == 0:
         return dict.fromkeys(("action_mse", "action_mae", "action_mse_of"))
     mse, mae = action_error(network, table, rows, cfg.metrics_rows, cfg.seed, at_once(cfg))
-    by_name = dict(zip(ACTION_NAMES, mse.tolist(), strict=True))
+    names = [str(i) for i in range(len(mse))] if network.arch.bounds else ACTION_NAMES
+    by_name = dict(zip(names, mse.tolist(), strict=True))
     return {"action_mse": float(mse.mean()), "action_mae": float(mae.mean()), "action_mse_of": by_name}
 
 
@@ -52,7 +53,7 @@ def mean_loss(network: PolicyNetwork, table: Table, rows: Int[Tensor, " N"], see
     device = table.action.device
     total = 0.0
     for part in rows.split(chunk):
-        noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
+        noise = torch.randn(len(part), network.arch.horizon, network.arch.action_dim, generator=generator)
         u = torch.rand(len(part), generator=generator)
         batch = table.batch(part, network.arch.horizon)
         observed = batch.images, batch.text, batch.proprio
@@ -64,7 +65,7 @@ def mean_loss(network: PolicyNetwork, table: Table, rows: Int[Tensor, " N"], see
 @torch.no_grad()
 def action_error(
     network: PolicyNetwork, table: Table, rows: Int[Tensor, " N"], limit: int, seed: int, chunk: int = CHUNK
-) -> tuple[Float[Tensor, "7"], Float[Tensor, "7"]]:
+) -> tuple[Float[Tensor, " A"], Float[Tensor, " A"]]:
     """Return each dimension's (MSE, MAE) between sampled and recorded actions in the environment's units, over chunks.
 
     At most `limit` rows, evenly spread over `rows`, are sampled, with the policy's own number of steps.
@@ -72,9 +73,9 @@ def action_error(
     rows = _spread(rows, limit)
     generator = torch.Generator().manual_seed(seed)
     device = table.action.device
-    squared, absolute = torch.zeros(2, ACTION_DIM, dtype=torch.float64)
+    squared, absolute = torch.zeros(2, network.arch.action_dim, dtype=torch.float64)
     for part in rows.split(chunk):
-        noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
+        noise = torch.randn(len(part), network.arch.horizon, network.arch.action_dim, generator=generator)
         batch = table.batch(part, network.arch.horizon)
         error = network.act(batch.images, batch.text, batch.proprio, noise.to(device)) - batch.actions
         squared += error.double().square().sum((0, 1)).cpu()
@@ -95,7 +96,7 @@ def straightness(
     generator = torch.Generator().manual_seed(seed)
     rows, total = _spread(rows, limit), 0.0
     for part in rows.split(chunk):
-        noise = torch.randn(len(part), network.arch.horizon, ACTION_DIM, generator=generator)
+        noise = torch.randn(len(part), network.arch.horizon, network.arch.action_dim, generator=generator)
         batch = table.batch(part, network.arch.horizon)
         bent = network.straightness(batch.images, batch.text, batch.proprio, noise.to(table.action.device))
         if bent is None:

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from cache.reader import Store
+from pipeline.data.demos import Demo, digest, read, scan, tasks
 from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.settings import EncoderParams
 from pipeline.errors import ConfigError, DataError
-from pipeline.libero.demos.read import Demo, digest, read, scan
-from pipeline.libero.suites import tasks
 from pipeline.policy.network import PolicyNetwork
 from pipeline.train.data import Table
 from pipeline.train.images import MIB, ResidentImages
@@ -108,7 +107,7 @@ def _frames(
 ) -> dict[str, Tensor]:
     demos: dict[tuple[str, str], tuple[Demo, str]] = {}
     for suite, store in stores.items():
-        chosen = tasks(suite, sorted({e.task for e in table.episodes if e.suite == suite}))
+        chosen = tasks(root, suite, sorted({e.task for e in table.episodes if e.suite == suite}))
         found = {demo.source: demo for demo in scan(root, suite, chosen, cameras)[0]}
         for source, expected in zip(store.episodes.source, store.episodes.digest, strict=True):
             if source in found:

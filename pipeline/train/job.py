@@ -95,7 +95,7 @@ def run(
     )
     source = next(iter(stores.values())).identity
     grid = source.get("grid")
-    arch = Architecture.of(policy, table.images.dim, table.text.shape[1], grid["size"] ** 2 if grid else None)
+    arch = architecture(policy, table, source)
     teacher = load_teacher(cfg, arch, source, places.out, accelerator.device)
     identity = training_identity(cfg, arch, stores, learnt)
     require_room(arch, places)
@@ -129,6 +129,17 @@ def run(
             checkpoint.remove(scratch)
     accelerator.end_training()
     return told
+
+
+def architecture(policy: PolicyParams, table: Table, source: Mapping[str, Any]) -> Architecture:
+    """Return the network for the table's rows; `source` is the identity of their store."""
+    grid = source.get("grid")
+    sizes = table.images.dim, table.text.shape[1], grid["size"] ** 2 if grid else None
+    if "own" not in source:
+        return Architecture.of(policy, *sizes)
+    bounds = zip(table.action.min(0).values.tolist(), table.action.max(0).values.tolist(), strict=True)
+    widths = tuple(table.proprio[name].shape[1] for name in policy.proprio)
+    return Architecture.of(policy, *sizes, widths, tuple(bounds))
 
 
 def require_room(arch: Architecture, places: Places) -> None:
@@ -195,6 +206,7 @@ def training_identity(cfg: TrainFlow, arch: Architecture, stores: Mapping[str, S
             "tasks": dict(learnt),
             "action": cfg.action,
             "sim": first["sim"],
+            **({"own": first["own"]} if "own" in first else {}),
             **({"depth": first["depth"]} if any(is_depth(camera) for camera in arch.cameras) else {}),
             "teacher": teacher_identity(cfg.teacher),
         },

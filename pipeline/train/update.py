@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pipeline.policy.network import ACTION_DIM, Architecture
+from pipeline.policy.network import Architecture
 from pipeline.policy.normaliser import Noise
 from pipeline.train.data import Table
 from pipeline.train.images import Features
@@ -90,7 +90,7 @@ class Update:
         """
         seed = step_seed(self.cfg.seed, step)
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(size, self.arch.horizon, ACTION_DIM, generator=generator)
+        noise = torch.randn(size, self.arch.horizon, self.arch.action_dim, generator=generator)
         u = torch.rand(size, generator=generator)
         views = None
         if (count := self.table.images.views) > 1:

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.libero.demos.layout import GUIDE, demo_file
+from pipeline.libero.demos.layout import GUIDE, INDEX, demo_file
 from pipeline.libero.demos.read import Demo, Quarantined, recorded_with, scan
 from pipeline.libero.settings import Demos
 from pipeline.libero.suites import Task
-
-INDEX = "index.json"
 
 
 def is_current(directory: Path, chosen: Sequence[Task], fingerprint: str) -> bool:

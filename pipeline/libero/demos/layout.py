@@ -7,6 +7,8 @@ from pipeline.libero.depth import SUFFIX
 from pipeline.libero.settings import Demos
 from pipeline.libero.suites import Task
 
+INDEX = "index.json"
+"""In the directory of a suite: what is there, and what is left out."""
 GUIDE = "The layout is described in docs/demonstrations.md"
 IMAGE_KEYS = {"agentview": "agentview_rgb", "eye_in_hand": "eye_in_hand_rgb"}
 """Camera -> data set below `obs/`."""

@@ -63,6 +63,11 @@ class Demo:
         return f"{_named(self.file)} {self.name}"
 
     @property
+    def number(self) -> int:
+        """Of its group."""
+        return _number(self.name)
+
+    @property
     def source(self) -> str:
         """What a store calls it: file/demo."""
         return f"{self.file.name}/{self.name}"

@@ -22,7 +22,7 @@ from pipeline.libero.settings import Demos
 from pipeline.libero.suites import Task, tasks
 from tests.libero.synthetic import SIM, make_episode
 
-DEMOS = Demos("scripted", None, 3, False, 48, 0.0, 0.0, 0.0, noise_sigma=0.1, trajectory_diversity=1.0)
+DEMOS = Demos("scripted", None, None, 3, False, 48, 0.0, 0.0, 0.0, noise_sigma=0.1, trajectory_diversity=1.0)
 SERIAL = Compute("serial", None, None)
 Tried = list[tuple[int, int, int]]
 
