@@ -145,6 +145,22 @@ def read(demo: Demo, cameras: Sequence[str], start: int = 0, stop: int | None = 
         raise DataError(f"{demo}: cannot be read: {error}. Make or download it again.") from error
 
 
+def read_hand(demo: Demo) -> np.ndarray:
+    """Return the state that LeRobot and openpi give: (T, 8) float64, as the file has it.
+
+    Position of the end effector (3: m), rotation as axis times angle (3: rad), the two fingers (2: m).
+
+    Raises:
+        DataError: the file cannot be read (any more).
+    """
+    try:
+        with h5py.File(demo.file, "r") as file:
+            obs = file["data"][demo.name]["obs"]
+            return np.concatenate([obs["ee_states"][()], obs["gripper_states"][()]], axis=1).astype(np.float64)
+    except UNREADABLE as error:
+        raise DataError(f"{demo}: cannot be read: {error}. Make or download it again.") from error
+
+
 @dataclass(frozen=True)
 class Motion:
     """What it takes to do a demonstration again.
