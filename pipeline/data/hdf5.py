@@ -127,7 +127,7 @@ class Hdf5Files:
             if key not in there:
                 yield naming.missing(setting, key, shown)
         if lacking := {*wanted.values()} - there.keys():
-            yield naming.inventory(shown)
+            yield naming.inventory({name: f"{data.dtype} {_each(data)}" for name, data in there.items()})
         if self.keys.action in lacking:
             return
         length = len(there[self.keys.action])
@@ -155,6 +155,11 @@ class Hdf5Files:
 def natural(name: str) -> list[tuple[int, str]]:
     """Return what to sort by for demo_2 to come before demo_10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _each(data: Any) -> str:
+    """Return a shape without the number of steps, which differs from one demonstration to the next."""
+    return f"({', '.join(['T', *map(str, data.shape[1:])])})" if data.shape else "()"
 
 
 def _misshapen(data: Any, picture: bool, length: int) -> str | None:

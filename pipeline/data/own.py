@@ -7,6 +7,7 @@ people look at them, and the largest square in their middle is what is seen of t
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -144,11 +145,11 @@ class DataSet:
         left_out: list[Quarantined] = []
         for episode in self.episodes:
             try:
-                demo = self._demo(episode, tasks)
-                require_alike(demo, demos[0] if demos else demo)
-                demos.append(demo)
+                demos.append(self._demo(episode, tasks))
             except DataError as error:
                 left_out.append(Quarantined(episode.file, episode.name, str(error)))
+        demos, others = _alike(demos)
+        left_out += others
         if not demos:
             raise DataError(f"{self.root}: no demonstration is usable. {GUIDE}\n  " + "\n  ".join(_once(left_out)))
         for entry in left_out:
@@ -182,17 +183,22 @@ class DataSet:
         return Demo(tasks[episode.instruction], episode, source, self.keys, self.reader.fps, sizes, widths)
 
 
-def require_alike(demo: Demo, first: Demo) -> None:
-    """Raise DataError for a demonstration of other widths or another frame size than the first one."""
-    kinds = (("components", demo.widths, first.widths), ("pixels along a side", demo.sizes, first.sizes))
-    different = [
-        f"{name} has {here[name]} {unit}, {there[name]} in {first.source}"
-        for unit, here, there in kinds
-        for name in here
-        if here[name] != there[name]
-    ]
-    if different:
-        raise DataError(f"{'; '.join(different)}. One data set takes one robot and one size of frames")
+def _alike(demos: Sequence[Demo]) -> tuple[list[Demo], list[Quarantined]]:
+    """Return the demonstrations of the widths and frame sizes that most have, and the others with what differs."""
+    kinds = Counter((*demo.widths.items(), *demo.sizes.items()) for demo in demos)
+    usual = kinds.most_common(1)[0][0] if kinds else ()
+    kept: list[Demo] = []
+    left_out: list[Quarantined] = []
+    for demo in demos:
+        kind = (*demo.widths.items(), *demo.sizes.items())
+        pairs = zip(kind, usual, strict=True)
+        different = [f"{name} has the size {k}, in most it is {most}" for (name, k), (_, most) in pairs if k != most]
+        if different:
+            reason = f"{'; '.join(different)}. One data set takes one robot, and one size of frames"
+            left_out.append(Quarantined(demo.file, demo.name, reason))
+        else:
+            kept.append(demo)
+    return kept, left_out
 
 
 def read_index(directory: Path) -> dict[str, Any]:

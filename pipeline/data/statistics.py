@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, Num, UInt8
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
-def of_rows(rows: Float[np.ndarray, "n k"]) -> dict[str, Any]:
+def of_rows(rows: Num[np.ndarray, "n k"]) -> dict[str, Any]:
     """Return least, greatest, mean, standard deviation and quantiles of each column, and the number of rows."""
     wide = rows.astype(np.float64)
     found = {"min": wide.min(0), "max": wide.max(0), "mean": wide.mean(0), "std": wide.std(0)}

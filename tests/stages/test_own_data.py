@@ -1,0 +1,203 @@
+"""docs/own_data.md, command by command: from another robot's files to a policy."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cache import open_store
+from pipeline.config import load
+from pipeline.config.__main__ import main as compose
+from pipeline.errors import ConfigError, DataError
+from pipeline.policy import bundle
+from pipeline.rollout.agent import check_settings
+from stages import demos, embed, eval_libero, train_flow
+from tests.data import make
+from tests.encode import tiny
+from tests.imports import ROOT
+
+PAGE = (ROOT / "docs/own_data.md").read_text()
+COMMANDS, EXPORT = (block.splitlines() for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S))
+(SNIPPET,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+MAINS = {
+    "python -m pipeline.config": compose,
+    "python -m stages.demos": demos.main,
+    "python -m stages.embed": embed.main,
+    "accelerate launch -m stages.train_flow": train_flow.main,
+}
+SMALL = [f"embed.encoder.model={tiny.MODEL}", "embed.encoder.pretrained=seeded", "embed.encoder.precision=fp32"]
+SMALL += ["embed.shard_rows=16", "embed.chunk_rows=16", "policy.condition_dim=16", "policy.head_width=32"]
+SMALL += ["policy.horizon=4", "policy.n_action_steps=2", "train_flow.epochs=3", "train_flow.batch_size=16"]
+TAKES = tuple(make.Take(i, 12 + i, make.TASKS[i % 2]) for i in range(6))
+
+
+def run(line: str, *more: str) -> None:
+    """Do what a command does, in this process."""
+    command = next(command for command in MAINS if line.startswith(command))
+    MAINS[command]([*line.removeprefix(command).split(), *more])
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with nothing but configs/, and beside it a data set as the page's example has it."""
+    tiny.register(tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "checkout/configs")
+    make.write_v3(tmp_path / "my_robot", TAKES)
+    monkeypatch.chdir(tmp_path / "checkout")
+    return tmp_path
+
+
+def made(*overrides: str, line: str = COMMANDS[0]) -> None:
+    run(line, *SMALL, *overrides)
+
+
+def test_the_page_goes_from_files_to_a_policy(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {line.split(" --")[0].split(" compose")[0] for line in COMMANDS} == {*MAINS}
+    for line in COMMANDS:
+        run(line, *(SMALL if "compose" in line else []))
+    told = capsys.readouterr().out
+    assert "  0  pick up the cube: 3 demonstrations, 42 frames" in told
+    assert "own (own): 6 demonstrations, 87 frames" in told
+    index = json.loads(Path("data/demos/own/index.json").read_text())
+    assert index["own"]["widths"] == {"joints": 6, "action": 6} and index["quarantine"] == []
+    store = open_store("data/embeddings/own.zarr")
+    assert store.fields == ("image/front", "lowdim/joints", "lowdim/action")
+    assert store.texts.instructions == list(make.TASKS)
+    of_task = [TAKES[i] for i in (0, 1, 2, 3, 4, 5)]
+    start = 0
+    for episode, take in enumerate(of_task):
+        assert store.episodes.source[episode].endswith(f"episode_{take.seed:06d}")
+        for name in ("joints", "action"):
+            rows = store.read(f"lowdim/{name}")[start : start + take.length]
+            np.testing.assert_array_equal(rows, take.arrays[name])
+        start += take.length
+    names: dict[str, Any] = {}
+    exec(SNIPPET, names)
+    arch = names["arch"]
+    assert (arch.cameras, arch.proprio_dims, arch.action_dim) == (("front",), {"joints": 6}, 6)
+    assert set(capsys.readouterr().out.splitlines()) == {"('front',) {'joints': 6} 6 4"}
+    acts_within_what_it_learnt()
+    embed.main(["--verify"])
+    assert "equal bit for bit" in capsys.readouterr().out
+    embed.main([])
+    assert "up to date" in capsys.readouterr().out
+
+
+def acts_within_what_it_learnt() -> None:
+    policy = bundle.load("runs/flow/policy")
+    network, arch = policy.network, policy.spec.architecture
+    actions = np.concatenate([take.arrays["action"] for take in TAKES])
+    torch.testing.assert_close(network.limits[0], torch.from_numpy(actions.min(0)))
+    torch.testing.assert_close(network.limits[1], torch.from_numpy(actions.max(0)))
+    assert float(network.normaliser.action.std.min()) > 20, "in the robot's units"
+    images = {"front": torch.randn(3, arch.image_dim)}
+    chunk = network.act(images, torch.randn(3, arch.text_dim), {"joints": torch.randn(3, 6)}, 50 * torch.randn(3, 4, 6))
+    assert chunk.shape == (3, 4, 6) and float(chunk.abs().max()) > 20
+    assert bool((chunk >= network.limits[0]).all() and (chunk <= network.limits[1]).all())
+    assert policy.spec.data["sim"] is None and policy.spec.data["own"]["fps"] == make.FPS
+    report = json.loads(Path("runs/flow/train.json").read_text())
+    assert list(report["train_action_mse_of"]) == ["0", "1", "2", "3", "4", "5"]
+    assert report["recipe"]["demonstrations"]["source"] == "own"
+
+
+def test_it_is_not_rolled_out_in_liberos_simulator(project: Path) -> None:
+    for line in (COMMANDS[0], *COMMANDS[2:]):
+        run(line, *(SMALL if "compose" in line else []))
+    params, spec = load(), bundle.load_spec("runs/flow/policy")
+    with pytest.raises(DataError, match=r"trained on data of your own \(own\), which LIBERO's simulator cannot show"):
+        check_settings(spec, params.sim, params.embed.encoder)
+    with pytest.raises((ConfigError, DataError), match="own"):
+        eval_libero.main([])
+
+
+@pytest.mark.parametrize("head", ["diffusion", "tokens", "l1", "cvae"])
+def test_every_head_learns_it(head: str, project: Path) -> None:
+    bounded = head in ("diffusion", "tokens")
+    made(f"policy.head={head}", f"policy.standardise_actions={'false' if bounded else 'true'}")
+    for line in COMMANDS[2:]:
+        run(line)
+    network = bundle.load("runs/flow/policy").network
+    if bounded:
+        actions = torch.from_numpy(np.concatenate([take.arrays["action"] for take in TAKES]))
+        scaled = network.normaliser.action(actions)
+        torch.testing.assert_close(scaled.min(0).values, -torch.ones(6))
+        torch.testing.assert_close(scaled.max(0).values, torch.ones(6))
+
+
+def test_a_state_of_another_name_a_task_alone_and_patch_tokens(project: Path) -> None:
+    grip = "+demos.keys.state.grip=observation.grip"
+    made(grip, "policy.proprio=[joints,grip]", "data.tasks.own=[1]", "policy.n_obs_steps=2", "policy.features=grid")
+    tree = yaml.safe_load(Path("params.yaml").read_text()) if Path("params.yaml").exists() else None
+    assert tree is None, "a grid is asked for, and none is embedded"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["policy.cameras=[agentview]"], "policy.cameras has 'agentview'; it can have front"),
+        (["embed.cameras=[front,wrist]"], "embed.cameras has 'wrist'; it can have front"),
+        (["policy.proprio=[joint_pos]"], "policy.proprio has 'joint_pos'; it can have joints"),
+        (["demos.path=null"], "demos.source is 'own' but demos.path is null"),
+        (["demos.keys=null"], "demos.source is 'own', but demos.keys is null"),
+        (["~demos.keys.cameras.front"], "demos.keys.cameras is empty; name at least 1"),
+        (["train_flow.keyframe_weight=0.5"], "keyframe_weight takes LIBERO's hand and gripper.*set it to 0"),
+        (["train_flow.action=expert_action"], "which only scripted demonstrations have; use 'action'"),
+        (["data=libero_spatial"], "demos.source own takes one name of your own choice"),
+        (["data.tasks.own=[-1]"], "data.tasks.own has -1; ids go from 0"),
+        (["+demos.keys.state.action=x"], "demos.keys.state has 'action'"),
+        (["+demos.keys.cameras.front_depth=x"], "demos.keys.cameras has 'front_depth'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(overrides: list[str], message: str, project: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(*overrides)
+
+
+def test_what_is_missing_is_named_and_an_older_result_stays(project: Path) -> None:
+    made()
+    demos.main([])
+    before = Path("data/demos/own/index.json").read_text()
+    made("demos.keys.action=actoin")
+    with pytest.raises(DataError, match=r"my_robot/meta/info.json: has no 'actoin', which demos.keys.action names"):
+        demos.main([])
+    made("demos.path=../nowhere")
+    with pytest.raises(DataError, match=r"nowhere is not there; it must name the directory of a data set.*own_data.md"):
+        demos.main([])
+    made("data.tasks.own=[0,7]")
+    with pytest.raises(DataError, match=r"data.tasks.own has \[7\]; the data set has: 0 pick up the cube; 1 push"):
+        demos.main([])
+    assert Path("data/demos/own/index.json").read_text() == before
+    made("data.tasks.own=[1]")
+    demos.main([])
+    embed.main([])
+    assert open_store("data/embeddings/own.zarr").texts.instructions == [make.TASKS[1]]
+    assert all(path.is_symlink() for path in Path("data/demos/own/data").rglob("*") if path.is_file())
+    shutil.rmtree(project / "my_robot")
+    with pytest.raises(DataError):
+        embed.main([])
+
+
+def test_an_episode_that_breaks_while_it_is_embedded_is_left_out(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made("compute=serial")
+    demos.main([])
+    from pipeline.embed import worker
+
+    whole = worker.read
+
+    def read(demo: Any, cameras: Any, start: int, stop: int) -> dict[str, Any]:
+        if demo.number == 2:
+            raise DataError(f"{demo}: is damaged")
+        return whole(demo, cameras, start, stop)
+
+    monkeypatch.setattr(worker, "read", read)
+    embed.main([])
+    sources = open_store("data/embeddings/own.zarr").episodes.source
+    assert [source[-1] for source in sources] == ["0", "1", "3", "4", "5"]
