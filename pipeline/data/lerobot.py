@@ -90,7 +90,7 @@ class Episode:
             return frames_at(clip.file, times, TOLERANCE / self.fps)
         try:
             return np.stack([_picture(content) for content in self._pictures(key, start, stop)])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{self.file}: {key} of {self.name} holds no pictures ({error}). {AGAIN}") from error
 
     def content(self, key: str) -> Iterator[bytes]:
@@ -136,7 +136,10 @@ class LeRobotDataset:
         Raises:
             DataError: the metadata cannot be read.
         """
-        found = [self._episode(row) for row in self._episode_rows()]
+        try:
+            found = [self._episode(row) for row in self._episode_rows()]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.root}/meta: the table of episodes is damaged ({error}). {AGAIN}") from error
         return sorted(found, key=lambda episode: episode.number)
 
     @property

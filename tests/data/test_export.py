@@ -65,8 +65,8 @@ def originals(demos: Path, task: Task) -> list[dict[str, np.ndarray]]:
         groups = [file[f"data/demo_{i}"] for i in range(len(LENGTHS))]
         return [
             {
-                "front": group["obs/agentview_rgb"][:-1, ::-1, ::-1],
-                "wrist": group["obs/eye_in_hand_rgb"][:-1, ::-1, ::-1],
+                "front": group["obs/agentview_rgb"][:-1][:, ::-1, ::-1],
+                "wrist": group["obs/eye_in_hand_rgb"][:-1][:, ::-1, ::-1],
                 "hand": np.concatenate([group["obs/ee_states"][:-1], group["obs/gripper_states"][:-1]], 1),
                 "action": group["actions"][1:],
             }

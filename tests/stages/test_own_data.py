@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from cache import open_store
 from pipeline.config import load
@@ -32,7 +31,13 @@ MAINS = {
     "accelerate launch -m stages.train_flow": train_flow.main,
 }
 SMALL = [f"embed.encoder.model={tiny.MODEL}", "embed.encoder.pretrained=seeded", "embed.encoder.precision=fp32"]
-SMALL += ["embed.shard_rows=16", "embed.chunk_rows=16", "policy.condition_dim=16", "policy.head_width=32"]
+SMALL += [
+    "compute=serial",
+    "embed.shard_rows=16",
+    "embed.chunk_rows=16",
+    "policy.condition_dim=16",
+    "policy.head_width=32",
+]
 SMALL += ["policy.horizon=4", "policy.n_action_steps=2", "train_flow.epochs=3", "train_flow.batch_size=16"]
 TAKES = tuple(make.Take(i, 12 + i, make.TASKS[i % 2]) for i in range(6))
 
@@ -132,9 +137,13 @@ def test_every_head_learns_it(head: str, project: Path) -> None:
 
 def test_a_state_of_another_name_a_task_alone_and_patch_tokens(project: Path) -> None:
     grip = "+demos.keys.state.grip=observation.grip"
-    made(grip, "policy.proprio=[joints,grip]", "data.tasks.own=[1]", "policy.n_obs_steps=2", "policy.features=grid")
-    tree = yaml.safe_load(Path("params.yaml").read_text()) if Path("params.yaml").exists() else None
-    assert tree is None, "a grid is asked for, and none is embedded"
+    patches = ("embed.grid={size:2,layer:-1}", "policy.features=grid", "policy.n_obs_steps=2")
+    made(grip, "policy.proprio=[grip,joints]", "data.tasks.own=[1]", *patches)
+    for line in COMMANDS[2:]:
+        run(line)
+    spec = bundle.load("runs/flow/policy").spec
+    assert spec.architecture.proprio_dims == {"grip": 1, "joints": 6} and spec.architecture.patches == 4
+    assert spec.data["tasks"] == {"own": [1]}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +195,7 @@ def test_what_is_missing_is_named_and_an_older_result_stays(project: Path) -> No
 def test_an_episode_that_breaks_while_it_is_embedded_is_left_out(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made("compute=serial")
+    made()
     demos.main([])
     from pipeline.embed import worker
 
