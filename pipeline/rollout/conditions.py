@@ -11,12 +11,14 @@ from pipeline.libero.sim.displacement import displaced
 from pipeline.libero.sim.simulator import CAMERAS, Observation, Simulator
 from pipeline.libero.suites import Task, tasks
 from pipeline.rollout.agent import Agent
+from pipeline.rollout.latency import LatencyAgent
 from pipeline.rollout.settings import PLAIN, condition_parts
 
 BLANK = "blank_cameras"
 OTHER_EPISODE = "other_episode"
-OF_THE_AGENT = (BLANK, OTHER_EPISODE, "other_instruction", "paraphrased_instruction")
-"""The conditions that change what an agent is given; the others change the scene."""
+LATENCY, ASYNCHRONOUS = "latency", "latency_asynchronous"
+OF_THE_AGENT = (BLANK, OTHER_EPISODE, "other_instruction", "paraphrased_instruction", LATENCY, ASYNCHRONOUS)
+"""The conditions that change what an agent is given, or when; the others change the scene."""
 
 
 def without(condition: str, part: str) -> str:
@@ -34,8 +36,12 @@ def baseline(condition: str, asked: Mapping[str, float | None]) -> str:
     return scene if alike else PLAIN
 
 
-def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:
-    """Return the agent as this condition lets it see and hear."""
+def alter_agent(agent: Agent, condition: str, amount: float | None, sim: Sim) -> Agent:
+    """Return the agent as this condition lets it see, hear and act.
+
+    Raises:
+        ConfigError: see `LatencyAgent`.
+    """
     for part in condition_parts(condition):
         if part == BLANK:
             agent = BlankCameraAgent(agent, sim.image_size)
@@ -43,6 +49,8 @@ def alter_agent(agent: Agent, condition: str, sim: Sim) -> Agent:
             agent = OtherWordsAgent(agent, next_instruction)
         elif part == "paraphrased_instruction":
             agent = OtherWordsAgent(agent, paraphrase)
+        elif part in (LATENCY, ASYNCHRONOUS):
+            agent = LatencyAgent(agent, amount or 0.0, part == ASYNCHRONOUS)
     return agent
 
 
@@ -54,11 +62,12 @@ def alter_world(simulator: Simulator, condition: str, amount: float | None, seed
         seed: of the episode: what is drawn here is drawn alike for every policy.
         sim_seed: that the simulator was reset with.
     """
-    if amount is None:
+    scene = set(condition_parts(condition)) - set(OF_THE_AGENT)
+    if amount is None or not scene:
         return
     rng = np.random.default_rng(seed)
     model = simulator.model
-    (altered,) = set(condition_parts(condition)) - set(OF_THE_AGENT)
+    (altered,) = scene
     if altered == "displaced":
         simulator.reset(displaced(simulator, amount, rng), sim_seed)
     elif altered == "light":

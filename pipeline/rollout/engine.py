@@ -192,7 +192,8 @@ class Worker:
         cuda = device if device.startswith("cuda") else None
         gl.activate(evaluation.sim.gl, gpu=worker_index() % gpus if gpus > 1 else None, cuda=cuda)
         self.evaluation = evaluation
-        self.agent = alter_agent(evaluation.make_agent(), evaluation.settings.condition, evaluation.sim)
+        changed = evaluation.settings
+        self.agent = alter_agent(evaluation.make_agent(), changed.condition, changed.amount, evaluation.sim)
         self.simulator: Simulator | None = None
         self._ever = False
 

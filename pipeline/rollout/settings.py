@@ -13,6 +13,8 @@ CONDITIONS = {
     "other_episode": None,
     "other_instruction": None,
     "paraphrased_instruction": None,
+    "latency": "seconds from an observation to its first action, in which the robot waits",
+    "latency_asynchronous": "seconds likewise, in which it goes on with the chunk before",
     "light": "a factor on all lights",
     "moved_camera": "metres that the agentview camera stands elsewhere, in a direction of each episode's own",
     "displaced": "metres that objects on the table may lie elsewhere, in x and y",

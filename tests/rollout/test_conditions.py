@@ -45,7 +45,7 @@ def simulator() -> Iterator[Simulator]:
 @pytest.mark.sim
 def test_blank_cameras_show_black_and_are_not_drawn(simulator: Simulator) -> None:
     agent = Attentive()
-    blank = alter_agent(agent, "blank_cameras", simulator._sim)
+    blank = alter_agent(agent, "blank_cameras", None, simulator._sim)
     record = run_episode(simulator, blank, simulator.task, 0, replace(SETTINGS, condition="blank_cameras"))
     assert (record.policy_calls, record.renders, record.steps) == (2, 0, 8)
     for obs in agent.seen:
@@ -57,7 +57,7 @@ def test_blank_cameras_show_black_and_are_not_drawn(simulator: Simulator) -> Non
 def test_a_blanked_camera_has_no_depth_either(simulator: Simulator) -> None:
     agent = Attentive()
     agent.cameras = ("agentview", "agentview_depth")
-    blank = alter_agent(agent, "blank_cameras", simulator._sim)
+    blank = alter_agent(agent, "blank_cameras", None, simulator._sim)
     assert blank.cameras == () and set(blank._black) == {"agentview", "agentview_depth"}
 
 
@@ -92,7 +92,7 @@ def test_two_conditions_at_once(simulator: Simulator) -> None:
     def run(condition: str, amount: float | None, episode: int = 3) -> tuple[list[Observation], EpisodeRecord]:
         agent = Attentive()
         settings = replace(SETTINGS, condition=condition, amount=amount)
-        altered = alter_agent(agent, condition, simulator._sim)
+        altered = alter_agent(agent, condition, None, simulator._sim)
         return agent.seen, run_episode(simulator, altered, simulator.task, episode, settings)
 
     seen, moved = run("displaced", 0.08)
@@ -111,7 +111,7 @@ def test_another_instruction_is_the_next_tasks(task: Task, sim: Sim) -> None:
     last = tasks("libero_spatial", [9])[0]
     for told, expected in ((task, 1), (last, 0)):
         agent = Attentive()
-        alter_agent(agent, "other_instruction", sim).reset(told, 0)
+        alter_agent(agent, "other_instruction", None, sim).reset(told, 0)
         assert agent.told == tasks("libero_spatial", [expected])[0].language
 
 
@@ -119,7 +119,7 @@ def test_a_paraphrase_says_the_same_in_words_held_out_from_training(task: Task, 
     told = set()
     for seed in range(20):
         agent = Attentive()
-        alter_agent(agent, "paraphrased_instruction", sim).reset(task, seed)
+        alter_agent(agent, "paraphrased_instruction", None, sim).reset(task, seed)
         told.add(agent.told)
     bowl = "the black bowl between the plate and the ramekin"
     assert told == {
@@ -132,7 +132,9 @@ def test_a_paraphrase_says_the_same_in_words_held_out_from_training(task: Task, 
 
 def test_an_agent_under_other_conditions_is_left_alone(sim: Sim) -> None:
     agent = Attentive()
-    assert all(alter_agent(agent, name, sim) is agent for name in ("plain", "light", "other_episode", "moved_camera"))
+    assert all(
+        alter_agent(agent, name, None, sim) is agent for name in ("plain", "light", "other_episode", "moved_camera")
+    )
 
 
 @pytest.mark.sim
