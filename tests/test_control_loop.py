@@ -1,0 +1,110 @@
+"""The control loop of the example, on a clock that the test turns."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import numpy as np
+import pytest
+
+from examples.control_loop import HZ, WatchdogError, drive
+
+STEPS = 4  # actions carried out of each chunk
+
+
+class Clock:
+    """Time goes on by sleeping alone."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Late(Executor):
+    """Results are there some seconds after they were asked for."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock, self._seconds = clock, seconds
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:  # type: ignore[override]
+        future, ready = Future(), self._clock() + self._seconds - 1e-9
+        future.set_result(function(*args, **kwargs))
+        future.done = lambda: self._clock() >= ready  # type: ignore[method-assign]
+        return future
+
+
+class Recorder:
+    """A robot that notes when it was asked and what it was told."""
+
+    def __init__(self, done_after: int | None = None) -> None:
+        self.sent: list[np.ndarray] = []
+        self.seen: list[int] = []
+        self.stopped = False
+        self._done_after = done_after
+
+    def observe(self) -> dict[str, Any]:
+        self.seen.append(len(self.sent))
+        return {"tick": len(self.sent)}
+
+    def send(self, action: np.ndarray) -> bool:
+        self.sent.append(action)
+        return len(self.sent) == self._done_after
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def act(observation: dict[str, Any]) -> np.ndarray:
+    """Action i says for which tick it is meant, in hundredths."""
+    chunk = np.zeros((16, 7))
+    chunk[:, 0] = (observation["tick"] + np.arange(16)) / 100
+    chunk[:, 6] = 2.0  # too large: it is clamped
+    return chunk
+
+
+def run(seconds: float, ticks: int = 20, wait: bool = False, robot: Recorder | None = None) -> tuple[Recorder, Any]:
+    clock, robot = Clock(), robot or Recorder()
+    report = drive(robot, act, STEPS, ticks, wait=wait, pool=Late(clock, seconds), clock=clock, sleep=clock.sleep)
+    assert clock.now == pytest.approx(report.ticks / HZ, abs=1 / HZ)
+    return robot, report
+
+
+def test_without_latency_each_action_is_carried_out_at_its_time() -> None:
+    robot, report = run(0.0)
+    assert [round(100 * action[0]) for action in robot.sent] == list(range(20))
+    assert robot.seen == [0, 4, 8, 12, 16] and (report.starved, report.late) == (0, 0)
+    assert max(action[6] for action in robot.sent) == 1.0
+
+
+def test_while_a_chunk_is_computed_the_last_one_goes_on() -> None:
+    robot, report = run(0.1)
+    told = [round(100 * action[0]) for action in robot.sent]
+    assert told[:2] == [0, 0] and report.starved == 2, "the first one is waited for"
+    assert told[2:6] == [0, 1, 2, 3], "and begins where the robot stands"
+    assert robot.seen[:3] == [0, 6, 10], "asked after four actions, and every four ticks from then on"
+    assert told[6:8] == [4, 5], "the first chunk goes on"
+    assert told[8:] == list(range(8, 20)), "each later action comes at the tick that it was meant for"
+    assert report.starved == 2
+
+
+def test_or_the_robot_waits_and_holds_what_it_has() -> None:
+    robot, report = run(0.1, wait=True)
+    still = [action for action in robot.sent if not action[:6].any() and action[6] == 1.0]
+    assert report.starved > 4 and len(still) >= report.starved - 3
+    assert robot.seen[1] == 6, "two ticks of waiting, four actions"
+
+
+def test_a_policy_that_is_gone_stops_the_robot() -> None:
+    robot = Recorder()
+    with pytest.raises(WatchdogError, match="no actions for 1 s: the robot was stopped"):
+        run(5.0, ticks=100, robot=robot)
+    assert robot.stopped and len(robot.sent) <= 22 and not any(action[:6].any() for action in robot.sent)
+
+
+def test_it_ends_when_the_task_is_done() -> None:
+    assert run(0.0, robot=Recorder(done_after=7))[1].ticks == 7
