@@ -52,12 +52,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.truth)
 
-    def some(self, count: int, seed: int) -> "Samples":
-        """Return `count` of the rows, or all if there are no more, in any order."""
-        rows = np.random.default_rng(seed).permutation(len(self))[:count]
-        arrays: dict[str, Any] = {
-            name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)
-        }
+    def rows(self, rows: np.ndarray) -> "Samples":
+        """Return these rows, by their numbers."""
+        arrays: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                arrays[name] = value[rows]
         return replace(self, images={camera: x[rows] for camera, x in self.images.items()}, **arrays)
 
 
