@@ -17,7 +17,6 @@ import numpy as np
 
 HZ = 20.0
 WATCHDOG_S = 1.0
-LIMIT = 1.0  # of each component of an action
 
 
 class Robot(Protocol):
@@ -35,7 +34,7 @@ class Robot(Protocol):
 
 @dataclass
 class Report:
-    """What came of it: ticks in all, those for which no action was there, those that came late, and the end."""
+    """Ticks in all, those for which no action was there, those that came late, and whether the task was done."""
 
     ticks: int = 0
     starved: int = 0
@@ -44,7 +43,18 @@ class Report:
 
 
 class WatchdogError(RuntimeError):
-    """No chunk came for too long. The robot was stopped."""
+    """A chunk took too long."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of each component of an action: the least and the most, (A,)."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+LIBERO = Limits(np.full(7, -1.0), np.full(7, 1.0))
 
 
 def drive(
@@ -52,60 +62,86 @@ def drive(
     act: Callable[[dict[str, Any]], np.ndarray],
     n_action_steps: int,
     ticks: int,
+    still: np.ndarray,
     *,
+    limits: Limits = LIBERO,
     wait: bool = False,
-    still: np.ndarray | None = None,
     pool: Executor | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Report:
-    """Drive the robot for so many ticks, or until it is done.
+    """Drive the robot for so many ticks, or until it is done. Whatever goes wrong, it is stopped.
 
     Every n_action_steps actions a new chunk is asked for. Of a chunk that comes late, the actions whose time has passed
-    are left out; or, with `wait`, none, and the robot stands still meanwhile.
+    are left out; or, with `wait`, none, and the robot stands still meanwhile. Ticks that come late are not caught up.
 
     Args:
         act: from an observation to a chunk (H, A), such as `policy.act` with an instruction.
-        still: the action that changes nothing, but for the gripper, its last component.
+        still: the action that changes nothing; its last component is the gripper's, which is kept as it is.
+        limits: what actions are clamped to.
 
     Raises:
-        WatchdogError: no chunk came for WATCHDOG_S.
+        WatchdogError: a chunk took longer than WATCHDOG_S.
+        ValueError: it holds what is no number, or has another width.
     """
-    still = np.zeros(7) if still is None else still
-    report, own = Report(), pool is None
+    own = pool is None
     pool = pool or ThreadPoolExecutor(1)
-    chunk, played, asked_at = np.zeros((0, len(still))), 0, 0
-    request: Future | None = None
-    heard = start = clock()
     try:
-        for tick in range(ticks):
-            if request is None and (played >= n_action_steps or not len(chunk)):
-                request, asked_at = pool.submit(act, robot.observe()), tick
-            if request is not None and request.done():
-                fresh, request, heard = np.clip(request.result(), -LIMIT, LIMIT), None, clock()
-                passed = 0 if wait or not len(chunk) else tick - asked_at
-                chunk, played = fresh, passed
-            elif clock() - heard > WATCHDOG_S:
-                robot.stop()
-                raise WatchdogError(f"no actions for {WATCHDOG_S:g} s: the robot was stopped")
-            waits = wait and request is not None
-            if played < len(chunk) and not waits:
-                action, played = chunk[played], played + 1
-                still = np.append(still[:-1], action[-1])
-            else:
-                action = still
-                report.starved += 1
-            report.ticks += 1
-            if robot.send(action):
-                report.done = True
-                break
-            left = start + (tick + 1) / HZ - clock()
-            report.late += left < 0
-            sleep(max(0.0, left))
+        return _drive(robot, act, n_action_steps, ticks, still, limits, wait, pool, clock, sleep)
+    except BaseException:
+        robot.stop()
+        raise
     finally:
         if own:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _drive(
+    robot: Robot,
+    act: Callable[[dict[str, Any]], np.ndarray],
+    n_action_steps: int,
+    ticks: int,
+    still: np.ndarray,
+    limits: Limits,
+    wait: bool,
+    pool: Executor,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> Report:
+    report, chunk, played = Report(), np.zeros((0, len(still))), 0
+    request: Future | None = None
+    asked_at, asked, start = 0, 0.0, clock()
+    for tick in range(ticks):
+        if request is None and (played >= n_action_steps or not len(chunk)):
+            request, asked_at, asked = pool.submit(act, robot.observe()), tick, clock()
+        if request is not None and request.done():
+            passed = 0 if wait or not len(chunk) else tick - asked_at
+            chunk, played, request = _checked(request.result(), limits), passed, None
+        elif request is not None and clock() - asked > WATCHDOG_S:
+            raise WatchdogError(f"no actions for {WATCHDOG_S:g} s: the robot was stopped")
+        if played < len(chunk) and not (wait and request is not None):
+            action, played = chunk[played], played + 1
+            still = np.append(still[:-1], action[-1])
+        else:
+            action = still
+            report.starved += 1
+        report.ticks += 1
+        if robot.send(action):
+            report.done = True
+            break
+        left = start + (tick + 1) / HZ - clock()
+        if left < 0:
+            report.late += 1
+            start -= left  # a robot that lagged is not to be rushed
+        else:
+            sleep(left)
     return report
+
+
+def _checked(chunk: np.ndarray, limits: Limits) -> np.ndarray:
+    if chunk.ndim != 2 or chunk.shape[1] != len(limits.low) or not np.isfinite(chunk).all():
+        raise ValueError(f"a chunk of shape {chunk.shape} that is not all numbers, or not {len(limits.low)} wide")
+    return np.clip(chunk, limits.low, limits.high)
 
 
 class Simulated:
@@ -155,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
             policy.reset(episode)
             robot = Simulated(simulator, (*arch.cameras, *arch.proprio))
             limit = args.ticks or SUITES[suite].max_steps
-            report = drive(robot, act, policy.n_action_steps, limit, wait=args.wait, still=NO_OP)
+            report = drive(robot, act, policy.n_action_steps, limit, NO_OP, wait=args.wait)
             print(f"episode {episode}: {'solved' if report.done else 'not solved'}, {report}")
 
 

@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,20 @@ def publish_directory(ready: Path, final: Path) -> None:
     ready.rename(final)
     _fsync(final.parent)
     shutil.rmtree(_replaced(final), ignore_errors=True)
+
+
+def refuse_foreign(out: Path, published: Collection[str]) -> None:
+    """Refuse a directory that is about to be replaced and holds what was not published there.
+
+    Args:
+        published: names of what it may hold.
+
+    Raises:
+        DataError: names what would be lost.
+    """
+    strange = sorted({path.name for path in out.iterdir()} - set(published)) if out.is_dir() else []
+    if strange:
+        raise DataError(f"--out {out}: holds {strange[0]}, which would be lost. Give a directory of its own")
 
 
 def restore_directory(final: Path) -> None:

@@ -11,6 +11,7 @@ without torch; docs/deploy.md tells more.
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.files import refuse_foreign
 from stages import cli
 
 
@@ -34,8 +35,10 @@ def main(argv: list[str] | None = None) -> None:
     params = cli.settings(args)
     from pipeline.inference.encoder import make_encoder  # torch and open_clip take seconds to import
     from pipeline.inference.export import export
+    from pipeline.inference.manifest import FILES
     from pipeline.policy.bundle import load, weights_digest
 
+    refuse_foreign(Path(args.out), FILES)
     policy, configured = Path(args.policy), params.embed.encoder.pretrained
     bundle = load(policy)
     in_fp32 = replace(bundle.spec, encoder={**bundle.spec.encoder, "precision": "fp32"})

@@ -10,6 +10,7 @@ import pytest
 from examples.control_loop import HZ, WatchdogError, drive
 
 STEPS = 4  # actions carried out of each chunk
+STILL = np.zeros(7)
 
 
 class Clock:
@@ -69,7 +70,9 @@ def act(observation: dict[str, Any]) -> np.ndarray:
 
 def run(seconds: float, ticks: int = 20, wait: bool = False, robot: Recorder | None = None) -> tuple[Recorder, Any]:
     clock, robot = Clock(), robot or Recorder()
-    report = drive(robot, act, STEPS, ticks, wait=wait, pool=Late(clock, seconds), clock=clock, sleep=clock.sleep)
+    report = drive(
+        robot, act, STEPS, ticks, STILL, wait=wait, pool=Late(clock, seconds), clock=clock, sleep=clock.sleep
+    )
     assert clock.now == pytest.approx(report.ticks / HZ, abs=1 / HZ)
     return robot, report
 
@@ -108,3 +111,37 @@ def test_a_policy_that_is_gone_stops_the_robot() -> None:
 
 def test_it_ends_when_the_task_is_done() -> None:
     assert run(0.0, robot=Recorder(done_after=7))[1].ticks == 7
+
+
+@pytest.mark.parametrize("bad", [np.full((16, 7), np.nan), np.zeros((16, 6))])
+def test_what_is_no_action_stops_the_robot(bad: np.ndarray) -> None:
+    clock, robot = Clock(), Recorder()
+    with pytest.raises(ValueError, match="a chunk of shape"):
+        drive(robot, lambda _: bad, STEPS, 20, STILL, pool=Late(clock, 0.0), clock=clock, sleep=clock.sleep)
+    assert robot.stopped and not robot.sent
+
+
+def test_long_chunks_need_no_answer_meanwhile_and_late_ticks_are_not_caught_up() -> None:
+    clock = Clock()
+
+    class Slow(Recorder):
+        def send(self, action: np.ndarray) -> bool:
+            clock.now += 0.5 if len(self.sent) == 3 else 0.0
+            self.times.append(clock.now)
+            return super().send(action)
+
+    robot = Slow()
+    robot.times = []  # type: ignore[attr-defined]
+    report = drive(
+        robot,
+        lambda seen: np.tile(act(seen), (3, 1)),
+        40,
+        45,
+        STILL,
+        pool=Late(clock, 0.0),
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    assert (report.ticks, report.late) == (45, 1), "two seconds of one chunk are no silence"
+    gaps = np.diff(robot.times)  # type: ignore[attr-defined]
+    assert (gaps[4:] > 0.9 / HZ).all(), "after the tick that took half a second, none comes sooner than usual"

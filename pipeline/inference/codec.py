@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+NUMBERS = "biuf"  # kinds of dtypes
 REFUSED_KINDS = "VOc"  # structures, objects, complex numbers, as there
 MAX_ITEMS = 4096  # of all lists and dicts of a message: an observation has some tens
 MAX_TEXT = 1 << 16
@@ -91,12 +92,20 @@ def _from_wire(items: dict) -> Any:
     if b"__ndarray__" in items:
         return _array(items)
     if b"__npgeneric__" in items:
-        try:
-            with np.errstate(over="ignore"):  # a float16 of 1e6 is infinite, as a NumPy scalar would be
-                return _dtype(items.get(b"dtype")).type(items.get(b"data"))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise MessageError(f"a scalar that is none: {error}") from None
+        return _scalar(_dtype(items.get(b"dtype")), items.get(b"data"))
     return items
+
+
+def _scalar(dtype: np.dtype, data: Any) -> np.generic:
+    """Return a NumPy scalar. Of numbers and text alone: bytes made of a number would be as many as it says."""
+    fits = isinstance(data, str) if dtype.kind == "U" else dtype.kind in NUMBERS and type(data) in (bool, int, float)
+    if not fits:
+        raise MessageError(f"a scalar of dtype {dtype.str} whose data is {type(data).__name__}")
+    try:
+        with np.errstate(over="ignore"):  # a float16 of 1e6 is infinite, as a NumPy scalar would be
+            return dtype.type(data)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MessageError(f"a scalar that is none: {error}") from None
 
 
 def _array(items: dict) -> np.ndarray:

@@ -19,6 +19,7 @@ MANIFEST = "export.json"
 POLICY, IMAGE, IMAGE_INT8, TEXT = "policy.onnx", "image.onnx", "image.int8.onnx", "text.onnx"
 MERGES = "merges.txt"
 """The text tower's byte pair merges, one a line, in order."""
+FILES = (MANIFEST, POLICY, IMAGE, IMAGE_INT8, TEXT, MERGES)
 BUNDLE_KEY, ENCODER_KEY = "vla_flow.policy_weights_sha256", "vla_flow.encoder_weights_sha256"
 """Metadata of each graph: whose it is."""
 REMEDY = "Export again: python -m stages.export_onnx"

@@ -36,7 +36,7 @@ ATTEMPTS = 2  # runs of an episode that ends in an error
 HANG_GRACE_S = 120.0
 """Seconds past an episode's own limit after which its process is taken to hang, and ended."""
 # Code whose change may change a result, and so must not go on with half of an older one's.
-CODE = ("libero", "encode", "policy", "rollout")
+CODE = ("libero", "encode", "policy", "inference", "rollout")
 
 
 @dataclass(frozen=True)

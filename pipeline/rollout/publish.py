@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.compute import Compute
 from pipeline.encode.preprocess import TRANSFORM_ID
-from pipeline.errors import DataError, SimulatorError
-from pipeline.files import publish_directory, require_writable, restore_directory
+from pipeline.errors import SimulatorError
+from pipeline.files import publish_directory, refuse_foreign, require_writable, restore_directory
 from pipeline.provenance import provenance, versions
 from pipeline.rollout.conditions import baseline
 from pipeline.rollout.engine import Evaluation, evaluate, simulators
@@ -60,7 +60,7 @@ def run(
         PipelineError: see `evaluate`.
     """
     restore_directory(out)
-    refuse_foreign(out)
+    refuse_foreign(out, PUBLISHED)
     require_writable(out.parent)
     work = scratch.resolve() / evaluation.fingerprint()
     started, before = perf_counter(), resumed(work)
@@ -115,13 +115,6 @@ def resumed(work: Path) -> int:
     """Return how many episodes a run before has finished."""
     journal = work / "episodes.jsonl"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
-
-
-def refuse_foreign(out: Path) -> None:
-    """Raise DataError for a directory with files that this stage did not write: it is about to be replaced."""
-    strange = sorted({p.name for p in out.iterdir()} - PUBLISHED) if out.is_dir() else []
-    if strange:
-        raise DataError(f"--out {out}: holds {strange[0]}, which would be lost. Give a directory of its own")
 
 
 def protocol(evaluation: Evaluation, work: Path) -> dict[str, Any]:

@@ -68,7 +68,14 @@ def packed(data: object, dtype: object, shape: object) -> bytes:
         (packed(b"", "<f8", [0, 2**62, 2**62]), "an array of shape"),
         (packed("12345678", "<f8", [1]), "data is str, not bytes"),
         (msgpack.packb({b"__ndarray__": True}), "dtype is 'None'"),
-        (msgpack.packb({b"__npgeneric__": True, b"data": "x", b"dtype": "<f8"}), "a scalar that is none"),
+        (
+            msgpack.packb({b"__npgeneric__": True, b"data": "x", b"dtype": "<f8"}),
+            "a scalar of dtype <f8 whose data is str",
+        ),
+        (
+            msgpack.packb({b"__npgeneric__": True, b"data": 10**12, b"dtype": "|S1"}),
+            r"a scalar of dtype \|S1 whose data is int",
+        ),
         (msgpack.packb({b"__npgeneric__": True, b"data": 2**60, b"dtype": "<i2"}), "a scalar that is none"),
     ],
 )
