@@ -4,6 +4,7 @@
     python -m stages.act --demo FILE.hdf5 --all --plot whole.html       # asked anew every n_action_steps
     python -m stages.act --image agentview=front.png eye_in_hand=hand.jpg --state state.json --instruction "open it"
     python -m stages.act --video agentview=front.mp4 eye_in_hand=hand.mp4 --state state.npz --instruction "open it"
+    python -m stages.act --demo ../my_robot --name episode_000003       # of a policy for another robot: its data set
     python -m stages.act --policy hf://user/name --describe             # what it takes: shapes, units, frames, signs
 
 Prints the action chunk as a table: a row for each control step, in the environment's units. --state is JSON or .npz of
@@ -20,7 +21,6 @@ import numpy as np
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import write_atomic
-from pipeline.libero.conventions import ACTION_NAMES
 from stages import cli
 
 if TYPE_CHECKING:
@@ -57,16 +57,17 @@ def main(argv: list[str] | None = None) -> None:
     else:
         made = chunks.chunk_at(policy, recording, step, instruction, args.samples, args.seed)
     true = chunks.following(recording, step, made.shape[1])
+    names = policy.describe()["outputs"]["actions"]["names"]
     print(f"“{instruction}”, after step {step}: {made.shape[1]} actions, the mean of {len(made)} samples")
-    print(chunks.table(made.mean(0), ACTION_NAMES))
+    print(chunks.table(made.mean(0), names))
     if len(made) > 1:
         print("standard deviation over the samples")
-        print(chunks.table(made.std(0), ACTION_NAMES))
-    if true is not None and (told := chunks.error_table(made, true, ACTION_NAMES)):
+        print(chunks.table(made.std(0), names))
+    if true is not None and (told := chunks.error_table(made, true, names)):
         print(f"mean absolute error against the demonstration\n{told}")
     if args.plot:
-        source = f"{args.demo.name} {args.name}" if args.demo else f"what {args.policy} was shown"
-        write_atomic(args.plot, page(made, true, instruction, step, source))
+        source = f"{args.demo.name} {recording.name}" if args.demo else f"what {args.policy} was shown"
+        write_atomic(args.plot, page(policy.describe(), made, true, instruction, step, source))
         print(f"the plot: {args.plot}")
 
 
@@ -76,8 +77,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--policy", default="runs/flow/policy", help="bundle, or hf://user/name (default: %(default)s)")
     parser.add_argument("--image", nargs="+", metavar="CAMERA=FILE", help="a picture of each camera")
     parser.add_argument("--video", nargs="+", metavar="CAMERA=FILE", help="a video of each camera")
-    parser.add_argument("--demo", type=Path, metavar="FILE", help="demonstrations in LIBERO's HDF5 layout")
-    parser.add_argument("--name", default="demo_0", help="which of them (default: %(default)s)")
+    parser.add_argument(
+        "--demo", type=Path, metavar="FILE", help="demonstrations as the policy's: LIBERO's HDF5, or own data"
+    )
+    parser.add_argument("--name", help="which of them (default: demo_0; of own data the first)")
     parser.add_argument("--state", type=Path, metavar="FILE", help="the signals, for --image and --video")
     parser.add_argument("--step", type=int, default=0, help="observation to act on (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="act on all of them, every n_action_steps")
@@ -113,19 +116,23 @@ def by_camera(given: list[str]) -> dict[str, Path]:
     return {camera: Path(file) for camera, _, file in pairs}
 
 
-def page(made: np.ndarray, true: np.ndarray | None, instruction: str, step: int, source: str) -> str:
+def page(
+    described: dict[str, Any], made: np.ndarray, true: np.ndarray | None, instruction: str, step: int, source: str
+) -> str:
     """Return a page with a chart for each component of the actions."""
+    from pipeline.inference.describe import action_ranges
     from pipeline.report.charts import Series, line_chart
     from pipeline.report.html import document, el
 
-    steps = list(range(made.shape[1]))
+    steps, actions = list(range(made.shape[1])), described["outputs"]["actions"]
+    limits = action_ranges(actions)
 
     def chart(i: int) -> Any:
         lines = [Series(f"sample {k + 1}", steps, chunk[:, i].tolist(), "a") for k, chunk in enumerate(made)]
         if true is not None:
             known = np.flatnonzero(np.isfinite(true[:, i])).tolist()
             lines.append(Series("demonstrated", known, true[known, i].tolist(), "b"))
-        return line_chart(ACTION_NAMES[i], f"control steps after step {step}", lines, limits=(-1, 1))
+        return line_chart(actions["names"][i], f"control steps after step {step}", lines, limits=limits[i])
 
     charts = el("div", [chart(i) for i in range(made.shape[2])], class_="charts")
     words = f"“{instruction}”: {len(made)} samples, after step {step} of {source}"

@@ -14,6 +14,8 @@ from pipeline.rollout.settings import CONDITIONS, condition_parts
 
 NAME = r"[A-Za-z][A-Za-z0-9_]*"
 """Of what names directories, arrays or parts of a network."""
+TAKEN = ("action", "actions", "expert_action", "noise", "prompt", "text")
+"""What stands beside cameras and states in stores, exports and messages."""
 
 
 def contradictions(p: Params) -> Iterator[str]:
@@ -167,12 +169,24 @@ def _own(p: Params) -> Iterator[str]:
         )
     for section, named in (("cameras", keys.cameras), ("state", keys.state)):
         for name in named:
-            if not re.fullmatch(NAME, name) or name in ("action", "expert_action") or is_depth(name):
-                yield f"demos.keys.{section} has {name!r}; use letters, digits and _, not action and not ..._depth"
+            where = f"demos.keys.{section} has {name!r}"
+            if not re.fullmatch(NAME, name) or name in TAKEN or is_depth(name):
+                yield f"{where}; use letters, digits and _, but none of {', '.join(TAKEN)}, and not ..._depth"
+            elif _of_torch(name):
+                yield f"{where}, which parts of a network cannot be called: torch's own have it. Use {name}_0, say"
+    for name in keys.cameras.keys() & keys.state.keys():
+        yield f"demos.keys has {name!r} among cameras and among state: an observation has one of a name. Rename one"
     if p.train_flow.action != "action":
         yield "train_flow.action is 'expert_action', which only scripted demonstrations have; use 'action'"
     if p.train_flow.keyframe_weight:
         yield "train_flow.keyframe_weight takes LIBERO's hand and gripper, which your data need not have: set it to 0"
+
+
+def _of_torch(name: str) -> bool:
+    """Return whether torch's modules have an attribute of this name, which none of their parts can have then."""
+    from torch import nn  # takes seconds to import; settings for LIBERO do without
+
+    return hasattr(nn.ModuleDict(), name)
 
 
 def _within_stage_output(path: str) -> bool:

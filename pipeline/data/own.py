@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 from pipeline.data import hdf5, lerobot
 from pipeline.data import keys as naming
-from pipeline.errors import DataError
+from pipeline.errors import DataError, did_you_mean
 from pipeline.libero.demos.layout import INDEX
 from pipeline.libero.demos.read import Quarantined
 from pipeline.libero.settings import Keys
@@ -155,6 +155,23 @@ class DataSet:
         for entry in left_out:
             log.warning("quarantined %s", entry)
         return demos, left_out
+
+    def find(self, name: str | None = None, file: Path | None = None) -> Demo:
+        """Return the demonstration of that name, the first one without a name; in `file` alone, if that is given.
+
+        Raises:
+            DataError: there is none, or it cannot be used; the text lists all reasons.
+        """
+        there = [episode for episode in self.episodes if file is None or episode.file == file]
+        named = [episode for episode in there if name is None or episode.name == name]
+        if not named:
+            known = [episode.name for episode in there]
+            which = f"{name!r}.{did_you_mean(name, known)}" if name and known else "such demonstration"
+            raise DataError(f"{file or self.root}: has no {which} {GUIDE}")
+        try:
+            return self._demo(named[0], {task.language: task for task in self.tasks()})
+        except DataError as error:
+            raise DataError(f"{named[0].file} {named[0].name}: {error}. {GUIDE}") from None
 
     def _demo(self, episode: Episode, tasks: Mapping[str, Task]) -> Demo:
         """Return a demonstration. Raises DataError with all that is wrong with it."""

@@ -13,7 +13,7 @@ from open_clip.pretrained import get_pretrained_cfg
 
 from pipeline.encode.settings import SEEDED
 from pipeline.errors import DataError
-from pipeline.inference.describe import describe
+from pipeline.inference.describe import AS_IN_DATA, action_ranges, describe, own_data
 from pipeline.libero.demos.download import REPOSITORY
 from pipeline.policy.bundle import PolicySpec
 
@@ -29,6 +29,7 @@ SOURCES = {
     "official": "LIBERO's own, collected by people",
     "scripted": "recorded in the simulator by a scripted expert that sees the simulator's state",
     "path": "files of the one who trained it, in LIBERO's layout",
+    "own": "of another robot than LIBERO's, from a data set of the one who trained it",
 }
 SHOWN = 50  # instructions, at most
 USE = """```python
@@ -36,13 +37,21 @@ from pipeline.inference.policy import Policy
 
 policy = Policy.load("{place}")
 policy.reset(seed=0)
-actions = policy.act({{{inputs}}}, "{instruction}")  # ({horizon}, 7): carry out the first {n_action_steps}
+actions = policy.act({{{inputs}}}, "{instruction}")  # ({horizon}, {action_dim}): carry out the first {n_action_steps}
 ```"""
 LIMITS = (
     "It was trained and measured in simulation. On a robot: clamp speeds and the workspace, and keep a stop at hand.",
     "It acts on what it learnt: these cameras where they stood in training, this arm, these units and frames.",
     "Instructions that it did not learn are encoded like any other; whether it follows them is not said by that.",
     "Actions are clipped to [-1, 1]. Nothing else about them is guaranteed.",
+)
+LIMITS_OF_OWN = (
+    "It was trained on recordings alone: no success rate is known. On the robot: clamp speeds and the workspace, and "
+    "keep a stop at hand.",
+    "It acts on what it learnt: these cameras where they stood in training, this robot, the units of its data.",
+    LIMITS[2],
+    "Each component of an action is clipped to the range that it has in the demonstrations. Nothing else about actions "
+    "is guaranteed.",
 )
 
 
@@ -66,7 +75,7 @@ def card(spec: PolicySpec, results: Mapping[str, Any] | None = None, place: str 
         "## Results",
         _results(results) if results else "Not evaluated yet.",
         "## Limits",
-        _lines([*LIMITS, *_own_limits(spec)]),
+        _lines([*(LIMITS if own_data(spec) is None else LIMITS_OF_OWN), *_particular_limits(spec)]),
     ]
     return f"---\n{_front_matter(spec, results, name)}---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -94,13 +103,13 @@ def results_of(folder: Path, weights_sha256: str) -> dict[str, Any]:
 
 
 def _front_matter(spec: PolicySpec, results: Mapping[str, Any] | None, name: str) -> str:
-    suites = list(spec.data.get("tasks", {}))
+    benchmark = ["libero", *spec.data.get("tasks", {})] if own_data(spec) is None else []
     front: dict[str, Any] = {
         "license": "mit",
         "library_name": "vla-flow",
         "pipeline_tag": "robotics",
         "language": ["en"],
-        "tags": ["robotics", "vision-language-action", "imitation-learning", spec.architecture.head, "libero", *suites],
+        "tags": ["robotics", "vision-language-action", "imitation-learning", spec.architecture.head, *benchmark],
     }
     if spec.recipe.get("demonstrations", {}).get("source") == "official":
         front["datasets"] = [REPOSITORY]
@@ -128,10 +137,12 @@ def _about(spec: PolicySpec) -> str:
     tuned = "" if spec.tune == "none" else f", its image tower trained with the policy ({spec.tune})"
     frozen = "a frozen" if spec.tune == "none" else "a"
     weights = f"random weights of seed {encoder.get('seed')}" if encoder.get("pretrained") == SEEDED else None
+    robot = "LIBERO's simulated Franka Panda" if own_data(spec) is None else "the robot whose data it was trained on"
+    signals = "proprioception and " if arch.proprio else ""
     return (
-        f"A vision-language-action policy for LIBERO's simulated Franka Panda: {HEADS[arch.head]} head on {sees} of "
+        f"A vision-language-action policy for {robot}: {HEADS[arch.head]} head on {sees} of "
         f"{frozen} CLIP ({encoder.get('model')}, {weights or encoder.get('pretrained')}){tuned}. From "
-        f"{_count(len(arch.cameras), 'camera')}, proprioception and an instruction it gives the next {arch.horizon} "
+        f"{_count(len(arch.cameras), 'camera')}, {signals}an instruction it gives the next {arch.horizon} "
         "actions."
     )
 
@@ -145,18 +156,25 @@ def _use(spec: PolicySpec, place: str) -> str:
         inputs=inputs,
         instruction=instruction,
         horizon=arch.horizon,
+        action_dim=arch.action_dim,
         n_action_steps=arch.n_action_steps,
     )
 
 
 def _interface(spec: PolicySpec) -> str:
     told = describe(spec)
-    columns = ("shape", "dtype", "unit", "frame", "sign")
+    is_own = own_data(spec) is not None
+    columns = ("shape", "dtype", "unit", "frame", "sign", *(["key"] if is_own else []))
     entries = {**told["inputs"], **told["outputs"]}
     rows = [[f"`{name}`", *(_cell(entry[column]) for column in columns)] for name, entry in entries.items()]
     notes = [f"Images of any size are {each['resized']}." for each in told["inputs"].values() if "resized" in each][:1]
-    action = told["outputs"]["actions"]
-    notes.append(f"Components of an action: {', '.join(action['names'])}, {told['control_hz']} times a second.")
+    action, rate = told["outputs"]["actions"], told["control_hz"]
+    names = [
+        f"{name} (from {low:.4g} to {high:.4g})" if is_own else name
+        for name, (low, high) in zip(action["names"], action_ranges(action), strict=True)
+    ]
+    often = f"one for each step of the data, {AS_IN_DATA}" if rate is None else f"{rate:g} times a second"
+    notes.append(f"Components of an action: {', '.join(names)}, {often}.")
     if spec.architecture.n_obs_steps > 1:
         seen = told["history"]
         notes.append(f"It sees {seen['n_obs_steps']} observations, {seen['control_steps_apart']} control steps apart.")
@@ -215,7 +233,7 @@ def _rate(row: Mapping[str, Any]) -> list[str]:
     return [rate, str(row["successes"]), str(row["n"]), interval, str(row.get("errors", 0))]
 
 
-def _own_limits(spec: PolicySpec) -> list[str]:
+def _particular_limits(spec: PolicySpec) -> list[str]:
     found = []
     if (pretrained := spec.encoder.get("pretrained")) == SEEDED:
         found.append("Its encoder has random weights: it knows no objects but those of its demonstrations.")
@@ -224,7 +242,7 @@ def _own_limits(spec: PolicySpec) -> list[str]:
             f"Its encoder's weights are a file that is not in the bundle ({pretrained}, SHA-256 of the weights "
             f"{spec.encoder.get('weights_sha256')}): `Policy.load(..., encoder_weights=PATH)`."
         )
-    if render := spec.data.get("sim", {}).get("render"):
+    if render := (spec.data.get("sim") or {}).get("render"):
         found.append(f"The pictures that it learnt from were rendered in quality “{render}”.")
     return found
 

@@ -11,7 +11,7 @@ from pipeline.inference.recordings import Recording
 
 def chunk_at(
     policy: Policy, recording: Recording, step: int, instruction: str, samples: int, seed: int
-) -> Float32[np.ndarray, "n H 7"]:
+) -> Float32[np.ndarray, "n H A"]:
     """Return `samples` action chunks for the observation of a step, and those before it that the policy sees.
 
     Raises:
@@ -28,7 +28,7 @@ def chunk_at(
 
 def carried_out(
     policy: Policy, recording: Recording, instruction: str, samples: int, seed: int
-) -> Float32[np.ndarray, "n T 7"]:
+) -> Float32[np.ndarray, "n T A"]:
     """Return what the policy would do at every step, were the observations those of the recording whatever it does.
 
     Every `n_action_steps` it is asked anew, and as many actions of the chunk are taken. Each sample is an episode with
@@ -45,7 +45,7 @@ def carried_out(
     return np.stack(episodes)
 
 
-def following(recording: Recording, step: int, count: int) -> Float[np.ndarray, "H 7"] | None:
+def following(recording: Recording, step: int, count: int) -> Float[np.ndarray, "H A"] | None:
     """Return the `count` true actions after the observation of a step, NaN past the end; None if none are known."""
     if recording.actions is None:
         return None
@@ -55,18 +55,18 @@ def following(recording: Recording, step: int, count: int) -> Float[np.ndarray, 
     return rows
 
 
-def table(rows: Float[np.ndarray, "H 7"], names: Sequence[str], corner: str = "step") -> str:
+def table(rows: Float[np.ndarray, "H A"], names: Sequence[str], corner: str = "step") -> str:
     """Return actions as lines of text."""
-    lines = ["".join([f"{corner:>6}", *(f"{name:>9}" for name in names)])]
-    lines += ["".join([f"{i:>6}", *(f"{value:>9.4f}" for value in row)]) for i, row in enumerate(rows)]
+    lines = ["".join([f"{corner:>6}", *(f" {name:>8}" for name in names)])]
+    lines += ["".join([f"{i:>6}", *(f" {value:>8.4f}" for value in row)]) for i, row in enumerate(rows)]
     return "\n".join(lines)
 
 
-def error_table(made: Float[np.ndarray, "n H 7"], true: Float[np.ndarray, "H 7"], names: Sequence[str]) -> str | None:
+def error_table(made: Float[np.ndarray, "n H A"], true: Float[np.ndarray, "H A"], names: Sequence[str]) -> str | None:
     """Return the mean absolute error of each component over samples and steps; None where no action is known."""
     known = np.isfinite(true).all(axis=1)
     if not known.any():
         return None
     error = np.abs(made[:, known] - true[known]).mean(axis=(0, 1))
-    line = "".join([f"{'MAE':>6}", *(f"{value:>9.4f}" for value in error)])
+    line = "".join([f"{'MAE':>6}", *(f" {value:>8.4f}" for value in error)])
     return f"{line}   mean {error.mean():.4f}, over {known.sum()} steps and {len(made)} samples"

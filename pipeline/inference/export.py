@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -31,14 +31,13 @@ from pipeline.inference.encoder import check_encoder, check_transform
 from pipeline.inference.graph import Graph, ImageTower, Inputs, TextTower, UnrolledPolicy, act
 from pipeline.inference.tokenizer import BytePairs
 from pipeline.policy.bundle import PolicyBundle, PolicySpec
-from pipeline.policy.fusion import PROPRIO_DIMS
-from pipeline.policy.network import ACTION_DIM
 from pipeline.provenance import provenance
 
 OPSET = 20
 REMEDY = "Export with the encoder that it was trained with"
 TOLERANCE = 1e-5
-"""Of the difference to PyTorch in fp32: of actions, in [-1, 1]; of a tower's features in parts of the largest one."""
+"""Of the difference to PyTorch in fp32: of actions, in parts of the largest value that a component can have, 1 for
+LIBERO's; of a tower's features, in parts of the largest one."""
 BATCHES = (1, 3, 5)
 INT8_FRAMES, INT8_ROUNDS = 16, 10
 
@@ -118,9 +117,11 @@ def _write(
         name: write_graph(folder / name, graph, owner) for name, graph in {manifest.POLICY: policy, **towers}.items()
     }
     checks = {
-        manifest.POLICY: check(folder / manifest.POLICY, policy, lambda inputs: act(bundle.network, inputs, steps))
+        manifest.POLICY: check(
+            folder / manifest.POLICY, policy, lambda inputs: act(bundle.network, inputs, steps), bundle.network.limits
+        )
     }
-    checks |= {name: check(folder / name, tower, tower, relative=True) for name, tower in towers.items()}
+    checks |= {name: check(folder / name, tower, tower) for name, tower in towers.items()}
     tokenizer = write_tokenizer(folder, encoder)
     if tokenizer:
         files[tokenizer["file"]] = {"what": "byte pair merges of the text tower's tokenizer, a pair a line"}
@@ -134,12 +135,12 @@ def _write(
             "head": arch.head,
             "steps": steps,
             "cameras": list(arch.cameras),
-            "signals": {name: PROPRIO_DIMS[name] for name in arch.proprio},
+            "signals": arch.proprio_dims,
             "n_obs_steps": arch.n_obs_steps,
             "n_action_steps": arch.n_action_steps,
             "horizon": arch.horizon,
-            "action_dim": ACTION_DIM,
-            "sim": spec.data.get("sim", {}),
+            "action_dim": arch.action_dim,
+            "sim": spec.data.get("sim") or {},
         },
         "encoder": {**spec.encoder, "tuned": spec.tune, "features": kind_of(spec), "exported_precision": "fp32"},
         "describe": describe(spec),
@@ -191,6 +192,7 @@ def write_graph(path: Path, graph: Graph, metadata: Mapping[str, str]) -> dict[s
             verbose=False,
         )
     assert program is not None
+    _make_way(program.model.graph, examples)
     model = program.model_proto
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.save_model(model, str(path))
@@ -201,23 +203,35 @@ def write_graph(path: Path, graph: Graph, metadata: Mapping[str, str]) -> dict[s
     }
 
 
+def _make_way(graph: Any, inputs: Collection[str]) -> None:
+    """Rename what is computed in a graph and has an input's name: those are free, and torch calls its own "linear"."""
+    inner = [value for node in graph for value in node.outputs] + list(graph.initializers.values())
+    for value in inner:
+        if value.name in inputs:
+            value.name = f"{value.name}.inner"
+
+
 def _shape(value: onnx.ValueInfoProto) -> dict[str, Any]:
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return {"shape": [each.dim_param or each.dim_value for each in tensor.shape.dim], "dtype": dtype}
 
 
-def check(path: Path, graph: Graph, reference: Callable[[Inputs], Tensor], relative: bool = False) -> dict[str, Any]:
+def check(
+    path: Path, graph: Graph, reference: Callable[[Inputs], Tensor], limits: Tensor | None = None
+) -> dict[str, Any]:
     """Compare a file in ONNX Runtime with PyTorch, on random inputs.
 
     Args:
-        relative: differences are in parts of the largest value.
+        limits: (2, A), to which each component of what is compared is clipped: differences are in parts of the larger
+            one. None: in parts of the largest value.
 
     Raises:
         PipelineError: they differ by more than TOLERANCE.
     """
     session = manifest.session(path.read_bytes(), cores())
     differences, clipped = {}, 0.0
+    low, high = (-np.inf, np.inf) if limits is None else limits.cpu().numpy()
     for rows in BATCHES:
         inputs = graph.examples(rows, 1000 + rows)
         with torch.no_grad():
@@ -225,15 +239,16 @@ def check(path: Path, graph: Graph, reference: Callable[[Inputs], Tensor], relat
         (found,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
         if found.shape != wanted.shape:
             raise PipelineError(f"{path.name}: gives {found.shape} at batch {rows}, PyTorch {wanted.shape}")
-        differences[rows] = float(np.abs(found - wanted).max() / (np.abs(wanted).max() if relative else 1.0))
-        clipped = max(clipped, float((np.abs(wanted) >= 1).mean()))
+        largest = np.abs(wanted).max() if limits is None else np.maximum(np.abs(low), np.abs(high))
+        differences[rows] = float((np.abs(found - wanted) / np.where(largest > 0, largest, 1)).max())
+        clipped = max(clipped, float(((wanted <= low) | (wanted >= high)).mean()))
     worst = max(differences.values())
     if not worst <= TOLERANCE:  # also what is no number
         raise PipelineError(
             f"{path.name}: differs from PyTorch by {worst:.2g}, more than {TOLERANCE:.0e}; the export is not "
             f"published. Report this, with torch {torch.__version__} and onnxruntime {ort.__version__}"
         )
-    kind = {"relative_to_largest": True} if relative else {"share_clipped": clipped}
+    kind = {"relative_to_largest": True} if limits is None else {"share_clipped": clipped}
     return {"max_difference": worst, "at_batch": differences, "tolerance": TOLERANCE, **kind}
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.encode.clip import ClipEncoder
-from pipeline.policy.fusion import PROPRIO_DIMS
-from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
+from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.policy.normaliser import Standardiser
 from pipeline.policy.settings import HEADS_IN_STEPS
 from pipeline.policy.velocity import MlpVelocity, ResidualVelocity, VelocityNetwork, sinusoid
@@ -33,7 +32,7 @@ class Graph(nn.Module):
 
 
 class UnrolledPolicy(Graph):
-    """The inputs of `input_shapes` in, (B, H, A) actions out, in the environment's units, in [-1, 1].
+    """The inputs of `input_shapes` in, (B, H, A) actions out, in the environment's units, clipped to their range.
 
     Standardisation and all sampling steps are inside.
 
@@ -70,7 +69,7 @@ def act(network: PolicyNetwork, inputs: Mapping[str, Tensor], steps: int) -> Flo
     """Return `network.act` of inputs that are known by name."""
     arch = network.arch
     text = inputs[TEXT]
-    noise = inputs[NOISE] if takes_noise(arch) else text.new_zeros(text.shape[0], arch.horizon, ACTION_DIM)
+    noise = inputs[NOISE] if takes_noise(arch) else text.new_zeros(text.shape[0], arch.horizon, arch.action_dim)
     images, proprio = ({name: inputs[name] for name in part} for part in (arch.cameras, arch.proprio))
     return network.act(images, text, proprio, noise, steps)
 
@@ -85,8 +84,8 @@ def input_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     past = (arch.n_obs_steps,) if arch.n_obs_steps > 1 else ()
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(arch.cameras, arch.image_shape)
     shapes[TEXT] = (arch.text_dim,)
-    shapes |= {name: (*past, PROPRIO_DIMS[name]) for name in arch.proprio}
-    return shapes | ({NOISE: (arch.horizon, ACTION_DIM)} if takes_noise(arch) else {})
+    shapes |= {name: (*past, size) for name, size in arch.proprio_dims.items()}
+    return shapes | ({NOISE: (arch.horizon, arch.action_dim)} if takes_noise(arch) else {})
 
 
 class SharedTimes(nn.Module):

@@ -7,10 +7,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.errors import DataError
-from pipeline.inference.describe import wanted
+from pipeline.inference.describe import own_data, wanted
 from pipeline.libero.depth import depth_picture, is_depth
 from pipeline.policy.bundle import PolicySpec
-from pipeline.policy.fusion import PROPRIO_DIMS
 
 IMAGE_AXES = 3
 NORM_TOLERANCE = 0.01  # of a quaternion: float16 keeps it within 0.001, an axis-angle is far off
@@ -24,7 +23,7 @@ def checked(spec: PolicySpec, observation: Any, axes: Sequence[int] = (0, 1)) ->
         axes: how many axes may come before those of a single observation, the same in every entry.
 
     Returns:
-        Images uint8 (*axes, H, W, 3), depth as its picture; signals float32 (*axes, k), with q_x >= 0.
+        Images uint8 (*axes, H, W, 3), depth as its picture; signals float32 (*axes, k), LIBERO's ee_pose with q_x >= 0.
 
     Raises:
         DataError: names every entry that is missing, of another shape or type, or not finite, and what is wanted.
@@ -39,7 +38,12 @@ def checked(spec: PolicySpec, observation: Any, axes: Sequence[int] = (0, 1)) ->
             wrong.append(f"{name!r} is missing among {', '.join(sorted(map(repr, observation))) or 'none'}")
             continue
         try:
-            inputs[name] = _image(name, observation[name]) if name in arch.cameras else _signal(name, observation[name])
+            if name in arch.cameras:
+                inputs[name] = _image(name, observation[name])
+            else:
+                values = _signal(observation[name], arch.proprio_dims[name])
+                is_pose = name == "ee_pose" and own_data(spec) is None
+                inputs[name] = _one_hemisphere(values) if is_pose else values
         except (DataError, TypeError, ValueError) as error:
             wrong.append(f"{name!r} {error}")
     if not wrong:
@@ -85,17 +89,16 @@ def _image(camera: str, given: Any) -> np.ndarray:
     return np.require(frames, requirements="W")  # torch shares the memory only of what may be written to
 
 
-def _signal(name: str, given: Any) -> np.ndarray:
+def _signal(given: Any, size: int) -> np.ndarray:
     values = np.asarray(given)
     if values.dtype.kind not in "fiu":
         raise DataError(f"is {values.dtype}, not float32")
-    size = PROPRIO_DIMS[name]
     _require(values, (size,), 1, f"({size},)")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise DataError(f"holds {values[~np.isfinite(values)][0]}: every number must be finite")
-    return _one_hemisphere(values) if name == "ee_pose" else values
+    return values
 
 
 def _require(array: np.ndarray, last: tuple[int, ...], axes: int, shape: str) -> None:

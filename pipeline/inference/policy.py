@@ -25,7 +25,7 @@ from pipeline.inference.encoder import check_encoder, check_transform, make_enco
 from pipeline.inference.observation import centre_crop, checked, instructions_of
 from pipeline.inference.source import local_bundle
 from pipeline.policy.bundle import PolicyBundle, load
-from pipeline.policy.network import ACTION_DIM, Architecture
+from pipeline.policy.network import Architecture
 
 TEXTS_KEPT = 1024  # features of instructions that were asked for lately
 
@@ -44,6 +44,7 @@ class Policy:
 
     Attributes:
         horizon: H, actions of a chunk.
+        action_dim: A, components of an action: LIBERO's 7, or those of the robot that was learnt from.
         n_action_steps: actions of it to carry out before the next call.
         n_obs_steps: L, observations that the policy sees at a time.
         stride: calls of `act` from one of them to the next: 1, unless fewer actions are carried out than in training.
@@ -63,7 +64,7 @@ class Policy:
             encoder.replace_tower(bundle.tower)
         arch = bundle.spec.architecture
         self.spec, self.network, self.encoder, self.device = bundle.spec, bundle.network, encoder, bundle.device
-        self.horizon, self.n_obs_steps = arch.horizon, arch.n_obs_steps
+        self.horizon, self.action_dim, self.n_obs_steps = arch.horizon, arch.action_dim, arch.n_obs_steps
         self.n_action_steps = action_steps(arch, n_action_steps)
         # A policy with a history learnt from observations that are `arch.n_action_steps` control steps apart.
         self.stride = arch.n_action_steps // self.n_action_steps if arch.n_obs_steps > 1 else 1
@@ -108,7 +109,7 @@ class Policy:
         self._generator = torch.Generator().manual_seed(seed)
         self._past.clear()
 
-    def act(self, observation: Mapping[str, Any], instruction: str | Sequence[str]) -> Float32[np.ndarray, "*B H 7"]:
+    def act(self, observation: Mapping[str, Any], instruction: str | Sequence[str]) -> Float32[np.ndarray, "*B H A"]:
         """Return the next actions in the environment's units; of a batch, a chunk for each row.
 
         Each call draws the episode's next noise, for a batch row after row. A policy with a history takes the
@@ -128,7 +129,7 @@ class Policy:
 
     def advance(
         self, observations: Mapping[str, np.ndarray], instructions: Sequence[str]
-    ) -> Float32[np.ndarray, "B H 7"]:
+    ) -> Float32[np.ndarray, "B H A"]:
         """Do as `act` for a batch that is known to be sound: nothing is checked."""
         self._past.append(self.encode(observations))
         draws = [self._draw(self._generator) for _ in instructions]
@@ -136,7 +137,7 @@ class Policy:
 
     def sample(
         self, observation: Mapping[str, Any], instruction: str, n: int, seed: int = 0
-    ) -> Float32[np.ndarray, "n H 7"]:
+    ) -> Float32[np.ndarray, "n H A"]:
         """Return n action chunks for one observation, from n noises. The episode stays where it is.
 
         Earlier observations of the episode count, as in `act`. The first chunk is what `act` gives after `reset(seed)`.
@@ -160,8 +161,8 @@ class Policy:
         self,
         observations: Mapping[str, Any],
         instructions: str | Sequence[str],
-        noise: Float32[np.ndarray, "B H 7"],
-    ) -> Float32[np.ndarray, "B H 7"]:
+        noise: Float32[np.ndarray, "B H A"],
+    ) -> Float32[np.ndarray, "B H A"]:
         """Return a chunk for each row, a pure function of the arguments: for servers, and from any thread.
 
         Args:
@@ -176,8 +177,8 @@ class Policy:
         inputs = checked(self.spec, observations, axes=(2 if self.n_obs_steps > 1 else 1,))
         count = len(next(iter(inputs.values())))
         noise = np.asarray(noise, np.float32)
-        if noise.shape != (count, self.horizon, ACTION_DIM):
-            raise DataError(f"noise has shape {noise.shape}, not {(count, self.horizon, ACTION_DIM)}")
+        if noise.shape != (count, self.horizon, self.action_dim):
+            raise DataError(f"noise has shape {noise.shape}, not {(count, self.horizon, self.action_dim)}")
         texts = instructions_of(instructions, count)
         if self.n_obs_steps == 1:
             return self.actions(self.encode(inputs), texts, noise)
@@ -189,7 +190,7 @@ class Policy:
         places = np.maximum(np.arange(self.n_obs_steps) - (self.n_obs_steps - length), 0)
         return self.actions({name: x[:, places] for name, x in seen.items()}, texts, noise)
 
-    def noise(self, seeds: Sequence[int]) -> Float32[np.ndarray, "B H 7"]:
+    def noise(self, seeds: Sequence[int]) -> Float32[np.ndarray, "B H A"]:
         """Return for each seed the noise of the first call of `act` after `reset(seed)`."""
         return np.concatenate([self._draw(torch.Generator().manual_seed(seed)) for seed in seeds])
 
@@ -204,8 +205,8 @@ class Policy:
         return signals | dict(zip(arch.cameras, by_camera, strict=True))
 
     def actions(
-        self, encoded: Mapping[str, np.ndarray], instructions: Sequence[str], noise: Float32[np.ndarray, "B H 7"]
-    ) -> Float32[np.ndarray, "B H 7"]:
+        self, encoded: Mapping[str, np.ndarray], instructions: Sequence[str], noise: Float32[np.ndarray, "B H A"]
+    ) -> Float32[np.ndarray, "B H A"]:
         """Return chunks for what `encode` gave; for a policy with a history (B, L, ...), oldest first."""
         arch = self.spec.architecture
         given = {name: torch.as_tensor(x, device=self.device) for name, x in encoded.items()}
@@ -225,8 +226,8 @@ class Policy:
         seen = [past[max(0, newest - i * self.stride)] for i in reversed(range(self.n_obs_steps))]
         return {name: np.stack([before[name] for before in seen], axis=1) for name in seen[0]}
 
-    def _draw(self, generator: torch.Generator) -> Float[np.ndarray, "1 H 7"]:
-        return torch.randn(1, self.horizon, ACTION_DIM, generator=generator).numpy()  # the same on any device
+    def _draw(self, generator: torch.Generator) -> Float[np.ndarray, "1 H A"]:
+        return torch.randn(1, self.horizon, self.action_dim, generator=generator).numpy()  # the same on any device
 
     def _features_of(self, instruction: str) -> Float[torch.Tensor, "1 D"]:
         """Return the bundle's features of an instruction, or those of the text tower for one that it does not know."""

@@ -12,9 +12,11 @@ from jaxtyping import Float32
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DataError, did_you_mean
+from pipeline.inference.describe import own_data
 from pipeline.libero.demos.defects import demo_defect, not_a_file, not_hdf5, obs_shift
 from pipeline.libero.demos.layout import OPTIONAL
 from pipeline.libero.demos.read import UNREADABLE, Demo, read
+from pipeline.libero.settings import Keys
 from pipeline.libero.suites import Task, language_of
 from pipeline.policy.bundle import PolicySpec
 
@@ -26,12 +28,14 @@ class Recording:
     Attributes:
         observations: input -> (T, ...), as `Policy` takes them.
         instruction: that goes with them; None if the files do not say.
-        actions: (T, 7) that followed each observation; None if they are not known. NaN where there is none.
+        actions: (T, A) that followed each observation; None if they are not known. NaN where there is none.
+        name: of a demonstration; None of other files.
     """
 
     observations: Mapping[str, np.ndarray]
     instruction: str | None = None
-    actions: Float32[np.ndarray, "T 7"] | None = None
+    actions: Float32[np.ndarray, "T A"] | None = None
+    name: str | None = None
 
     def __len__(self) -> int:
         return min(len(x) for x in self.observations.values())
@@ -79,16 +83,21 @@ def videos(films: Mapping[str, Path], state: Path | None, frames_of: Callable[[P
     return Recording(shown | signals)
 
 
-def demonstration(path: Path, name: str, spec: PolicySpec) -> Recording:
-    """Return one demonstration of an HDF5 file in LIBERO's layout, upright, with the actions that followed.
+def demonstration(path: Path, name: str | None, spec: PolicySpec) -> Recording:
+    """Return one demonstration, upright, with the actions that followed.
 
     Args:
-        name: of the demonstration, such as "demo_0".
+        path: an HDF5 file in LIBERO's layout; for a policy that was trained on data of another robot, such a data set,
+            or an HDF5 file of one. Its actions are taken for those after the observations of the same row.
+        name: of the demonstration, such as "demo_0"; None: that, of own data the first one.
         spec: of the policy, whose inputs are read.
 
     Raises:
         DataError: the file or the demonstration is not there, is damaged, or lacks an input.
     """
+    if (own := own_data(spec)) is not None:
+        return _own(path, name, Keys(**own["keys"]), spec)
+    name = name or "demo_0"
     if problem := not_a_file(path) or not_hdf5(path):
         raise DataError(f"{path} {problem}")
     cameras = spec.architecture.cameras
@@ -98,7 +107,21 @@ def demonstration(path: Path, name: str, spec: PolicySpec) -> Recording:
     # Recorded after its action (shift 1), an observation is followed by the next row's.
     following = np.full_like(rows["action"], np.nan)
     following[: len(following) - shift] = rows["action"][shift:]
-    return Recording(observations, language, following)
+    return Recording(observations, language, following, name)
+
+
+def _own(path: Path, name: str | None, keys: Keys, spec: PolicySpec) -> Recording:
+    """Return one demonstration of a data set of another robot; the first without a name. Raises DataError."""
+    from pipeline.data import own  # its libraries take a second to import
+
+    if not path.exists():
+        raise DataError(f"{path}: is not there; it must be a data set like the one that the policy was trained on")
+    in_file = None if path.is_dir() else path
+    data = own.DataSet("own", path.parent if in_file else path, keys)
+    demo = data.find(name, in_file)
+    rows = own.read(demo, spec.architecture.cameras)
+    observations = {**rows["images"], **{state: rows[state] for state in spec.architecture.proprio}}
+    return Recording(observations, demo.task.language, rows["action"], demo.name)
 
 
 def picture(path: Path) -> np.ndarray:

@@ -44,7 +44,7 @@ class OnnxPolicy:
         cameras, signals: names of what an observation holds.
         horizon: H, actions of a chunk.
         n_action_steps: how many of them are carried out before the next observation.
-        noise_shape: (H, 7).
+        noise_shape: (H, A): LIBERO's A is 7.
         sim: how the pictures were drawn that the policy learnt from; {} where that is not known.
 
     Raises:
@@ -67,6 +67,7 @@ class OnnxPolicy:
         self._stride = int(about["n_action_steps"]) // self.n_action_steps
         self.noise_shape = (self.horizon, int(about["action_dim"]))
         self.sim: dict[str, Any] = about["sim"]
+        self._pose = None if "own" in self._tree["describe"] else "ee_pose"  # another robot's may be anything
         self._size = int(self._tree["preprocessing"]["size"])
         self._known = {text: np.array(row, np.float32) for text, row in self._tree["instructions"].items()}
         self._policy = self._session(manifest.POLICY)
@@ -100,10 +101,10 @@ class OnnxPolicy:
         instruction: str | Sequence[str],
         noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return the next actions, (H, 7) float32, in the environment's units; (B, H, 7) for a batch.
+        """Return the next actions, (H, A) float32, in the environment's units; (B, H, A) for a batch.
 
         Args:
-            noise: (H, 7), or (B, H, 7) for a batch, from N(0, 1); None: drawn.
+            noise: (H, A), or (B, H, A) for a batch, from N(0, 1); None: drawn.
 
         Raises:
             DataError: names each entry that is missing or wrong, and what is wanted.
@@ -122,10 +123,10 @@ class OnnxPolicy:
         n: int,
         noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return n answers to one observation, from n noises, (n, H, 7); the observation is not remembered.
+        """Return n answers to one observation, from n noises, (n, H, A); the observation is not remembered.
 
         Args:
-            noise: (n, H, 7); None: drawn.
+            noise: (n, H, A); None: drawn.
 
         Raises:
             DataError: as `act`.
@@ -159,7 +160,7 @@ class OnnxPolicy:
 
     def _encoded(self, observation: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
         """Return the inputs of the policy's graph that are of one moment, (B, ...), and whether B was not given."""
-        inputs, single = _checked(observation, self.cameras, self.signals)
+        inputs, single = _checked(observation, self.cameras, self.signals, self._pose)
         pixels = np.concatenate([self.pixels(inputs[camera]) for camera in self.cameras])
         (features,) = self._image.run(None, {"frames": pixels})
         # As the store has them, and every policy of this project is trained on them.
@@ -236,7 +237,7 @@ def _action_steps(about: Mapping[str, Any], asked: int | None) -> int:
 
 
 def _checked(
-    observation: Mapping[str, np.ndarray], cameras: Sequence[str], signals: Mapping[str, int]
+    observation: Mapping[str, np.ndarray], cameras: Sequence[str], signals: Mapping[str, int], pose: str | None
 ) -> tuple[dict[str, np.ndarray], bool]:
     """Return an observation's inputs as a batch, and whether it was none. Raises DataError: names all that is wrong."""
     shapes = dict.fromkeys(cameras, "uint8 (H, W, 3)") | {name: f"float32 ({k},)" for name, k in signals.items()}
@@ -247,7 +248,7 @@ def _checked(
             continue
         try:
             given = np.asarray(observation[name])
-            found[name] = _frames(given) if name in cameras else _signal(given, signals[name], name == "ee_pose")
+            found[name] = _frames(given) if name in cameras else _signal(given, signals[name], name == pose)
         except (DataError, TypeError, ValueError) as error:
             wrong.append(f"{name!r} {error}")
     if not wrong:

@@ -65,6 +65,11 @@ class OnnxAgent:
 
 def check_pictures(policy: OnnxPolicy, sim: Sim) -> None:
     """Refuse a policy that would see other pictures than it learnt from. Raises DataError: names both sides."""
+    if "own" in policy.describe():
+        raise DataError(
+            "the exported policy was trained on data of another robot, which LIBERO's simulator cannot show. Run it on "
+            "its robot"
+        )
     drawn = picture_identity(sim)
     for name, trained in policy.sim.items():
         if trained != drawn.get(name):

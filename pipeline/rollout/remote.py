@@ -17,7 +17,7 @@ import torch
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.inference.codec import MessageError, pack, unpack
 from pipeline.inference.openpi import DEFAULT_ACTION_STEPS, IMAGES, PROMPT, to_openpi
 from pipeline.libero.settings import Sim
@@ -151,6 +151,11 @@ def plan_remote(
     told = plain(metadata)
     steps = n_action_steps or told.get("n_action_steps") or DEFAULT_ACTION_STEPS
     if is_ours(told):
+        if "own" in told:
+            raise DataError(
+                f"{url}: its policy was trained on data of another robot, which LIBERO's simulator cannot show. Run it "
+                "on its robot"
+            )
         lacking = sorted(set(told["inputs"]) - {*STATES, *CAMERAS, *DEPTH_CAMERAS})
         if lacking:
             raise ConfigError(f"{url}: its policy wants {', '.join(lacking)}, which the simulator does not have")

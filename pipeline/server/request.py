@@ -44,12 +44,15 @@ class Inputs:
         states: per state its size.
         n_obs_steps: observations that an action is predicted from.
         chunk: shape of the actions and of the noise, (H, A).
+        openpi: whether openpi's keys of LIBERO's observation are taken, too: not for another robot's, whatever its
+            cameras and states are called.
     """
 
     images: Mapping[str, tuple[int, str]]
     states: Mapping[str, int]
     n_obs_steps: int
     chunk: tuple[int, int]
+    openpi: bool = True
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> "Inputs":
@@ -58,19 +61,22 @@ class Inputs:
         images = {name: (shape[-1], dtype) for name, (shape, dtype) in shapes.items() if len(shape) == IMAGE_AXES}
         states = {name: int(shape[0]) for name, (shape, _) in shapes.items() if name not in images}
         horizon, width = described["outputs"]["actions"]["shape"]
-        return cls(images, states, described["history"]["n_obs_steps"], (horizon, width))
+        return cls(images, states, described["history"]["n_obs_steps"], (horizon, width), "own" not in described)
 
     @property
     def keys(self) -> dict[str, list[str]]:
         """For each input the keys that it may come under: our own name, and openpi's."""
-        names = (*self.images, *self.states)
-        return {name: [name, *([SOURCES[name][0]] if name in SOURCES else [])] for name in names}
+        names, sources = (*self.images, *self.states), SOURCES if self.openpi else {}
+        return {name: [name, *([sources[name][0]] if name in sources else [])] for name in names}
 
     def words(self) -> str:
         """Return in words what a request holds."""
         images = (f"{name} {dtype} (H, W, {n})" for name, (n, dtype) in self.images.items())
         states = (f"{name} ({n},)" for name, n in self.states.items())
-        return ", ".join([*images, *states, f"{PROMPT} (text)"]) + "; or openpi's keys for them"
+        wanted = ", ".join([*images, *states, f"{PROMPT} (text)"])
+        if self.openpi:
+            return f"{wanted}; or openpi's keys for them"
+        return f"{wanted}; openpi's keys are LIBERO's, and this policy was trained on data of another robot"
 
 
 @dataclass(frozen=True)

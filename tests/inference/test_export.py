@@ -56,7 +56,7 @@ def test_a_graph_gives_what_the_network_gives(changes: dict[str, Any], tmp_path:
     assert ("noise" in about["inputs"]) == (network.arch.head not in ("l1", "l2", "tokens"))
     assert all(each["shape"][0] == "batch" for each in (*about["inputs"].values(), *about["outputs"].values()))
     assert [p.name for p in tmp_path.iterdir()] == ["policy.onnx"], "weights are in the file"
-    found = check(path, graph, lambda inputs: act(network, inputs, steps))
+    found = check(path, graph, lambda inputs: act(network, inputs, steps), network.limits)
     assert set(found["at_batch"]) == {1, 3, 5} and found["max_difference"] <= 1e-5
     assert found["share_clipped"] < 0.5, "clipped actions would hide a difference"
     session = ort.InferenceSession(path.read_bytes())
@@ -106,7 +106,7 @@ def test_another_policys_graph_is_not_published(clip: ClipEncoder, tmp_path: Pat
 
     write_graph(tmp_path / "p.onnx", good, {})
     with pytest.raises(PipelineError, match="differs from PyTorch by nan"):
-        check(tmp_path / "p.onnx", good, no_number)
+        check(tmp_path / "p.onnx", good, no_number, bundle.network.limits)
 
 
 def test_another_encoder_is_refused(clip: ClipEncoder, tmp_path: Path) -> None:

@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from cache import open_store
+from cache import Store, open_store
 from pipeline.config import load
 from pipeline.config.__main__ import main as compose
+from pipeline.data.own import DataSet
 from pipeline.errors import ConfigError, DataError
+from pipeline.inference.policy import Policy
+from pipeline.inference.recordings import Recording
+from pipeline.inference.runtime import OnnxPolicy
+from pipeline.libero.settings import Keys
 from pipeline.policy import bundle
 from pipeline.rollout.agent import check_settings
-from stages import demos, embed, eval_libero, train_flow
+from stages import act, demos, embed, eval_libero, export_onnx, train_flow
 from tests.data import make
 from tests.encode import tiny
 from tests.imports import ROOT
@@ -84,10 +90,14 @@ def test_the_page_goes_from_files_to_a_policy(project: Path, capsys: pytest.Capt
         start += take.length
     names: dict[str, Any] = {}
     exec(SNIPPET, names)
-    arch = names["arch"]
-    assert (arch.cameras, arch.proprio_dims, arch.action_dim) == (("front",), {"joints": 6}, 6)
-    assert set(capsys.readouterr().out.splitlines()) == {"('front',) {'joints': 6} 6 4"}
+    told = names["policy"].describe()
+    assert repr(told) in capsys.readouterr().out
+    assert told["inputs"]["joints"]["shape"] == [6] and told["inputs"]["joints"]["key"] == make.STATE
+    assert told["control_hz"] == make.FPS and names["actions"].shape == (4, 6)
     acts_within_what_it_learnt()
+    sees_what_the_store_has(names["policy"], store)
+    shows_its_actions_beside_the_true_ones(capsys)
+    is_exported(names["policy"], names["shown"])
     embed.main(["--verify"])
     assert "equal bit for bit" in capsys.readouterr().out
     embed.main([])
@@ -109,6 +119,47 @@ def acts_within_what_it_learnt() -> None:
     report = json.loads(Path("runs/flow/train.json").read_text())
     assert list(report["train_action_mse_of"]) == ["0", "1", "2", "3", "4", "5"]
     assert report["recipe"]["demonstrations"]["source"] == "own"
+
+
+def sees_what_the_store_has(policy: Policy, store: Store) -> None:
+    """Of the files' own frames, which are not square, it makes the features that it learnt from."""
+    data = DataSet("own", Path("../my_robot"), Keys(**policy.spec.data["own"]["keys"]))
+    frames = data.episodes[0].frames(make.CAMERA, 0, 12)
+    assert frames.shape == (12, make.HEIGHT, make.WIDTH, 3)
+    seen = policy.encode({"front": frames, "joints": TAKES[0].arrays["joints"]})
+    np.testing.assert_allclose(seen["front"], store.read("image/front")[:12, 0], rtol=0, atol=5e-3)
+    assert float(np.abs(seen["front"]).max()) > 0.1
+
+
+def shows_its_actions_beside_the_true_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    act.main(["--demo", "../my_robot", "--name", "episode_000001", "--step", "3", "--plot", "chunk.html"])
+    said = capsys.readouterr().out
+    assert f"“{make.TASKS[1]}”, after step 3: 4 actions" in said and "over 4 steps and 1 samples" in said
+    chunk = np.array([[float(x) for x in line.split()[1:]] for line in said.splitlines()[2:6]])
+    error = np.abs(chunk - TAKES[1].arrays["action"][3:7]).mean()
+    (told,) = re.findall(r"mean (\d+\.\d+), over", said)
+    assert float(told) == pytest.approx(error, abs=1e-3), "against the same rows of the data"
+    assert Path("chunk.html").read_text().count('class="curve b"') == 6
+    with pytest.raises(DataError, match=r"my_robot: has no 'episode_9'\. Did you mean 'episode_00000\d'"):
+        act.main(["--demo", "../my_robot", "--name", "episode_9"])
+    with pytest.raises(DataError, match="nowhere: is not there; it must be a data set like the one"):
+        act.main(["--demo", "../nowhere"])
+    Image.fromarray(TAKES[0].frames[0]).save("front.png")
+    Path("state.json").write_text(json.dumps({"joints": TAKES[0].arrays["joints"][0].tolist()}))
+    act.main(["--image", "front=front.png", "--state", "state.json", "--instruction", make.TASKS[0]])
+    assert "4 actions" in capsys.readouterr().out
+
+
+def is_exported(policy: Policy, shown: Recording) -> None:
+    export_onnx.main([])
+    exported = OnnxPolicy.load("runs/flow/onnx")
+    for step in (0, 7):
+        noise = policy.noise([step])[0]
+        policy.reset(step)
+        wanted = policy.act(shown.at(step), make.TASKS[0])
+        found = exported.act(shown.at(step), make.TASKS[0], noise=noise)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-2)  # of some 40 degrees
+    assert "# (4, 6): carry out" in Path("runs/flow/policy/README.md").read_text()
 
 
 def test_it_is_not_rolled_out_in_liberos_simulator(project: Path) -> None:
@@ -161,6 +212,11 @@ def test_a_state_of_another_name_a_task_alone_and_patch_tokens(project: Path) ->
         (["data.tasks.own=[-1]"], "data.tasks.own has -1; ids go from 0"),
         (["+demos.keys.state.action=x"], "demos.keys.state has 'action'"),
         (["+demos.keys.cameras.front_depth=x"], "demos.keys.cameras has 'front_depth'"),
+        (["+demos.keys.state.noise=x"], "demos.keys.state has 'noise'; use letters.* none of .*noise"),
+        (["+demos.keys.state.front=x"], "has 'front' among cameras and among state"),
+        (["+demos.keys.state.type=x"], "demos.keys.state has 'type', which parts of a network cannot be called"),
+        (["+demos.keys.cameras.forward=x"], "demos.keys.cameras has 'forward'.* Use forward_0, say"),
+        (["+demos.keys.cameras.training=x", "+demos.keys.state.keys=x"], "has 'training'.*\n.*has 'keys'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(overrides: list[str], message: str, project: Path) -> None:
