@@ -4,7 +4,7 @@ Left and right are the agentview camera's, as in LIBERO's instructions; the fron
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, permutations
@@ -16,19 +16,23 @@ from pipeline.scenes.state import Contents
 from pipeline.scenes.words import NAMES, PART_NAMES, PLACE_NAMES
 
 SIDE_M = 0.05  # by which one thing is to the left of another, at least
-NEXT_M = (0.14, 0.19)  # between middles: next to each other within, certainly not beyond
-LEVEL_M = 0.05  # things next to each other stand about as high
+NEXT_M = (0.05, 0.10)  # between the boxes around two things: next to each other within, certainly not beyond
+LEVEL_M = 0.05  # things next to each other, or in a row, stand about as high
+TABLE_M = 0.015  # from the bottom of what stands on the table to its top
 BETWEEN_M, BETWEEN_AT = (0.06, 0.10), (0.2, 0.8)  # off the line between two things; along it
 NEAREST_M = 0.03  # by which the nearest is nearer than the next
 ABOVE_M = (0.05, 0.09)
 OPEN_M, CLOSED_M = 0.06, 0.03  # between the fingers
-CENTRE, CENTRE_M = (0.585, 0.0), (0.08, 0.14)  # of the table, from the robot's base
+CENTRE, CENTRE_M = (0.585, 0.0), (0.08, 0.14)  # of the table of CENTRE_SUITES, from the robot's base
+CENTRE_SUITES = ("libero_spatial", "libero_goal")
+FLOOR_SUITES = ("libero_object",)
+"""Whose things stand on the floor: there is no table."""
 VISIBLE_PIXELS = 12
 SIDES = ("left_of", "right_of", "front_of", "behind")
 OF_THE_ROBOT = ("gripper", "holding", "above", "nearest_to_hand")
 SPATIAL = (*SIDES, "next_to", "between", "on", "nearest")
 """Relations between things: what hard negatives change."""
-AGENTVIEW_ONLY = (*SIDES, "instruction")
+AGENTVIEW_ONLY = (*SIDES, "centre", "instruction")
 """What a camera at the wrist, which turns with it, cannot tell."""
 
 Judged = list[tuple[tuple[str, ...], np.ndarray]]
@@ -60,6 +64,10 @@ class Judge:
         self._half = state["thing/half_extent"][:, : self._count]
         self._there = state["thing/present"][:, : self._count]
         self._pixels = pixels[..., : self._count]
+        movable = [i for i, kind in enumerate(contents.kinds) if kind not in PART_NAMES]
+        self._bottom = self._at[..., 2] - self._half[..., 2]
+        lowest = np.where(self._there[:, movable], self._bottom[:, movable], np.inf).min(1)
+        self._surface = float(np.median(lowest))
         self._members: dict[str, list[int]] = {}
         for i, kind in enumerate(contents.kinds):
             self._members.setdefault(NAMES[kind][0], []).append(i)
@@ -80,11 +88,17 @@ class Judge:
         """Return the truth (n, C) where what it is about can be seen."""
         seen = np.stack([truth] * self._pixels.shape[1], 1)
         for name in fact.names:
-            for i in self._members.get(_owner(name), ()):
+            for i in self._concerned(fact.predicate, name):
                 seen[self._there[:, i, None] & (self._pixels[:, :, i] < VISIBLE_PIXELS)] = 0
         if fact.predicate in AGENTVIEW_ONLY:
             seen[:, 1:] = 0
         return seen
+
+    def _concerned(self, predicate: str, name: str) -> Sequence[int]:
+        """Return the things that have to be seen for a fact with this name in it."""
+        if predicate == "instruction":
+            return self._contents.involved[self._contents.tasks.index(name)]
+        return self._members.get(_owner(name), ())
 
     def _present(self, noun: str) -> np.ndarray:
         most = self._pixels[..., self._members[noun]].max(-1)
@@ -104,7 +118,9 @@ class Judge:
         ]
         judged["on"] = self._supported()
         judged["nearest"] = [(pair, self._nearest(*pair)) for pair in pairs if self._movable(pair[0])]
-        judged["centre"] = [((noun,), self._any_of(noun, self._central)) for noun in self._nouns if self._movable(noun)]
+        if self._contents.suite in CENTRE_SUITES:
+            movable = [noun for noun in self._nouns if self._movable(noun)]
+            judged["centre"] = [((noun,), self._any_of(noun, self._central)) for noun in movable]
         judged["above"] = [((noun,), self._any_of(noun, self._under_the_hand)) for noun in self._nouns]
         judged["nearest_to_hand"] = self._nearest_to_hand()
         judged["holding"] = self._held()
@@ -142,12 +158,12 @@ class Judge:
         return relation
 
     def _next_to(self, i: int, j: int) -> np.ndarray:
-        far = np.linalg.norm((self._at[:, i] - self._at[:, j])[:, :2], axis=1)
-        bottom = self._at[..., 2] - self._half[..., 2]
-        level = np.abs(bottom[:, i] - bottom[:, j]) < LEVEL_M
+        apart = np.abs(self._at[:, i] - self._at[:, j])[:, :2] - (self._half[:, i] + self._half[:, j])[:, :2]
+        gap = np.linalg.norm(np.maximum(apart, 0), axis=1)
+        level = np.abs(self._bottom[:, i] - self._bottom[:, j]) < LEVEL_M
         support = self._state["thing/support"]
         stacked = (support[:, i] == j) | (support[:, j] == i)
-        return np.where((far < NEXT_M[0]) & level & ~stacked, 1, np.where(far > NEXT_M[1], -1, 0))
+        return np.where((gap < NEXT_M[0]) & level & ~stacked, 1, np.where(gap > NEXT_M[1], -1, 0))
 
     def _between(self, a: str, b: str, c: str) -> np.ndarray:
         rows = []
@@ -161,28 +177,40 @@ class Judge:
                     off = np.abs(from_b[:, 0] * along[:, 1] - from_b[:, 1] * along[:, 0]) / length
                     inside = (at > BETWEEN_AT[0]) & (at < BETWEEN_AT[1]) & (length > 0.15)
                     outside = (off > BETWEEN_M[1]) | (at < 0.05) | (at > 0.95)
-                    truth = np.where(inside & (off < BETWEEN_M[0]), 1, np.where(outside, -1, 0))
+                    level = np.ptp(self._bottom[:, [i, j, k]], axis=1) < LEVEL_M
+                    truth = np.where(inside & (off < BETWEEN_M[0]) & level, 1, np.where(outside, -1, 0))
                     rows.append(np.where(self._there[:, [i, j, k]].all(1), truth, -1))
         return np.max(rows, axis=0)
 
     def _supported(self) -> Judged:
-        support, region = self._state["thing/support"], self._state["thing/region"]
-        held = self._state["hand/holding"]
+        region = self._state["thing/region"]
         judged: Judged = []
         for noun in (n for n in self._nouns if self._movable(n)):
             for other in (n for n in self._nouns if n != noun):
-                lies = self._any(lambda i, j: np.where(support[:, i] == j, 1, -1), noun, other)
-                judged.append(((noun, other), lies))
+                judged.append(((noun, other), self._any(self._lies_on, noun, other)))
             for r, (thing, part) in enumerate(self._contents.regions):
                 place = PLACE_NAMES.get((self._contents.kinds[thing], part))
                 if place and thing not in self._members[noun]:
                     judged.append(((noun, place), self._any_of(noun, partial(_is, region, r))))
 
-            def on_the_table(i: int) -> np.ndarray:
-                return np.where((support[:, i] < 0) & (held != i), 1, -1)
-
-            judged.append(((noun, "table"), self._any_of(noun, on_the_table)))
+            if self._contents.suite not in FLOOR_SUITES:
+                judged.append(((noun, "table"), self._any_of(noun, self._on_the_table)))
         return judged
+
+    def _lies_on(self, i: int, j: int) -> np.ndarray:
+        """Return whether thing i lies on or in thing j, rather than in a part of it that has a name of its own."""
+        region = self._state["thing/region"][:, i]
+        part = np.array([*(part for _, part in self._contents.regions), ""])[region]  # the last one is what -1 finds
+        named = np.isin(part, [p for kind, p in PLACE_NAMES if kind == self._contents.kinds[j]])
+        # On top of a microwave is not in it, as "on" is said of a thing with an inside.
+        unclear = (part == "top_side") & (self._contents.kinds[j] == "microwave")
+        lies = self._state["thing/support"][:, i] == j
+        return np.where(lies & unclear, 0, np.where(lies & ~named, 1, -1))
+
+    def _on_the_table(self, i: int) -> np.ndarray:
+        free = (self._state["thing/support"][:, i] < 0) & (self._state["hand/holding"] != i)
+        stands = np.abs(self._bottom[:, i] - self._surface) < TABLE_M
+        return np.where(free & stands, 1, np.where(free, 0, -1))
 
     def _nearest(self, a: str, b: str) -> np.ndarray:
         """Return whether, of the movable things but those named `b`, one named `a` is the nearest to the one `b`."""
@@ -244,10 +272,12 @@ class Judge:
         """Return whether an instruction can be carried out: what it says of the scene is so, and it is not done yet."""
         solved = self._state["task/solved"][:, task]
         truth = np.where(solved == 0, 1, np.where(solved == 1, -1, 0))
-        known = [i for noun, members in self._members.items() for i in members if noun in text]
-        truth = np.where(self._there[:, known].all(1) if known else True, truth, -1)
+        involved = list(self._contents.involved[task])
+        truth = np.where(self._there[:, involved].all(1), truth, -1)
+        # What it says of where things are was so before they were taken.
+        truth = np.where(np.isin(self._state["hand/holding"], involved), np.minimum(truth, 0), truth)
         if told := WHICH_ONE.fullmatch(text):
-            given = dict(judged[relation(told["where"])])
+            given = dict(judged.get(relation(told["where"]), []))
             names = places(told["thing"], told["where"])
             return np.minimum(truth, given[names]) if names in given else np.zeros_like(truth)
         return np.zeros_like(truth) if AMBIGUOUS.search(text) else truth
@@ -260,8 +290,9 @@ WHICH_ONE = re.compile(
 AMBIGUOUS = re.compile(
     r"\b(?:left|right|front|back|middle) (?:plate|bowl|black bowl|moka pot|book)"
     r"|\b(?:at|in|on) the (?:back|front|middle|left|right)\b"
+    r"|\bto the (?:left|right|front) of\b"
 )
-"""Which of several is meant follows from LIBERO's own placement of them, which is not kept here."""
+"""Which of several is meant, or where beside a thing, follows from LIBERO's own places, which are not kept here."""
 
 
 def relation(where: str) -> str:

@@ -42,11 +42,14 @@ class Poser:
         Returns:
             The number of the thing that it holds, -1 for none. What was taken lies where the hand is.
         """
+        import mujoco
+
         data = self._sim.data
         before = data.qpos.copy()
         for _ in range(TRIES):
             data.qpos[:] = before
             data.qpos[self._arm.qpos] = self._start
+            mujoco.mj_fwdPosition(self._sim.model, data)
             kind = rng.random()
             held = -1
             if kind < ANYWHERE:
@@ -89,7 +92,12 @@ class Poser:
         """Move a thing into the hand, and the hand over another thing or anywhere; return the thing."""
         centre, half = self._things.boxes()
         there = self._within_reach(centre)
-        small = [i for i in there if self._things.things[i].qpos is not None and half[i, :2].max() < TOO_LARGE_M]
+        carrying = set(self._things.supports()[0])  # what lies on a thing would be left hanging
+        small = [
+            i
+            for i in there
+            if self._things.things[i].qpos is not None and half[i, :2].max() < TOO_LARGE_M and i not in carrying
+        ]
         if not small:
             return -1
         held = int(rng.choice(small))

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.libero.paraphrase import paraphrases
 from pipeline.scenes.facts import Fact
-from pipeline.scenes.words import IN, NAMES
+from pipeline.scenes.words import IN, NAMES, ON
 
 # predicate -> ways to say it; the last one is held out. {in} is "in" or "on", as the second name asks for.
 WAYS: dict[str, tuple[str, ...]] = {
@@ -101,6 +101,7 @@ WAYS: dict[str, tuple[str, ...]] = {
         "one can see a {0}",
     ),
 }
+SWITCHED = ("the {0} is {1}", "the {0} is switched {1}", "a {0} that is {1}", "somebody turned the {0} {1}")
 HOLDS_NOTHING = ("the gripper is empty", "the robot holds nothing", "nothing is in the gripper", "the hand is free")
 SYNONYMS = {name: others for names in NAMES.values() for name, *others in [names]}
 OTHER_NAME = 0.25  # how often a thing is called by another of its names
@@ -115,7 +116,11 @@ def say(fact: Fact, rng: np.random.Generator, held_out: bool = False) -> str:
     if fact.predicate == "instruction":
         ways = paraphrases(fact.names[0], held_out)
         return ways[rng.integers(len(ways))]
-    ways = HOLDS_NOTHING if fact.names == ("nothing",) else WAYS[fact.predicate]
+    ways = WAYS[fact.predicate]
+    if fact.names == ("nothing",):
+        ways = HOLDS_NOTHING
+    elif fact.names[-1] in ON:
+        ways = SWITCHED
     way = ways[-1] if held_out else ways[rng.integers(len(ways) - 1)]
     names = [name if held_out else _called(name, rng) for name in fact.names]
     into = "in" if any(word in fact.names[-1] for word in IN) else "on"

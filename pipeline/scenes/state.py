@@ -3,6 +3,7 @@
 Rows of one scene mean the same things in the same order; `Contents` tells which.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class Contents:
     scene: str
     suite: str
     tasks: tuple[str, ...]  # instructions
+    involved: tuple[tuple[int, ...], ...]  # of each task, numbers of the things that it is about
     kinds: tuple[str, ...]  # of the things
     regions: tuple[tuple[int, str], ...]  # number of the thing, and which part of it
     parts: tuple[Part, ...]
@@ -54,6 +56,7 @@ class Contents:
             scene=tree["scene"],
             suite=tree["suite"],
             tasks=tuple(tree["tasks"]),
+            involved=tuple(tuple(things) for things in tree["involved"]),
             kinds=tuple(tree["kinds"]),
             regions=tuple((thing, part) for thing, part in tree["regions"]),
             parts=tuple(Part(**part) for part in tree["parts"]),
@@ -90,16 +93,26 @@ class Witness:
         self.things = Things(sim)
         self._arm = Arm(sim)
         self._hinges = self._find_hinges()
-        self._goals = [robosuite_parse_problem(str(task.bddl_file))["goal_state"] for task in scene.tasks]
+        problems = [robosuite_parse_problem(str(task.bddl_file)) for task in scene.tasks]
+        self._goals = [problem["goal_state"] for problem in problems]
         self._fingers = [self._finger(bodies) for bodies in FINGERS]
         self.contents = Contents(
             scene=scene.name,
             suite=scene.suite,
             tasks=tuple(task.language for task in scene.tasks),
+            involved=tuple(self._involved(problem) for problem in problems),
             kinds=tuple(thing.kind for thing in self.things.things),
             regions=tuple((region.thing, region.part) for region in self.things.regions),
             parts=tuple(part for part, _ in self._hinges),
         )
+
+    def _involved(self, problem: Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the things that a task names or has in its goal; of a region, the thing that it belongs to."""
+        names = [*problem["obj_of_interest"], *(name for _, *names in problem["goal_state"] for name in names)]
+        numbers = (
+            i for name in names for i, thing in enumerate(self.things.things) if f"{name}_".startswith(f"{thing.name}_")
+        )
+        return tuple(sorted(set(numbers)))
 
     def _find_hinges(self) -> list[tuple[Part, int]]:
         model, found = self._sim.model, []
@@ -122,7 +135,7 @@ class Witness:
             observation: of this state.
             held: the thing in the hand, -1 for none; None: whatever both fingers touch.
         """
-        count, base = len(self.things.things), self._arm.base
+        base = self._arm.base
         centre, half = self.things.boxes()
         support, region = self.things.supports()
         present = np.linalg.norm((centre - base)[:, :2], axis=1) < AWAY_M
@@ -139,7 +152,7 @@ class Witness:
             "task/solved": _padded(np.array([self._solved(goal) for goal in self._goals]), TASKS, -1),
             "hand/position": self._arm.hand - base,
             "hand/gap": self._arm.finger_gap,
-            "hand/holding": held if count > held else -1,
+            "hand/holding": held,
             "lowdim/joint_pos": observation.joint_pos,
             "lowdim/ee_pose": observation.ee_pose,
             "lowdim/gripper": observation.gripper,

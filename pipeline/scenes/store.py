@@ -52,11 +52,12 @@ def _arrays(size: int) -> list[tuple[str, tuple[int, ...], str]]:
 
 def write(path: Path, index: int, rows: Mapping[str, np.ndarray]) -> None:
     """Write the shards of one unit."""
-    root = zarr.open_group(path, mode="r+")
-    for name, values in rows.items():
-        array = root[name]
-        assert isinstance(array, zarr.Array)
-        array[index * PICTURES : (index + 1) * PICTURES] = values
+    with zarr.config.set({"array.write_empty_chunks": True}):  # a shard that is not there is damage, not zeros
+        root = zarr.open_group(path, mode="r+")
+        for name, values in rows.items():
+            array = root[name]
+            assert isinstance(array, zarr.Array)
+            array[index * PICTURES : (index + 1) * PICTURES] = values
 
 
 class Pictures:
@@ -78,7 +79,19 @@ class Pictures:
         if self.attributes.get("version") != VERSION:
             raise DataError(f"{path}: is of version {self.attributes.get('version')}, not {VERSION}. {remedy}")
         self._root = zarr.open_group(path, mode="r")
+        self._check_whole(remedy)
         self.contents = {int(n): Contents.from_json(tree) for n, tree in self.attributes["contents"].items()}
+
+    def _check_whole(self, remedy: str) -> None:
+        """Refuse a store that lacks a shard, which Zarr would read as fill values."""
+        for name in ("split", *(f"{kind}/{camera}" for kind in ("image", "label") for camera in CAMERAS), *FIELDS):
+            array = self._root[name]
+            assert isinstance(array, zarr.Array) and array.shards is not None
+            there = sum(path.is_file() for path in (self.path / name / "c").rglob("*"))
+            if there != array.shape[0] // array.shards[0]:
+                raise DataError(
+                    f"{self.path / name}: has {there} of {array.shape[0] // array.shards[0]} shards. {remedy}"
+                )
 
     @property
     def fingerprint(self) -> str:

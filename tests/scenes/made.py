@@ -18,6 +18,7 @@ CONTENTS = Contents(
         "open the top drawer of the cabinet",
         "put the red mug on the left plate",
     ),
+    involved=((0, 3), (0, 3), (4,), (3,)),
     kinds=("akita_black_bowl", "akita_black_bowl", "glazed_rim_porcelain_ramekin", "plate", "wooden_cabinet"),
     regions=((4, "top_region"),),
     parts=(Part("top", 4),),

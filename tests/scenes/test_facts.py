@@ -35,12 +35,16 @@ def test_between_next_to_and_nearest() -> None:
     told = judge(row())
     assert said(told, "between", "black bowl", "plate", "ramekin") == 1
     assert said(told, "between", "plate", "black bowl", "ramekin") == -1
-    assert said(told, "next_to", "black bowl", "plate") == -1, "20 cm apart"
+    assert said(told, "next_to", "black bowl", "plate") == 0, "8 cm between them: near the border nothing is said"
+    far = judge(row(("thing/position", (BOWL, 1), -0.05)))
+    assert said(far, "next_to", "black bowl", "plate") == -1, "13 cm"
     near = judge(row(("thing/position", (BOWL, 1), 0.09)))
     assert said(near, "next_to", "black bowl", "plate") == 1 == said(near, "nearest", "black bowl", "plate")
     assert said(near, "nearest", "ramekin", "plate") == -1
-    border = judge(row(("thing/position", (BOWL, 1), 0.035)))
-    assert said(border, "next_to", "black bowl", "plate") == 0, "16.5 cm: near the border nothing is said"
+    beside = judge(row(("thing/position", (RAMEKIN, 0), 0.5), ("thing/position", (RAMEKIN, 1), -0.3)))
+    assert said(beside, "next_to", "ramekin", "wooden cabinet") == 1, "of large things the sides count"
+    held_high = judge(row(("thing/position", (BOWL, 2), 0.3)))
+    assert said(held_high, "between", "black bowl", "plate", "ramekin") == 0, "high above the line"
 
 
 def test_what_lies_on_and_in_what() -> None:
@@ -51,6 +55,14 @@ def test_what_lies_on_and_in_what() -> None:
     assert said(told, "on", "black bowl", "table") == -1, "neither of them stands on the table"
     assert said(told, "on", "ramekin", "table") == 1
     assert said(told, "on", "ramekin", "plate") == -1
+
+
+def test_in_a_drawer_is_not_on_the_cabinet_and_in_the_air_is_not_on_the_table() -> None:
+    drawer = ("thing/region", OTHER_BOWL, 0), ("thing/support", OTHER_BOWL, CABINET)
+    told = judge(row(*drawer, ("thing/position", (BOWL, 2), 0.3)))
+    assert said(told, "on", "black bowl", "top drawer of the wooden cabinet") == 1
+    assert said(told, "on", "black bowl", "wooden cabinet") == -1
+    assert said(told, "on", "black bowl", "table") == 0, "the other one hangs in the air, or leans on something"
 
 
 def test_gripper_and_hand() -> None:
@@ -81,7 +93,13 @@ def test_instructions_fit_where_what_they_say_is_so_and_is_not_done() -> None:
     next_to, between, drawer, ambiguous = CONTENTS.tasks
     told = judge(row())
     assert said(told, "instruction", between) == 1 == said(told, "instruction", drawer)
-    assert said(told, "instruction", next_to) == -1, "no bowl is next to the plate"
+    assert said(told, "instruction", next_to) == 0, "the bowl is neither next to the plate nor clearly not"
+    far = judge(row(("thing/position", (BOWL, 1), -0.05)))
+    assert said(far, "instruction", next_to) == -1
+    unseen = judge(row(), pixels=[100, 100, 100, 3, 100])
+    assert said(unseen, "instruction", between) == 0 != said(unseen, "instruction", drawer), "the plate can't be seen"
+    taken = judge(row(("hand/holding", ..., BOWL)))
+    assert said(taken, "instruction", between) <= 0, "on its way it is no longer where the words have it"
     assert said(told, "instruction", ambiguous) == 0, "which plate is meant depends on LIBERO's own placement"
     done = judge(row(("task/solved", 2, 1), ("task/solved", 1, -1)))
     assert said(done, "instruction", drawer) == -1, "it is open already"
