@@ -63,7 +63,7 @@ def shrunk(samples: Samples) -> Features:
     """Return pictures of PIXELS x PIXELS as features."""
     images = torch.from_numpy(samples.images[CAMERA]).permute(0, 3, 1, 2).float()
     small = torch.nn.functional.interpolate(images, (PIXELS, PIXELS), mode="area")
-    return {"pixels": small.flatten(1).numpy() / 255}
+    return {f"{PIXELS} x {PIXELS} pixels": small.flatten(1).numpy() / 255}
 
 
 def measure(
@@ -89,9 +89,12 @@ def measure(
     return result
 
 
-def _rates(counts: dict[str, dict[str, int]]) -> dict[str, Any]:
-    rates = {}
+def _rates(counts: dict[str, Any]) -> dict[str, Any]:
+    rates: dict[str, Any] = {}
     for name, count in counts.items():
+        if not isinstance(count, dict):
+            rates[name] = count
+            continue
         low, high = wilson(count["right"], count["n"]) or (None, None)
         rates[name] = {**count, "rate": count["right"] / max(1, count["n"]), "wilson_low": low, "wilson_high": high}
     return rates

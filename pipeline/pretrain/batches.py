@@ -4,18 +4,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
+from pipeline.encode.augment import relight
 from pipeline.encode.preprocess import Preprocess
 from pipeline.libero.sim.simulator import CAMERAS
-from pipeline.libero.suites import SUITES, tasks
-from pipeline.pretrain.captions import Tokens, Writer, instruction_pairs
+from pipeline.pretrain.captions import Tokens, Writer, distinct, instruction_pairs
 from pipeline.pretrain.data import Samples
 from pipeline.pretrain.model import Batch
 
 PAIRS = 32
 """Instructions of a batch, each in two ways."""
-BRIGHTNESS, CONTRAST, CHANNEL, NOISE = 0.3, 0.3, 0.15, 0.02
+LIGHT, COLOUR = 0.3, 0.15  # how far factors of brightness, contrast and each colour are from 1 at most
+NOISE = 2.0  # of 255
 
 
 class Batches:
@@ -27,21 +29,21 @@ class Batches:
         self._tokens = Tokens(tokenizer)
         self._writer = Writer(samples)
         self._seed = seed
-        self._instructions = sorted({task.language for suite in SUITES for task in tasks(suite)})
+        told = {fact.names[0] for fact in samples.facts if fact.predicate == "instruction"}
+        self._instructions = distinct(sorted(told))
 
     def draw(self, step: int, size: int, process: int = 0) -> Batch:
         """Return `size` pictures of any rows and cameras, in other light, for this process."""
         rng = np.random.default_rng([self._seed, step, process])
         rows, cameras = rng.integers(len(self._samples), size=size), rng.integers(len(CAMERAS), size=size)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return self.of(rows, cameras, rng, generator)
+        return self.of(rows, cameras, rng, light=np.random.default_rng([self._seed, step, process, 1]))
 
     def of(
         self,
         rows: np.ndarray,
         cameras: np.ndarray,
         rng: np.random.Generator,
-        relight: torch.Generator | None = None,
+        light: np.random.Generator | None = None,
         held_out: bool = False,
     ) -> Batch:
         """Return these pictures, as they are or in other light, with sentences in ways for training or held out."""
@@ -50,9 +52,9 @@ class Batches:
         pairs = instruction_pairs(self._instructions, PAIRS, rng)
         names = list(CAMERAS)
         frames = np.stack([samples.images[names[c]][row] for row, c in zip(rows, cameras, strict=True)])
-        images = self._preprocess(torch.from_numpy(frames))
+        pixels = torch.from_numpy(frames)
         return Batch(
-            images=images if relight is None else _relit(images, relight),
+            images=self._preprocess(pixels if light is None else _relit(pixels, light)),
             camera=torch.from_numpy(cameras),
             text=torch.from_numpy(self._tokens(captions.texts)),
             label=torch.from_numpy(captions.label),
@@ -72,17 +74,13 @@ def _hand(hand: np.ndarray, cameras: np.ndarray) -> np.ndarray:
     return told
 
 
-def _relit(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Change brightness, contrast and colours of each picture, and add noise; all of normalised images."""
-    count = len(images)
-
-    def factors(reach: float, *shape: int) -> Tensor:
-        return 1 + reach * (2 * torch.rand(count, *shape, generator=generator) - 1)
-
-    middle = images.mean((1, 2, 3), keepdim=True)
-    images = (images - middle) * factors(CONTRAST, 1, 1, 1) + middle
-    images = images * factors(BRIGHTNESS, 1, 1, 1) * factors(CHANNEL, 3, 1, 1)
-    return images + NOISE * torch.randn(images.shape, generator=generator)
+def _relit(frames: UInt8[Tensor, "B H W 3"], rng: np.random.Generator) -> UInt8[Tensor, "B H W 3"]:
+    """Change brightness, contrast and colours of each frame, and add noise."""
+    count = len(frames)
+    lit = relight(frames, 1 + rng.uniform(-LIGHT, LIGHT, (count, 2))).float()
+    lit *= torch.from_numpy(1 + rng.uniform(-COLOUR, COLOUR, (count, 1, 1, 3))).float()
+    lit += NOISE * torch.from_numpy(rng.standard_normal(lit.shape, np.float32))
+    return lit.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to(batch: Batch, device: torch.device) -> Batch:

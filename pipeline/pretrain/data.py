@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pipeline.errors import DataError
 from pipeline.libero.sim.simulator import CAMERAS
-from pipeline.scenes.facts import AGENTVIEW_ONLY, Fact, Judge
+from pipeline.scenes.facts import AGENTVIEW_ONLY, VISIBLE_PIXELS, Fact, Judge
 from pipeline.scenes.state import OTHER, THINGS, Contents
 from pipeline.scenes.store import Pictures
 from pipeline.scenes.words import NAMES
@@ -81,7 +81,7 @@ def load(path: Path, splits: Sequence[int], patches: int) -> Samples:
     nouns = {s: np.array([NOUNS.index(NAMES[kind][0]) for kind in c.kinds]) for s, c in store.contents.items()}
     facts, truth = _truth(store.contents, state, pixels)
     place = _in_frames(state, state["thing/position"])
-    visible = pixels > 0
+    visible = pixels >= VISIBLE_PIXELS
     return Samples(
         images=images,
         facts=facts,
@@ -138,10 +138,15 @@ def _truth(
     # What is said of a thing that the scene does not have is not so; of other instructions it depends.
     truth = np.full((len(state["scene"]), len(CAMERAS), len(facts)), -1, np.int8)
     truth[:, 1:, [fact.predicate in AGENTVIEW_ONLY for fact in facts]] = 0
+    named = {
+        text: {NAMES[c.kinds[i]][0] for i in involved}
+        for c in contents.values()
+        for text, involved in zip(c.tasks, c.involved, strict=True)
+    }
     for scene, (rows, found, values) in judged.items():
         here = {NAMES[kind][0] for kind in contents[scene].kinds}
         for fact in facts:
-            if fact.predicate == "instruction" and not any(n in fact.names[0] for n in set(NOUNS) - here):
+            if fact.predicate == "instruction" and named.get(fact.names[0], set()) <= here:
                 truth[rows, :, column[fact]] = 0
         columns = np.array([column[fact] for fact in found])
         truth[rows[:, None, None], np.arange(len(CAMERAS))[:, None], columns] = values

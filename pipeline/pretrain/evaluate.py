@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from pipeline.libero.sim.simulator import CAMERAS
-from pipeline.pretrain.captions import Writer
+from pipeline.pretrain.captions import CHANGES, Writer
 from pipeline.pretrain.data import NOUNS, Samples
 
 AMONG = 100
@@ -23,7 +23,10 @@ def matching(
     seed: int,
     held_out: bool,
 ) -> dict[str, Any]:
-    """Return how often a sentence finds its picture among AMONG, and a picture its sentence rather than a changed one.
+    """Return how often a sentence finds a picture of which it is so among AMONG, and likewise a picture a sentence.
+
+    Also how often a picture prefers its sentence to the same with a relation changed, or two names exchanged, or with
+    another name of the scene.
 
     Args:
         image: pooled features of the agentview pictures of all rows.
@@ -33,22 +36,27 @@ def matching(
     rng = np.random.default_rng(seed)
     writer = Writer(samples)
     image = _unit(image)
-    picture_of, sentence_of, told = [], [], []
+    picture_of, sentence_of, chance = [], [], []
+    told: dict[str, list[np.bool_]] = {kind: [] for kind in CHANGES}
     for rows in np.array_split(rng.permutation(len(samples)), max(1, len(samples) // AMONG)):
         captions = writer.write(rows, np.zeros_like(rows), rng, held_out)
         features = _unit(text(captions.texts))
         cosine = image[rows] @ features.T
         count = len(rows)
         right, changed = cosine[:, :count].diagonal(), cosine[:, count:].diagonal()
-        told += list((right > changed)[captions.changed])
+        for kind, name in enumerate(CHANGES):
+            told[name] += list((right > changed)[captions.changed == kind])
         # Any picture of which the sentence is so is a right one, and the other way round.
         so = captions.label[:, :count] == 1
         sentence_of += list(so[np.arange(count), cosine[:, :count].argmax(1)])
         picture_of += list(so[cosine[:, :count].argmax(0), np.arange(count)])
+        chance.append(so.mean())
     return {
         "sentence_to_picture": _share(picture_of),
         "picture_to_sentence": _share(sentence_of),
-        "one_relation_changed": _share(told),
+        "one_relation_changed": _share([*told["relation"], *told["places"]]),
+        "one_name_changed": _share(told["name"]),
+        "retrieval_by_chance": round(float(np.mean(chance)), 4),
     }
 
 

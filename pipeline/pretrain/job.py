@@ -22,9 +22,11 @@ from pipeline.compute import cores
 from pipeline.encode import own
 from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.weights import load_tokenizer
+from pipeline.errors import ConfigError
 from pipeline.files import write_atomic
 from pipeline.libero.sim.simulator import CAMERAS
 from pipeline.pretrain.batches import Batches, to
+from pipeline.pretrain.captions import CHANGES
 from pipeline.pretrain.data import Samples, load
 from pipeline.pretrain.model import SCALE_M, Pretraining
 from pipeline.pretrain.settings import PretrainParams
@@ -34,7 +36,13 @@ from pipeline.train import checkpoint
 
 log = logging.getLogger(__name__)
 
+CODE = (
+    *("scenes/facts.py", "scenes/sentences.py", "scenes/words.py"),
+    *("libero/paraphrase.py", "encode/preprocess.py", "encode/augment.py"),
+)
+"""Beside this package, what batches are made by."""
 CLIP_NORM = 1.0
+RELATION, PLACES = (CHANGES.index(name) for name in ("relation", "places"))
 CHECKED = 1024  # held out pictures that the curves are of
 BATCH = 128  # of an evaluation
 DECAYED_DIMENSIONS = 2  # of weights with as many, at least
@@ -67,7 +75,7 @@ def run(cfg: PretrainParams, scenes: Path, scratch: Path, out: Path) -> dict[str
         "scenes": Pictures(scenes).fingerprint,
         "architecture": json.loads(own.CONFIG.read_text()),
         "vocabulary": hashlib.sha256(own.VOCABULARY.read_bytes()).hexdigest(),
-        "code": code_digest("pretrain", "scenes/facts.py", "scenes/sentences.py", "scenes/words.py"),
+        "code": code_digest("pretrain", *CODE),
         "versions": {name: versions()[name] for name in ("torch", "open_clip_torch")},
     }
     with accelerator.main_process_first():
@@ -118,7 +126,12 @@ def _train(
     progress = Progress()
     accelerator.register_for_checkpointing(average, schedule, progress)
     checkpoint.resume(accelerator, checkpoint.seen_by_all(accelerator, work))
-    share = cfg.batch_size // accelerator.num_processes
+    share, left = divmod(cfg.batch_size, accelerator.num_processes)
+    if left:
+        raise ConfigError(
+            f"pretrain_clip.batch_size is {cfg.batch_size}, which {accelerator.num_processes} processes cannot share "
+            "evenly. Give a multiple"
+        )
     started, before = time.monotonic(), progress.wall_s
     losses: dict[str, torch.Tensor] = {}
     for step in _steps(progress.step, cfg.steps, accelerator.is_local_main_process):
@@ -180,7 +193,7 @@ def check(model: Pretraining, batches: Batches, samples: Samples, device: torch.
         texts = model.read(batch.text)
         cosine = torch.nn.functional.normalize(pooled, dim=-1) @ torch.nn.functional.normalize(texts, dim=-1).T
         margin = cosine[:, : len(some)].diagonal() - cosine[:, len(some) :].diagonal()
-        right.append((margin > 0)[batch.changed])
+        right.append((margin > 0)[(batch.changed == RELATION) | (batch.changed == PLACES)])
         told = model.of_tokens[0](tokens.flatten(1)) * SCALE_M
         near.append((told[:, -4:-1] - batch.hand[:, :3]).norm(dim=-1))
         far.append((told[:, :-4].unflatten(1, (-1, 3)) - batch.place).norm(dim=-1).flatten())

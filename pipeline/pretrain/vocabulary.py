@@ -14,7 +14,7 @@ from pipeline.encode.own import MODEL, VOCABULARY
 from pipeline.files import write_atomic
 from pipeline.libero.paraphrase import paraphrases
 from pipeline.libero.suites import SUITES, tasks
-from pipeline.scenes.sentences import HOLDS_NOTHING, WAYS
+from pipeline.scenes.sentences import HOLDS_NOTHING, SWITCHED, WAYS
 from pipeline.scenes.words import NAMES, PART_NAMES, PLACE_NAMES
 
 COMMON = 1500
@@ -25,7 +25,7 @@ def words() -> list[str]:
     texts = [text for suite in SUITES for task in tasks(suite) for text in paraphrases(task.language)]
     texts += [name for names in NAMES.values() for name in names] + [*PLACE_NAMES.values(), *HOLDS_NOTHING[:-1]]
     texts += [f"{name} {' '.join(states)}" for parts in PART_NAMES.values() for name, states in parts.values()]
-    texts += [re.sub(r"\{\w+\}", " ", way) for ways in WAYS.values() for way in ways[:-1]]
+    texts += [re.sub(r"\{\w+\}", " ", way) for ways in (*WAYS.values(), SWITCHED) for way in ways[:-1]]
     return sorted({word for text in texts for word in re.findall(r"[a-z]+", text.lower())})
 
 

@@ -11,6 +11,7 @@ MATCHES = {
     "sentence_to_picture": "picture of a sentence, among 100",
     "picture_to_sentence": "sentence of a picture, among 100",
     "one_relation_changed": "true sentence, not the one with a relation changed",
+    "one_name_changed": "nor that with another name",
 }
 
 
