@@ -7,7 +7,10 @@ Reads data/embeddings and data/demos, and loads the encoder for the sentences.
 """
 
 from pathlib import Path
+from typing import Any
 
+from pipeline.encode.settings import EncoderParams
+from pipeline.errors import DataError
 from pipeline.files import write_atomic
 from stages import cli
 
@@ -34,10 +37,20 @@ def main(argv: list[str] | None = None) -> None:
     camera = params.embed.cameras[0]
     demos, _ = scan(Path(args.demos), args.suite, tasks(args.suite, params.data.tasks.get(args.suite)), (camera,))
     said = {}
+    check_encoder(store.identity["encoder"], params.embed.encoder, store.location)
     if args.sentences:
         said = dict(zip(args.sentences, ClipEncoder(params.embed.encoder).text(args.sentences), strict=True))
     write_atomic(Path(args.out), features_page(store, demos, said, camera))
     print(args.out)
+
+
+def check_encoder(stored: dict[str, Any], settings: EncoderParams, store: str) -> None:
+    """Refuse to look for sentences with another encoder than the frames were encoded by. Raises DataError."""
+    from cache.plan import differences
+
+    asked = settings.identity
+    if other := differences({name: stored.get(name) for name in asked}, asked):
+        raise DataError(f"{store}: embed.encoder is another than the store's: {'; '.join(other)}. Set it back")
 
 
 if __name__ == "__main__":

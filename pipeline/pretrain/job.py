@@ -1,5 +1,6 @@
 """Train the project's own CLIP on pictures of scenes; interruptible, the same weights each time on one machine."""
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -23,7 +24,7 @@ from pipeline.encode import own
 from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.weights import load_tokenizer
 from pipeline.errors import ConfigError
-from pipeline.files import write_atomic
+from pipeline.files import exclusive, write_atomic
 from pipeline.libero.sim.simulator import CAMERAS
 from pipeline.pretrain.batches import Batches, to
 from pipeline.pretrain.captions import CHANGES
@@ -64,7 +65,14 @@ class Progress:
 
 
 def run(cfg: PretrainParams, scenes: Path, scratch: Path, out: Path) -> dict[str, int | float]:
-    """Train, and write weights, recipe and curves to `out`; return the last line of the curves."""
+    """Train, and write weights, recipe and curves to `out`; return the last line of the curves.
+
+    What is there already, made of the same, is left as it is.
+
+    Raises:
+        ConfigError: the batch can't be shared among the processes.
+        DataError: there are no pictures, or another process is at the same training.
+    """
     accelerator = Accelerator(
         mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
     )
@@ -78,8 +86,31 @@ def run(cfg: PretrainParams, scenes: Path, scratch: Path, out: Path) -> dict[str
         "code": code_digest("pretrain", *CODE),
         "versions": {name: versions()[name] for name in ("torch", "open_clip_torch")},
     }
+    if (last := _made(out, identity)) is not None:
+        log.info("%s: up to date", out)
+        return last
     with accelerator.main_process_first():
         work = checkpoint.claim(scratch, identity)
+    with contextlib.ExitStack() as locks:
+        if accelerator.is_main_process:
+            locks.enter_context(exclusive(work.with_suffix(".lock"), "training"))
+        return _run(accelerator, cfg, scenes, work, out, identity)
+
+
+def _made(out: Path, identity: dict[str, Any]) -> dict[str, int | float] | None:
+    """Return the last figures of the weights in `out`, if they were made of the same and are whole."""
+    try:
+        recipe = json.loads((out / own.RECIPE.name).read_text())
+        sha256 = hashlib.sha256((out / own.WEIGHTS.name).read_bytes()).hexdigest()
+    except (OSError, ValueError):
+        return None
+    same = recipe["identity"] == json.loads(json.dumps(identity)) and recipe["sha256"] == sha256
+    return recipe["held_out"] if same else None
+
+
+def _run(
+    accelerator: Accelerator, cfg: PretrainParams, scenes: Path, work: Path, out: Path, identity: dict[str, Any]
+) -> dict[str, int | float]:
     model = make_model(cfg.seed)
     side = model.clip.visual.grid_size[0]
     preprocess = Preprocess.from_open_clip(model.clip.visual.preprocess_cfg)

@@ -137,6 +137,8 @@ def test_stopped_and_started_again_it_makes_the_same_weights(
     recipe = json.loads((whole / own.RECIPE.name).read_text())
     assert recipe["identity"]["scenes"] == "made" and recipe["held_out"]["step"] == 4
     _is_loaded_like_any_other(files[0])
+    monkeypatch.setattr(job, "_train", stop)
+    assert job.run(SETTINGS, store, tmp_path / "c", whole)["step"] == 4, "it is there: nothing is trained again"
 
 
 def _is_loaded_like_any_other(weights: Path) -> None:

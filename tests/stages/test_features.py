@@ -54,6 +54,11 @@ def test_other_sentences_and_other_demonstrations(folder: Path, tmp_path: Path) 
         show(folder, "--demos", str(tmp_path / "demos"))
 
 
+def test_another_encoder_than_the_stores_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"embed\.encoder is another than the store's: seed is 0 in the store, 1 now"):
+        show(folder, "--set", "embed.encoder.seed=1")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_browser_shows_it(folder: Path, tmp_path: Path) -> None:
