@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.server.websocket import PolicyServer
 
 log = logging.getLogger(__name__)
+PORTS = 65535  # is the last one
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,12 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__, params=False)
     parser.add_argument("--policy", default="runs/flow/policy", help="bundle, or hf://user/name (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 is any free one (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=8000, help="0 is any free one (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1... (default: cuda if there is one)")
-    parser.add_argument("--max-batch", type=int, default=32, help="requests computed at once (default: %(default)s)")
+    parser.add_argument("--max-batch", type=positive, default=32, help="computed at once (default: %(default)s)")
     parser.add_argument("--max-wait-ms", type=float, default=2.0, help="for others to join (default: %(default)s)")
-    parser.add_argument("--max-clients", type=int, default=128, help="connected at a time (default: %(default)s)")
-    parser.add_argument("--max-message-mib", type=int, default=16, help="of one request (default: %(default)s)")
+    parser.add_argument("--max-clients", type=positive, default=128, help="connected at a time (default: %(default)s)")
+    parser.add_argument("--max-message-mib", type=positive, default=16, help="of one request (default: %(default)s)")
     args = parser.parse_args(argv)
     from pipeline.inference.policy import Policy  # torch and open_clip take seconds to import
     from pipeline.inference.source import local_bundle
@@ -55,6 +56,20 @@ def main(argv: list[str] | None = None) -> None:
 
     asyncio.run(until_signal(server, args.host, args.port, started))
     log.info("stopped: %s", ", ".join(f"{n} {what}" for what, n in server.metrics.outcomes.items()) or "no requests")
+
+
+def positive(text: str) -> int:
+    """Return a number of at least 1. Raises ValueError."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def port(text: str) -> int:
+    """Return a number of a port. Raises ValueError."""
+    if not 0 <= (number := int(text)) <= PORTS:
+        raise ValueError(text)
+    return number
 
 
 async def until_signal(server: "PolicyServer", host: str, port: int, started: Callable[[int], None]) -> None:

@@ -100,6 +100,8 @@ class Hdf5Files:
             if foreign := not_hdf5(path):
                 return [Episode(place, path, "/", 0, "", foreign)]
             with h5py.File(path, "r") as file:
+                if elsewhere := _outside(file):
+                    return [Episode(place, path, "/", 0, "", f"{elsewhere} lies outside of the file: copy it in")]
                 if not isinstance(file.get("data"), h5py.Group):
                     return [self._episode(place, path, file, file)]
                 names = sorted((n for n in file["data"] if isinstance(file["data"][n], h5py.Group)), key=natural)
@@ -169,6 +171,22 @@ def _misshapen(data: Any, picture: bool, length: int) -> str | None:
         return None if fits else f"uint8 ({length}, H, W, 3), upright"
     fits = data.dtype.kind in "fiub" and data.ndim in (1, 2) and len(data) == length
     return None if fits else f"({length}, k) numbers"
+
+
+def _outside(group: Any, prefix: str = "/") -> str | None:
+    """Return the first data set that the file does not hold itself: a link, or one whose values are elsewhere.
+
+    Such a file, of somebody else, could show what else lies on the disk.
+    """
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            return f"{prefix}{name}"
+        item = group[name]
+        if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+            return f"{prefix}{name}"
+        if isinstance(item, h5py.Group) and (found := _outside(item, f"{prefix}{name}/")):
+            return found
+    return None
 
 
 def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import DataError, did_you_mean
 from pipeline.inference.describe import own_data
@@ -19,6 +19,8 @@ from pipeline.libero.demos.read import UNREADABLE, Demo, read
 from pipeline.libero.settings import Keys
 from pipeline.libero.suites import Task, language_of
 from pipeline.policy.bundle import PolicySpec
+
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")  # none that Pillow starts a program for
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def picture(path: Path) -> np.ndarray:
         DataError: it cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as opened:
+            image = ImageOps.exif_transpose(opened)  # a phone's picture says which way is up
             if image.mode.startswith("I;16"):
                 return np.asarray(image, np.uint16)[..., None]
             return np.asarray(image.convert("RGB"))

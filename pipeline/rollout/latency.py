@@ -22,7 +22,7 @@ class LatencyAgent:
         in_the_meantime: whether the robot goes on.
 
     Raises:
-        ConfigError: it goes on, and a chunk would come after the next one is asked for.
+        ConfigError: it goes on, and a chunk would come after the next one is asked for; of `act`: chunks are too short.
     """
 
     def __init__(self, agent: Agent, seconds: float, in_the_meantime: bool) -> None:
@@ -60,7 +60,8 @@ class LatencyAgent:
         """Return the actions until the next observation, and those that follow in the chunk."""
         left = self._count - self._late
         if len(first) < self._late or len(then) < self._count:
-            raise ValueError(
-                f"chunks of the policy are too short to go on for {self._late} steps after {self._count} actions"
+            raise ConfigError(
+                f"chunks of the policy are too short to go on for {self._late} steps after {self._count} actions. "
+                "Carry out fewer of each: eval_libero.n_action_steps"
             )
         return np.concatenate([first, then[:left]]), then[left:]

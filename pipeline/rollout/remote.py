@@ -25,7 +25,7 @@ from pipeline.libero.sim.simulator import CAMERAS, DEPTH_CAMERAS, Observation
 from pipeline.libero.suites import Task
 from pipeline.rollout.agent import Agent, check_drawn
 
-TOKEN = "VLA_FLOW_TOKEN"  # of the server, as `stages.serve` has it
+TOKEN = "VLA_FLOW_AGENT_TOKEN"  # not the server's variable: what is exported for it must not go to any address
 CONNECT_TIMEOUT_S = 20.0
 STATES = ("joint_pos", "ee_pose", "gripper", "ee_wrench")
 

@@ -238,6 +238,30 @@ def test_hdf5_that_is_damaged_is_left_out_and_named(tmp_path: Path) -> None:
     assert "of obs/front are of one colour each" in reasons["odd.hdf5", "demo_1"]
 
 
+def test_hdf5_whose_values_lie_elsewhere_is_left_out(tmp_path: Path) -> None:
+    root = make.write_hdf5(tmp_path / "set")
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["x"] = np.zeros((15, 6))
+    for name in ("linked.hdf5", "virtual.hdf5", "external.hdf5"):
+        (root / name).write_bytes((root / "robot.hdf5").read_bytes())
+        with h5py.File(root / name, "r+") as file:
+            demo = file["data/demo_0"]
+            del demo["obs/joints"]
+            if name == "linked.hdf5":
+                demo["obs/joints"] = h5py.ExternalLink(str(secret), "/x")
+            elif name == "virtual.hdf5":
+                layout = h5py.VirtualLayout((15, 6), float)
+                layout[:] = h5py.VirtualSource(str(secret), "x", (15, 6))
+                demo.create_virtual_dataset("obs/joints", layout)
+            else:
+                demo.create_dataset("obs/joints", (15, 6), "<f8", external=[(str(secret), 0, 720)])
+    _, left_out = DataSet("own", root, make.HDF5_KEYS).scan()
+    reasons = {entry.file.name: entry.reason for entry in left_out}
+    assert set(reasons) == {"linked.hdf5", "virtual.hdf5", "external.hdf5"}
+    assert all("/data/demo_0/obs/joints lies outside of the file: copy it in" in text for text in reasons.values())
+
+
 def test_hdf5_that_lacks_keys_says_so_once_with_what_is_there(tmp_path: Path) -> None:
     root = make.write_hdf5(tmp_path)
     keys = replace(make.HDF5_KEYS, cameras={"front": "obs/frnt"}, action="action")

@@ -74,5 +74,5 @@ def test_what_cannot_be(task: Task, sim: Sim) -> None:
     with pytest.raises(ConfigError, match=r"latency of 0\.25 s is 5 control steps, but a chunk is asked for every 4"):
         alter_agent(Counting(), "latency_asynchronous", 0.25, sim)
     short = LatencyAgent(Counting(horizon=4), 0.1, in_the_meantime=True)
-    with pytest.raises(ValueError, match="too short to go on for 2 steps after 4 actions"):
+    with pytest.raises(ConfigError, match="too short to go on for 2 steps after 4 actions"):
         play(short, 2, task)

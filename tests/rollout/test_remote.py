@@ -173,9 +173,9 @@ def test_another_policy_at_the_same_address_is_refused(task: Task) -> None:
 def test_a_token_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     token = "0123456789abcdef"
     with serving(Known(), token=token) as (_, address):
-        with pytest.raises(PipelineError, match="Set VLA_FLOW_TOKEN to the server's token"):
+        with pytest.raises(PipelineError, match="Set VLA_FLOW_AGENT_TOKEN to the server's token"):
             open_connection(f"ws://{address}")
-        monkeypatch.setenv("VLA_FLOW_TOKEN", token)
+        monkeypatch.setenv("VLA_FLOW_AGENT_TOKEN", token)
         open_connection(f"ws://{address}")[0].close()
 
 

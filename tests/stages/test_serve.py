@@ -185,6 +185,13 @@ def test_openpis_loop_acts_as_the_policy_does(
     np.testing.assert_allclose(actions, expected[:2], atol=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [("--max-batch", "0"), ("--max-clients", "-1"), ("--port", "99999")])
+def test_numbers_that_cannot_be_are_refused(wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        serve.main(list(wrong))
+    assert f"argument {wrong[0]}: invalid" in capsys.readouterr().err
+
+
 def test_other_machines_are_not_let_in_without_a_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLA_FLOW_TOKEN", raising=False)
     with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0: other machines reach it"):
