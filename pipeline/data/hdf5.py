@@ -198,10 +198,13 @@ def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _first_text(data: Any) -> str:
-    return _text(data[()] if data.shape == () else data[0])
+    return _text(data[()])
 
 
 def _text(value: Any) -> str:
+    """Return a text, or the first one of an array of them; nothing for an empty one."""
+    if isinstance(value, np.ndarray):
+        value = value.flat[0] if value.size else ""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 

@@ -179,6 +179,8 @@ class DataSet:
             raise DataError(episode.problem)
         if episode.length < 2:
             raise DataError(f"has {episode.length} steps; two are the least")
+        if not episode.instruction.strip():
+            raise DataError("its instruction, of demos.keys.instruction, is empty")
         widths: dict[str, int] = {}
         wrong: list[str] = []
         for name, key in naming.signals(self.keys).items():

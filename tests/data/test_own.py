@@ -200,6 +200,16 @@ def test_hdf5_tells_its_instruction_in_many_ways(tmp_path: Path) -> None:
         scan(root, replace(make.HDF5_KEYS, instruction="words"))
 
 
+def test_hdf5_without_words_is_left_out(tmp_path: Path) -> None:
+    root = make.write_hdf5(tmp_path)
+    with h5py.File(root / "robot.hdf5", "r+") as file:
+        for i, words in enumerate((b"", np.array([b"pick it up"]), np.array([], "S1"))):
+            file[f"data/demo_{i}"].attrs["told"] = words
+    demos, left_out = DataSet("own", root, replace(make.HDF5_KEYS, instruction="told")).scan()
+    assert [demo.task.language for demo in demos] == ["pick it up"]
+    assert [entry.reason for entry in left_out] == ["its told is empty"] * 2
+
+
 def test_hdf5_files_may_be_many_and_each_one_demonstration(tmp_path: Path) -> None:
     for i, take in enumerate((*make.TAKES, *make.TAKES, *make.TAKES, *make.TAKES)):
         with h5py.File(make.write_hdf5(tmp_path, (), f"part{i}.h5") / f"part{i}.h5", "w") as file:
