@@ -83,7 +83,8 @@ def test_repro_runs_once_and_again_only_what_changed(checkout: Path) -> None:
     history = json.loads((checkout / "runs/flow/train.json").read_text())
     assert [entry["epoch"] for entry in history["epochs"]] == [0, 1]
     assert "<html" in (checkout / "results/report.html").read_text()[:2000]
-    assert sorted(p.name for p in (checkout / "runs/flow/policy").iterdir()) == ["policy.json", "weights.safetensors"]
+    published = sorted(p.name for p in (checkout / "runs/flow/policy").iterdir())
+    assert published == ["README.md", "policy.json", "text.safetensors", "weights.safetensors"]
     assert (checkout / "runs/flow/onnx/policy.onnx").is_file()
 
     store = "data/embeddings/libero_spatial.zarr"

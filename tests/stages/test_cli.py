@@ -84,7 +84,7 @@ def test_arguments_are_parsed_before_anything_heavy_is_imported(name: str) -> No
     [
         ("demos.episode=5", r"with demos\.episode=5: no setting 'demos\.episode'\. Did you mean 'episodes'\?"),
         ("policy.cameras=[wrist]", "'wrist'; it can have agentview, eye_in_hand"),
-        ("demos.source=lerobot", r"demos\.source is \"lerobot\"; it can be scripted, path or official"),
+        ("demos.source=lerobot", r"demos\.source is \"lerobot\"; it can be scripted, path, official or own"),
         ("policy.condition_dim.x=3", "there is no policy.condition_dim.x: condition_dim is one value"),
         ("train_flow.epochs", "not KEY=VALUE"),
         ("train_flow.epochs=[", r"--set train_flow\.epochs=\[: not valid YAML"),

@@ -312,6 +312,7 @@ def test_two_processes_train_the_same_policy_as_one(project: Path) -> None:
 KILLER = """
 import os, random, signal, sys, time
 import dvclive, torch._dynamo, torch.utils.tensorboard
+import pipeline.train.job
 from stages import cli, train_flow
 
 cli.setup_logging()

@@ -89,8 +89,10 @@ def test_the_tower_learns_and_the_rollout_sees_through_it(train: Train, base: Pa
     run = train(tune, epochs=8, tune=tune, learning_rate=3e-3, lora_rank=2, gradient_checkpointing=True)
     assert losses(run)[-1] < 0.99 * losses(run)[0]
     assert sorted(path.name for path in (run / "policy").iterdir()) == [
+        "README.md",
         "encoder.safetensors",
         "policy.json",
+        "text.safetensors",
         "weights.safetensors",
     ]
     counts = json.loads((run / "train.json").read_text())["trainable_parameters"]
