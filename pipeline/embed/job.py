@@ -126,7 +126,11 @@ class Job:
             except OSError as error:  # no hard links there
                 log.warning("%s: finished shards cannot be kept (%s); they are made again", self._keep, error)
                 break
-        shutil.rmtree(self.work)
+        # Under another name: a thread that was given up may still write, and would fill the directory while it empties.
+        doomed = self.work.with_name(f"{self.work.name}.deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        self.work.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Progress]:
