@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.data import keys as naming
 from pipeline.errors import DataError
 from pipeline.libero.demos.defects import not_hdf5
-from pipeline.libero.demos.read import UNREADABLE
+from pipeline.libero.demos.read import UNREADABLE, datasets
 from pipeline.libero.settings import Keys
 
 ENDINGS = (".hdf5", ".h5", ".hdf")
@@ -122,7 +122,7 @@ class Hdf5Files:
             return Episode(number, path, group.name, 0, "", f"cannot be read ({error}). {AGAIN}")
 
     def _problems(self, group: Any) -> Iterator[str]:
-        there = dict(_datasets(group))
+        there = dict(datasets(group))
         shown = {name: f"{data.dtype} {data.shape}" for name, data in there.items()}
         wanted = {**naming.numbers(self.keys), **naming.pictures(self.keys)}
         for setting, key in wanted.items():
@@ -187,14 +187,6 @@ def _outside(group: Any, prefix: str = "/") -> str | None:
         if isinstance(item, h5py.Group) and (found := _outside(item, f"{prefix}{name}/")):
             return found
     return None
-
-
-def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in sorted(group):
-        if isinstance(group[name], h5py.Group):
-            yield from _datasets(group[name], f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", group[name]
 
 
 def _first_text(data: Any) -> str:

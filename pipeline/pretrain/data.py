@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int8, UInt8
+from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from pipeline.errors import DataError
@@ -155,15 +156,7 @@ def _truth(
 
 def _in_frames(state: dict[str, np.ndarray], position: np.ndarray) -> np.ndarray:
     """Return positions (N, C, THINGS, 3): from the base, and from the hand in its axes."""
-    x, y, z, w = state["lowdim/ee_pose"][:, 3:].astype(np.float64).T
-    rotation = np.stack(
-        [
-            *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
-            *(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
-            *(2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
-        ],
-        -1,
-    ).reshape(-1, 3, 3)
+    rotation = Rotation.from_quat(state["lowdim/ee_pose"][:, 3:]).as_matrix()
     from_hand = np.einsum("nji,nkj->nki", rotation, position - state["hand/position"][:, None])
     return np.stack([position, from_hand], 1).astype(np.float32)
 

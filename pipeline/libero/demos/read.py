@@ -201,7 +201,7 @@ def digest(demo: Demo) -> str:
     total = hashlib.sha256()
     try:
         with h5py.File(demo.file, "r") as file:
-            for name, dataset in _datasets(file["data"][demo.name]):
+            for name, dataset in datasets(file["data"][demo.name]):
                 total.update(f"{name} {dataset.dtype.str} {dataset.shape}\n".encode())
                 total.update(np.ascontiguousarray(dataset[()]).data)
     except UNREADABLE as error:
@@ -223,10 +223,11 @@ def recorded_with(file: Path) -> dict[str, Any] | None:
         raise DataError(f"{file}: cannot be read: {error}. Make or download it again.") from error
 
 
-def _datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def datasets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path below a group, and the data set, of all that lie there."""
     for key in sorted(group):
         if isinstance(group[key], h5py.Group):
-            yield from _datasets(group[key], f"{prefix}{key}/")
+            yield from datasets(group[key], f"{prefix}{key}/")
         else:
             yield f"{prefix}{key}", group[key]
 
