@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Float16, Float32, Float64, UInt8
 from open_clip.factory import get_model_config
 from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import VisionTransformer
 
 from pipeline.encode.augment import relight
+from pipeline.encode.patches import grid_place
 from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.encode.weights import activation, load_model, load_tokenizer, weights_sha256
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 
 CPU_BATCH = 64
 ACTIVATION_BYTES = 64  # of a token and channel: some ten tensors of two or four bytes live at once in a block
@@ -116,7 +116,7 @@ class ClipEncoder:
         # The tower moves and changes type in place; text never uses it.
         self.visual = model.visual.to(self.device, self._dtype, memory_format=torch.channels_last)
         if grid:
-            self._layer, self._pool, width = _grid_place(self.visual, params.model, grid)
+            self._layer, self._pool, width = grid_place(self.visual, params.model, grid)
             self.tokens = (grid.size**2, width)
         self._batch_size = batch_size if self.device.type == "cuda" else None
         # Not max-autotune: what it picks depends on timing, and so would the last bits.
@@ -239,21 +239,3 @@ class ClipEncoder:
             raise DataError(
                 f"{self.name} reads texts of {most} tokens, and this one has {tokens}: {text!r}. Shorten it"
             )
-
-
-def _grid_place(visual: Any, model: str, grid: GridParams) -> tuple[int, int, int]:
-    """Return the number of the block from 0, patches averaged along a side, and the width of a token."""
-    if not isinstance(visual, VisionTransformer):
-        raise ConfigError(
-            f"embed.grid: {model} has no patch tokens ({type(visual).__name__}). Use one of open_clip's own vision "
-            "transformers, such as ViT-B-32, or set embed.grid to null"
-        )
-    side, blocks = int(visual.grid_size[0]), len(visual.transformer.resblocks)
-    if grid.size < 1 or side % grid.size:
-        fits = [str(k) for k in range(1, side + 1) if side % k == 0]
-        raise ConfigError(
-            f"embed.grid.size is {grid.size}, but {model} has {side} x {side} patches: use {' or '.join(fits)}"
-        )
-    if not -blocks <= grid.layer <= -1:
-        raise ConfigError(f"embed.grid.layer is {grid.layer}; {model} has the blocks -1 (the last) to -{blocks}")
-    return blocks + grid.layer, side // grid.size, int(visual.transformer.width)

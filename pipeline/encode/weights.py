@@ -97,7 +97,7 @@ def _seeded(params: EncoderParams) -> torch.nn.Module:
         if weight.ndim == 0 or (weight == weight.flatten()[0]).all():
             continue
         fan_in = weight[0].numel() if weight.ndim > 1 else weight.numel()
-        if name.endswith(("positional_embedding", "class_embedding")):
+        if name.endswith(("positional_embedding", "class_embedding", "pos_embed", "cls_token")):
             fan_in = 1
         bound = math.sqrt(3 / fan_in)
         draw = ((generator.random(weight.shape) * 2 - 1) * bound).astype(np.float32)

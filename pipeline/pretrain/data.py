@@ -33,7 +33,8 @@ class Samples:
         truth: 1, 0 or -1 of each fact in each camera's picture.
         patch_noun: number in NOUNS of what a patch shows, -1 for none.
         patch_place: where the middle of that is, metres; NaN for none.
-        place: where the one of each noun is that is nearest to the hand, metres; NaN if no picture of it.
+        place: where the one of each noun is that is nearest to the hand, of those shown, metres; NaN for none.
+        shown: how many of each noun a picture shows.
         hand: position, metres, and gap between the fingers, metres.
         scene, varied: as in the store.
 
@@ -46,6 +47,7 @@ class Samples:
     patch_noun: Int8[np.ndarray, "N C P"]
     patch_place: Float32[np.ndarray, "N C P 3"]
     place: Float32[np.ndarray, "N C K 3"]
+    shown: Int8[np.ndarray, "N C K"]
     hand: Float32[np.ndarray, "N 4"]
     scene: np.ndarray
     varied: np.ndarray
@@ -82,14 +84,15 @@ def load(path: Path, splits: Sequence[int], patches: int) -> Samples:
     nouns = {s: np.array([NOUNS.index(NAMES[kind][0]) for kind in c.kinds]) for s, c in store.contents.items()}
     facts, truth = _truth(store.contents, state, pixels)
     place = _in_frames(state, state["thing/position"])
-    visible = pixels >= VISIBLE_PIXELS
+    nearest, shown = _nearest(place, pixels >= VISIBLE_PIXELS, state["scene"], nouns)
     return Samples(
         images=images,
         facts=facts,
         truth=truth,
         patch_noun=_nouns_of(things, state["scene"], nouns),
         patch_place=_places_of(things, place),
-        place=_nearest(place, visible, state, nouns),
+        place=nearest,
+        shown=shown,
         hand=np.concatenate([state["hand/position"], state["hand/gap"][:, None]], 1).astype(np.float32),
         scene=state["scene"],
         varied=state["varied"],
@@ -176,13 +179,14 @@ def _places_of(things: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def _nearest(
-    place: np.ndarray, visible: np.ndarray, state: dict[str, np.ndarray], nouns: dict[int, np.ndarray]
-) -> np.ndarray:
-    """Return the place of the thing of each noun that is nearest to the hand, of those that a picture shows."""
+    place: np.ndarray, visible: np.ndarray, scene: np.ndarray, nouns: dict[int, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for each noun, the place of the visible thing that is nearest to the hand, and how many are visible."""
     result = np.full((*place.shape[:2], len(NOUNS), 3), np.nan, np.float32)
+    shown = np.zeros(result.shape[:3], np.int8)
     far = np.linalg.norm(place[:, 1], axis=-1)
     for s, of_things in nouns.items():
-        rows = np.flatnonzero(state["scene"] == s)
+        rows = np.flatnonzero(scene == s)
         for noun in np.unique(of_things):
             mine = np.flatnonzero(of_things == noun)
             for camera in range(place.shape[1]):
@@ -191,4 +195,5 @@ def _nearest(
                 result[rows, camera, noun] = np.where(
                     seen.any(1)[:, None], place[rows, camera, nearest], np.float32(np.nan)
                 )
-    return result
+                shown[rows, camera, noun] = seen.sum(1)
+    return result, shown

@@ -78,6 +78,8 @@ def linear_probe(
     """
     known = [~np.isnan(t).any(1) for t in targets]
     (x, x_test), (y, y_test) = ([s[k] for s, k in zip(sets, known, strict=True)] for sets in (features, targets))
+    if not len(x) or not len(x_test):
+        return np.empty(0, np.float32)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, x_test = ((s - mean) / std for s in (x, x_test))
     centre = y.mean(0)
@@ -105,14 +107,15 @@ def probes(
 ) -> dict[str, dict[str, float]]:
     """Return the errors, centimetres, of linear probes for PROBED and the gripper: mean, median, and of how many.
 
+    Of pictures with one such thing: which of two is meant is no question of where it is.
+
     Args:
         features: of the pictures of one camera of both sets of samples, (N, F) and (M, F).
         samples: to fit on, and to measure on.
     """
     found = {}
     for noun in PROBED:
-        k = NOUNS.index(noun)
-        found[noun] = linear_probe(features, (samples[0].place[:, camera, k], samples[1].place[:, camera, k]))
+        found[noun] = linear_probe(features, (_alone(samples[0], camera, noun), _alone(samples[1], camera, noun)))
     if camera == list(CAMERAS).index("agentview"):
         found["gripper"] = linear_probe(features, (samples[0].hand[:, :3], samples[1].hand[:, :3]))
     return {
@@ -124,3 +127,9 @@ def probes(
         for name, errors in found.items()
         if len(errors)
     }
+
+
+def _alone(samples: Samples, camera: int, noun: str) -> Float32[np.ndarray, "N 3"]:
+    """Return where the thing of this noun is, metres; NaN where a picture shows none, or more than one."""
+    k = NOUNS.index(noun)
+    return np.where((samples.shown[:, camera, k] == 1)[:, None], samples.place[:, camera, k], np.float32(np.nan))

@@ -112,10 +112,9 @@ def _run(
     accelerator: Accelerator, cfg: PretrainParams, scenes: Path, work: Path, out: Path, identity: dict[str, Any]
 ) -> dict[str, int | float]:
     model = make_model(cfg.seed)
-    side = model.clip.visual.grid_size[0]
     preprocess = Preprocess.from_open_clip(model.clip.visual.preprocess_cfg)
     tokenizer = load_tokenizer(own.MODEL)
-    learnt, held_out = (load(scenes, [split], side) for split in (TRAIN, HELD_OUT))
+    learnt, held_out = (load(scenes, [split], model.side) for split in (TRAIN, HELD_OUT))
     log.info("%d states learnt from, %d held out, on %s", len(learnt), len(held_out), accelerator.device)
     batches = Batches(learnt, preprocess, tokenizer, cfg.seed)
     checks = Batches(held_out, preprocess, tokenizer, cfg.seed)
@@ -239,7 +238,7 @@ def check(model: Pretraining, batches: Batches, samples: Samples, device: torch.
 def publish(out: Path, clip: Any, cfg: PretrainParams, identity: dict[str, Any], progress: Progress) -> None:
     """Write the weights in half precision, what they were made of, and the curves."""
     weights = {name: value.detach().cpu().half().contiguous() for name, value in clip.state_dict().items()}
-    content = save(weights, {"activation": "gelu", "model": own.MODEL})
+    content = save(weights, {"activation": "gelu"})  # one entry: of more, the order would differ from run to run
     recipe = {
         "model": own.MODEL,
         "sha256": hashlib.sha256(content).hexdigest(),

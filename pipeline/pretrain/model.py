@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipeline.encode.patches import patches
 from pipeline.pretrain.data import NOUNS
 
 SCALE_M = 0.05
@@ -50,19 +51,23 @@ class Pretraining(nn.Module):
     Args:
         clip: an open_clip model.
         cameras: how many there are: each has heads of its own, for what they tell is measured in other frames.
+
+    Attributes:
+        side: patches along a side of a picture.
     """
 
     def __init__(self, clip: Any, cameras: int) -> None:
         super().__init__()
         self.clip = clip
-        width, side = clip.visual.transformer.width, clip.visual.grid_size[0]
-        dim = clip.visual.output_dim
+        tower = patches(clip.visual)
+        assert tower is not None
+        self.side, dim = tower.side, clip.text_projection.shape[1]
         nn.init.constant_(clip.logit_scale, math.log(TEMPERATURE))
         self.bias = nn.Parameter(torch.tensor(0.0))
-        self.patch_noun = nn.Linear(width, len(NOUNS) + 1)
-        self.patch_place = nn.ModuleList(nn.Linear(width, 3) for _ in range(cameras))
+        self.patch_noun = nn.Linear(tower.width, len(NOUNS) + 1)
+        self.patch_place = nn.ModuleList(nn.Linear(tower.width, 3) for _ in range(cameras))
         told = 3 * len(NOUNS) + HAND
-        self.of_tokens = nn.ModuleList(nn.Linear(width * side**2, told) for _ in range(cameras))
+        self.of_tokens = nn.ModuleList(nn.Linear(tower.width * tower.side**2, told) for _ in range(cameras))
         self.of_pooled = nn.ModuleList(nn.Linear(dim, told) for _ in range(cameras))
 
     def see(self, images: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B P W"]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from pipeline.encode import own
@@ -68,3 +69,15 @@ def test_a_text_that_would_be_cut_off_is_refused() -> None:
     assert encoder.text([fits]).shape == (1, 256)
     with pytest.raises(DataError, match="reads texts of 46 tokens, and this one has 47"):
         encoder.text([f"{fits} plate"])
+
+
+def test_patch_tokens_of_a_timm_tower_are_those_of_the_block() -> None:
+    encoder = ClipEncoder(RANDOM, grid=GridParams(4, -2))
+    images = encoder.prepare(np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8))
+    seen: list[torch.Tensor] = []
+    with encoder.visual.trunk.blocks[-2].register_forward_hook(lambda module, inputs, output: seen.append(output)):
+        grid = encoder.forward(images)["grid"]
+    patches = seen[0][:, 1:].reshape(2, 4, 2, 4, 2, 256).mean((2, 4)).flatten(1, 2)  # without the class token
+    np.testing.assert_allclose(grid, patches.numpy(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ConfigError, match=r"layer is -6; ViT-Ti-16-LIBERO has the blocks -1 \(the last\) to -5"):
+        ClipEncoder(RANDOM, grid=GridParams(4, -6))
