@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from pipeline.libero.sim.simulator import CAMERAS, Simulator
+from pipeline.scenes.things import Things
 
 PLAIN = 0.3
 """Of the pictures: as LIBERO draws them."""
@@ -13,14 +14,13 @@ BRIGHTNESS = (0.35, 1.5)  # factors on all lights, and then on each
 EACH_LIGHT = (0.7, 1.3)
 LIGHT_SHIFT_M = 1.0
 TINT = (0.5, 1.1)
-BACKGROUND = ("table_texture", "walls_mat", "floorplane", "table_mat", "table_legs")
 SWAPPED = 0.25  # of the background's materials, each: another texture of the scene
 SHIFT_M = {"agentview": 0.07, "eye_in_hand": 0.006}
-TURN = {"agentview": 0.05, "eye_in_hand": 0.02}  # radians
+TURN = {"agentview": 0.02, "eye_in_hand": 0.02}  # radians
 
 
 @contextmanager
-def varied(sim: Simulator, rng: np.random.Generator) -> Iterator[bool]:
+def varied(sim: Simulator, things: Things, rng: np.random.Generator) -> Iterator[bool]:
     """Draw another appearance, for this long; give False where it stays LIBERO's own, as it does in a share PLAIN."""
     model = sim.model
     fields = (
@@ -30,7 +30,7 @@ def varied(sim: Simulator, rng: np.random.Generator) -> Iterator[bool]:
     before = [field.copy() for field in fields]
     try:
         changed = bool(rng.random() >= PLAIN)
-        textures = _vary(sim, rng) if changed else {}
+        textures = _vary(sim, background(things), rng) if changed else {}
         with sim.textured(textures):
             sim.set_state(sim.state())  # which samples the cameras' poses again
             yield changed
@@ -39,7 +39,16 @@ def varied(sim: Simulator, rng: np.random.Generator) -> Iterator[bool]:
             field[:] = values
 
 
-def _vary(sim: Simulator, rng: np.random.Generator) -> dict[int, int]:
+def background(things: Things) -> np.ndarray:
+    """Return the numbers of the materials of table, walls, floor and what stands about: of no thing, nor the robot."""
+    model = things.model
+    robot = np.array([model.body(body).name.startswith("robot0") for body in range(model.nbody)])
+    around = (things.owner < 0) & (model.body_weldid == 0)[model.geom_bodyid] & ~robot[model.geom_bodyid]
+    of_others = np.append(model.geom_matid[~around], -1)
+    return np.setdiff1d(model.geom_matid[around], of_others)
+
+
+def _vary(sim: Simulator, materials: np.ndarray, rng: np.random.Generator) -> dict[int, int]:
     """Change the model; return the textures to draw instead of others, by material."""
     import mujoco
 
@@ -63,12 +72,10 @@ def _vary(sim: Simulator, rng: np.random.Generator) -> dict[int, int]:
         mujoco.mju_mulQuat(model.cam_quat[number], turn, before)
     textures = {}
     flat = np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_2D)
-    for name in BACKGROUND:
-        material = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_MATERIAL, name)
-        if material >= 0:
-            model.mat_rgba[material, :3] *= rng.uniform(*TINT, 3)
-            if rng.random() < SWAPPED:
-                textures[material] = int(rng.choice(flat))
+    for material in materials:
+        model.mat_rgba[material, :3] *= rng.uniform(*TINT, 3)
+        if rng.random() < SWAPPED:
+            textures[int(material)] = int(rng.choice(flat))
     return textures
 
 

@@ -83,7 +83,7 @@ class Photographer:
 
 def _row(sim: Simulator, witness: Witness, held: int | None, draws: np.random.Generator) -> dict[str, Any]:
     sim.env._post_process()  # which lights a stove that is on
-    with varied(sim, draws) as changed:
+    with varied(sim, witness.things, draws) as changed:
         observation = sim.observe()
         labels = witness.labels()
     row = witness.state(observation, held) | {"varied": changed}

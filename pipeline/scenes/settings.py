@@ -9,7 +9,7 @@ from pipeline.ranges import Count, Natural, Seed
 class ScenesParams:
     """How many pictures are taken. Each is taken by both cameras."""
 
-    units: Count  # of PICTURES each, spread evenly over the suites; more of them add to those that were there
+    units: Count  # of PICTURES each, spread evenly over the suites
     held_out_units: Natural  # of the same kind, never trained on
     held_out_scenes: tuple[str, ...]  # names of scenes of which nothing is trained on
     seed: Seed

@@ -87,17 +87,21 @@ class Renderer:
         """Return the number of the geom that `camera` saw in each pixel, -1 for none, bottom row first."""
         import mujoco
 
-        flags = [int(flag) for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)]
         with self._current():
             self._ready(model)
-            self._scene.flags[flags] = 1
+            flags, kinds = self._scene.flags, mujoco.mjtRndFlag
+            before = flags.copy()
+            flags[[int(kinds.mjRND_SHADOW), int(kinds.mjRND_REFLECTION)]] = 0  # they mix colours
+            flags[[int(kinds.mjRND_SEGMENT), int(kinds.mjRND_IDCOLOR)]] = 1
             try:
                 red, green, blue = self._draw(model, poses, camera, False)[0].astype(np.int32).transpose(2, 0, 1)
             finally:
-                self._scene.flags[flags] = 0
-            drawn = {geom.segid: geom.objid for geom in self._scene.geoms[: self._scene.ngeom] if _is_geom(geom)}
-        segments = red + (green << 8) + (blue << 16) - 1  # 0 is the background
-        return np.vectorize(lambda number: drawn.get(number, -1), otypes=[np.int32])(segments)
+                flags[:] = before
+            geoms = np.full(self._scene.maxgeom + 1, -1, np.int32)  # by colour: 0 is the background
+            for geom in self._scene.geoms[: self._scene.ngeom]:
+                if _is_geom(geom):
+                    geoms[geom.segid + 1] = geom.objid
+        return geoms[red + (green << 8) + (blue << 16)]
 
     @contextmanager
     def textured(self, model: Any, textures: Mapping[int, int]) -> Iterator[None]:
