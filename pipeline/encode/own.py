@@ -64,6 +64,8 @@ def weights() -> Path:
         found, wanted = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(), json.loads(RECIPE.read_text())["sha256"]
     except OSError as error:
         raise AssetError(f"{error.filename}: {error.strerror}. {remedy}") from None
+    except (ValueError, LookupError, TypeError):
+        raise AssetError(f"{RECIPE}: damaged: it does not name the SHA-256 of the weights. {remedy}") from None
     if found != wanted:
         raise AssetError(f"{WEIGHTS}: damaged: its SHA-256 is {found}, and {RECIPE.name} says {wanted}. {remedy}")
     return WEIGHTS

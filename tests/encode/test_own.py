@@ -49,6 +49,11 @@ def test_damaged_or_missing_weights_are_refused(published: Path) -> None:
     published.write_bytes(bytes(content))
     with pytest.raises(AssetError, match=r"own.safetensors: damaged: its SHA-256 is .* python -m stages.pretrain_clip"):
         load_model(OWN)
+    recipe = published.with_suffix(".recipe")
+    for text in ("{", "[]", "{}"):
+        recipe.write_text(text)
+        with pytest.raises(AssetError, match=r"own.recipe: damaged: it does not name the SHA-256"):
+            load_model(OWN)
     published.unlink()
     with pytest.raises(AssetError, match=r"own.safetensors: No such file .* Check it out again"):
         load_model(OWN)
