@@ -4,20 +4,23 @@ A batch begins as soon as the thread is free. It is held back, for a moment, onl
 are connected: a single client never waits for anybody.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+DEAD = "the inference thread has ended. Restart the server"
 
 
 class Busy(RuntimeError):
-    """The queue is full, or closed."""
+    """The request is not computed: the queue is full or closed, or the inference thread has ended."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,18 @@ class Batching:
         largest: requests in it.
         wait_s: seconds that it is held back for clients who have not asked yet.
         queue: requests that may wait; more are refused.
+
+    Raises:
+        ValueError: no batch could be made of these.
     """
 
     largest: int = 32
     wait_s: float = 0.002
     queue: int = 256
+
+    def __post_init__(self) -> None:
+        if self.largest < 1 or self.queue < 1 or not 0 <= self.wait_s < math.inf:
+            raise ValueError(f"{self}: sizes are at least 1, and the wait is finite and not negative")
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,8 @@ class Batcher(Generic[Item, Result]):
     """Computes submitted items in batches, in a thread of its own.
 
     Args:
-        compute: gives the results of some items, in their order. If it raises, each of them is tried alone, so that
-            only the one at fault gets the error.
+        compute: gives the results of some items, in their order. If it raises, or gives another number of results,
+            each item is tried alone, so that only the one at fault gets the error.
         alike: items that give the same value can be in one batch.
         expected: how many items may be waiting at most, if all who may ask do.
     """
@@ -67,8 +77,9 @@ class Batcher(Generic[Item, Result]):
         self._limits = limits
         self._expected = expected
         self._waiting: deque[tuple[Item, Future]] = deque()
+        self._running: list[tuple[Item, Future]] = []
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._dead = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
@@ -77,6 +88,8 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             if self._closed:
                 raise Busy("the server is stopping")
+            if self._dead:
+                raise Busy(DEAD)
             if len(self._waiting) >= self._limits.queue:
                 raise Busy(f"{len(self._waiting)} requests are waiting; try again later")
             future: Future = Future()
@@ -89,16 +102,40 @@ class Batcher(Generic[Item, Result]):
         """How many items no batch has taken yet."""
         return len(self._waiting)
 
-    def close(self) -> None:
-        """Compute what was submitted, and end the thread."""
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs: it ends at `close`, or by an error that is no Exception."""
+        return not self._dead
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Compute what was submitted, and end the thread; return whether it has ended.
+
+        Args:
+            timeout_s: to wait for that; None: for ever.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def abandon(self, why: str) -> None:
+        """Raise Busy in all who wait for a result, of the batch under way, too. What that gives is dropped."""
+        with self._changed:
+            pairs = [*self._running, *self._waiting]
+            self._waiting.clear()
+        for _, future in pairs:
+            with suppress(InvalidStateError):  # it has its result
+                future.set_exception(Busy(why))
 
     def _run(self) -> None:
-        while batch := self._next():
-            self._finish([pair for pair in batch if pair[1].set_running_or_notify_cancel()])
+        try:
+            while batch := self._next():
+                self._finish([pair for pair in batch if pair[1].set_running_or_notify_cancel()])
+        finally:
+            with self._changed:
+                self._dead = True
+            self.abandon(DEAD)  # nobody, if it was closed
 
     def _next(self) -> list[tuple[Item, Future]]:
         """Wait for a batch; an empty one is the end."""
@@ -117,7 +154,7 @@ class Batcher(Generic[Item, Result]):
             for pair in self._waiting:
                 fits = len(batch) < self._limits.largest and self._alike(pair[0]) == first
                 (batch if fits else others).append(pair)
-            self._waiting = others
+            self._waiting, self._running = others, batch
             return batch
 
     def _finish(self, batch: list[tuple[Item, Future]]) -> None:
@@ -126,9 +163,12 @@ class Batcher(Generic[Item, Result]):
         started = perf_counter()
         try:
             results = self._compute([item for item, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} requests")
         except Exception as error:
             if len(batch) == 1:
-                batch[0][1].set_exception(error)
+                with suppress(InvalidStateError):  # abandoned
+                    batch[0][1].set_exception(error)
                 return
             for pair in batch:
                 self._finish([pair])
@@ -136,4 +176,5 @@ class Batcher(Generic[Item, Result]):
         seconds = perf_counter() - started
         self.batches += 1
         for (_, future), result in zip(batch, results, strict=True):
-            future.set_result(Done(result, seconds, len(batch)))
+            with suppress(InvalidStateError):
+                future.set_result(Done(result, seconds, len(batch)))

@@ -29,7 +29,7 @@ from pipeline import __version__
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inference.codec import MessageError, pack, unpack
 from pipeline.inference.openpi import PROMPT
-from pipeline.server.batching import Batcher, Batching, Busy, Done
+from pipeline.server.batching import DEAD, Batcher, Batching, Busy, Done
 from pipeline.server.metrics import Metrics
 from pipeline.server.request import NOISE, Inputs, Request, Served, parse
 
@@ -46,17 +46,22 @@ class Limits:
     Attributes:
         message_bytes: of one message; two pictures of 224 pixels take 0.3 MB.
         clients: connected at a time.
-        ping_s: a client that answers neither ping nor close for so long is gone.
-        message_s: for a message to arrive once it has begun, and for a reply to be taken.
+        fragments: of one message.
+        ping_s: a client that does not answer a ping for so long is gone.
+        message_s: for a whole message to arrive once it has begun, and for a reply to be taken.
         idle_s: for the next message to begin.
-        grace_s: for requests under way when the server is stopped.
+        close_s: for a client to answer a close frame; then the connection is dropped.
+        grace_s: for requests under way when the server is stopped. It ends within grace_s + 3 close_s, even if the
+            device or a client hangs.
     """
 
     message_bytes: int = 16 << 20
     clients: int = 128
+    fragments: int = 4096
     ping_s: float = 20.0
     message_s: float = 30.0
     idle_s: float = 3600.0
+    close_s: float = 3.0
     grace_s: float = 20.0
 
 
@@ -116,7 +121,7 @@ class PolicyServer:
                 max_queue=1,
                 ping_interval=limits.ping_s,
                 ping_timeout=limits.ping_s,
-                close_timeout=limits.ping_s,
+                close_timeout=limits.close_s,
             )
         except OSError as error:
             raise ConfigError(
@@ -135,14 +140,28 @@ class PolicyServer:
         deadline = perf_counter() + self.limits.grace_s
         while self._busy and perf_counter() < deadline:
             await asyncio.sleep(0.01)
-        await asyncio.gather(*(ws.close(1001, "the server is stopping") for ws in list(listener.connections)))
-        await listener.wait_closed()
-        await asyncio.to_thread(self._batcher.close)
+        self._batcher.abandon("the server is stopping")
+        await asyncio.gather(*(self._hang_up(ws, 1001, "the server is stopping") for ws in list(listener.connections)))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.close_s):
+                await listener.wait_closed()
+        if not self._batcher.close(self.limits.close_s):  # blocks the loop, which has nothing left to do
+            log.warning("the device is still computing: its thread is left behind")
+
+    async def _hang_up(self, ws: ServerConnection, code: int, reason: str) -> None:
+        """Close a connection, and drop it if the client does not take or answer the close frame."""
+        try:
+            async with asyncio.timeout(self.limits.close_s):
+                await ws.close(code, _reason(reason))
+        except TimeoutError:
+            ws.transport.abort()
 
     def _answer_http(self, ws: ServerConnection, request: HttpRequest) -> Response | None:
         """Answer plain HTTP, and refuse who may not come in; None lets a websocket begin."""
         path = request.path.partition("?")[0]
         if path == "/healthz":
+            if not self._batcher.alive:
+                return ws.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{DEAD}\n")
             return ws.respond(http.HTTPStatus.OK, "OK\n")
         if not self._authorised(request):
             return ws.respond(http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key TOKEN\n")
@@ -181,10 +200,11 @@ class PolicyServer:
             log.info("refused a message of %s: %s", ws.remote_address, refusal)
             with suppress(ConnectionClosed, TimeoutError):
                 await self._send(ws, str(refusal))
-                await ws.close(refusal.code, _reason(str(refusal)))
+            await self._hang_up(ws, refusal.code, str(refusal))
         except TimeoutError:
             log.info("%s: stalled", ws.remote_address)
-            await ws.close(1008, f"idle for {self.limits.idle_s:g} s, or a message for {self.limits.message_s:g} s")
+            limits = self.limits
+            await self._hang_up(ws, 1008, f"idle for {limits.idle_s:g} s, or a message for {limits.message_s:g} s")
         except ConnectionClosed:
             pass  # the end of most clients
         finally:
@@ -193,18 +213,16 @@ class PolicyServer:
     async def _receive(self, ws: ServerConnection) -> bytes:
         """Return the next message. Raises TimeoutError for one that does not come, or not to an end."""
         fragments: list[bytes] = []
-        stream = ws.recv_streaming()
-        wait_s = self.limits.idle_s
-        while True:
-            try:
-                async with asyncio.timeout(wait_s):
-                    fragment = await anext(stream)
-            except StopAsyncIteration:
-                return b"".join(fragments) if len(fragments) != 1 else fragments[0]
-            if isinstance(fragment, str):
-                raise _Refused("a text frame; an observation is sent as binary msgpack, as openpi-client does")
-            fragments.append(fragment)
-            wait_s = self.limits.message_s
+        async with asyncio.timeout(self.limits.idle_s) as limit:
+            async for fragment in ws.recv_streaming():
+                if isinstance(fragment, str):
+                    raise _Refused("a text frame; an observation is sent as binary msgpack, as openpi-client does")
+                if not fragments:  # the whole of it counts: every fragment may come in time, and the last one never
+                    limit.reschedule(asyncio.get_running_loop().time() + self.limits.message_s)
+                elif len(fragments) == self.limits.fragments:
+                    raise _Refused(f"a message of more than {self.limits.fragments} fragments")
+                fragments.append(fragment)
+        return b"".join(fragments) if len(fragments) != 1 else fragments[0]
 
     async def _send(self, ws: ServerConnection, reply: bytes | str) -> None:
         async with asyncio.timeout(self.limits.message_s):
@@ -223,7 +241,8 @@ class PolicyServer:
             raise _Refused(str(error)) from None
         except Exception as error:
             log.exception("the policy failed")
-            raise _Refused(f"the policy failed: {type(error).__name__}: {error}"[:500], "failed") from None
+            code = TRY_LATER if _is_out_of_memory(error) else ERROR
+            raise _Refused(f"the policy failed: {type(error).__name__}: {error}"[:500], "failed", code) from None
         seconds = perf_counter() - started
         self.metrics.count("ok", seconds)
         timing = {"infer_ms": 1e3 * seconds} | ({} if last_ms is None else {"prev_total_ms": last_ms})
@@ -280,6 +299,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, not imported here
 
 
 def _reason(text: str) -> str:

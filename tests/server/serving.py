@@ -82,6 +82,12 @@ def serving(
         except BaseException as error:
             failed.append(error)
             ready.set()
+        finally:  # as asyncio.run does
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.wait(left))
 
     thread = threading.Thread(target=run)
     thread.start()

@@ -16,6 +16,7 @@ class Gated:
         self.gate, self.entered = threading.Event(), threading.Event()
         settings = Batching(**{"largest": 4, "wait_s": 0.0, "queue": 100, **limits})  # type: ignore[arg-type]
         self.clients = 1
+        self.lacking = 0
         self.batcher: Batcher[int, int] = Batcher(
             self.compute, lambda item: item >= 100, settings, lambda: self.clients
         )
@@ -26,7 +27,9 @@ class Gated:
         self.batches.append(items)
         if 13 in items:
             raise ValueError("13")
-        return [10 * item for item in items]
+        if 17 in items:
+            raise SystemExit  # not even an Exception
+        return [10 * item for item in items[self.lacking :]]
 
     def queued(self, *items: int) -> list[Future]:
         """Submit items behind one that occupies the thread; open the gate; wait for all."""
@@ -96,3 +99,42 @@ def test_what_was_cancelled_is_not_computed() -> None:
     gated.gate.set()
     gated.batcher.close()
     assert gated.batches == [[0]]
+
+
+def test_too_few_results_are_an_error_of_each_request_and_the_thread_goes_on() -> None:
+    gated = Gated()
+    gated.lacking = 1
+    futures = gated.queued(1, 2)
+    assert [str(future.exception()) for future in futures] == ["0 results for 1 requests"] * 2
+    assert gated.batches == [[0], [1, 2], [1], [2]]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_takes_nobody_along_in_silence() -> None:
+    gated = Gated(largest=1)
+    assert gated.batcher.alive
+    futures = gated.queued(17, 1)
+    for future in futures:
+        with pytest.raises(Busy, match=r"the inference thread has ended\. Restart the server"):
+            future.result(timeout=30)
+    assert not gated.batcher.alive
+
+
+def test_what_is_abandoned_is_told_and_its_result_dropped() -> None:
+    gated = Gated()
+    under_way = gated.batcher.submit(1)
+    assert gated.entered.wait(30)
+    waiting = gated.batcher.submit(2)
+    assert not gated.batcher.close(timeout_s=0.01), "the device hangs"
+    gated.batcher.abandon("the server is stopping")
+    for future in (under_way, waiting):
+        with pytest.raises(Busy, match="the server is stopping"):
+            future.result(timeout=30)
+    gated.gate.set()
+    assert gated.batcher.close() and gated.batches == [[1]]
+
+
+@pytest.mark.parametrize("wrong", [{"largest": 0}, {"queue": 0}, {"wait_s": -1.0}, {"wait_s": float("nan")}])
+def test_limits_that_make_no_batch_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="sizes are at least 1"):
+        Gated(**wrong)

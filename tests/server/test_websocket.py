@@ -182,9 +182,26 @@ def test_stalled_and_vanished_clients_are_let_go() -> None:
         wait_for(lambda: server._clients == 0 and server._busy == 0)
 
 
-def frame(payload: bytes) -> bytes:
-    """Return one masked binary frame."""
-    return b"\x82\xff" + len(payload).to_bytes(8, "big") + bytes(4) + payload
+def test_a_message_is_to_arrive_as_a_whole_in_time() -> None:
+    with serving(Known(), Limits(message_s=0.5)) as (_, address), handshake(address) as dripping:
+        dripping.sendall(frame(b"x", first=0x02))
+        with pytest.raises(OSError):
+            for _ in range(200):  # each fragment comes in time; for ten seconds in all
+                dripping.sendall(frame(b"x", first=0x00))
+                time.sleep(0.05)
+
+
+def test_the_fragments_of_a_message_are_counted() -> None:
+    with serving(Known(), Limits(fragments=8)) as (_, address), handshake(address) as bare:
+        bare.sendall(frame(b"", first=0x02) + 7 * frame(b"", first=0x00))
+        assert get(f"http://{address}/healthz")[0] == 200
+        bare.sendall(frame(b"", first=0x00))
+        assert b"a message of more than 8 fragments" in drained(bare)
+
+
+def frame(payload: bytes, first: int = 0x82) -> bytes:
+    """Return one masked frame: a binary message, unless its first byte says otherwise."""
+    return bytes([first, 0xFF]) + len(payload).to_bytes(8, "big") + bytes(4) + payload
 
 
 def wait_for(condition: object, seconds: float = 30) -> None:
@@ -273,6 +290,59 @@ def test_stopped_it_replies_to_what_was_asked() -> None:
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
     with pytest.raises(OSError):
         connect(f"ws://{address}", proxy=None)
+
+
+def test_stopped_it_ends_though_device_and_clients_hang() -> None:
+    policy = Known()
+    policy.gate.clear()
+    limits = Limits(ping_s=1000.0, close_s=0.2, grace_s=0.2)
+    try:
+        with serving(policy, limits) as (server, address):
+            asking = connect(f"ws://{address}", compression=None, proxy=None)
+            asking.recv()
+            asking.send(pack(request()))
+            wait_for(lambda: server._busy == 1)
+            silent = handshake(address)  # answers no close frame
+            host, port = address.split(":")
+            mute = socket.create_connection((host, int(port)))  # says nothing at all
+        assert not policy.gate.is_set(), "the server has ended"
+        with pytest.raises(ConnectionClosed, match="the server is stopping"):
+            asking.recv(timeout=30)
+        drained(silent)
+        for bare in (silent, mute):
+            bare.close()
+    finally:
+        policy.gate.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_inference_thread_is_told() -> None:
+    class Ends(Known):
+        def infer(self, *args: object) -> np.ndarray:
+            raise SystemExit
+
+    with serving(Ends()) as (_, address):
+        for _ in range(2):  # who is waiting, and who comes later
+            with client(address) as ws:
+                ws.send(pack(request()))
+                assert ws.recv(timeout=30) == "the inference thread has ended. Restart the server"
+                with pytest.raises(ConnectionClosed) as closed:
+                    ws.recv(timeout=30)
+                assert closed.value.rcvd is not None and closed.value.rcvd.code == 1013
+        assert get(f"http://{address}/healthz") == (503, "the inference thread has ended. Restart the server\n")
+
+
+def test_out_of_memory_is_for_later() -> None:
+    class Full(Known):
+        def infer(self, *args: object) -> np.ndarray:
+            raise MemoryError("none left")
+
+    with serving(Full()) as (_, address), client(address) as ws:
+        ws.send(pack(request()))
+        assert ws.recv(timeout=30) == "the policy failed: MemoryError: none left"
+        with pytest.raises(ConnectionClosed) as closed:
+            ws.recv(timeout=30)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1013
 
 
 def test_an_address_that_is_taken_is_told() -> None:
