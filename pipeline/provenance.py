@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import platform
+import re
 import subprocess
 import sys
 from functools import cache
@@ -25,7 +26,13 @@ PACKAGES = (
 
 def provenance() -> dict:
     """Return argv (program name without its directory), git commit and library versions, as plain JSON values."""
-    return {"argv": [Path(sys.argv[0]).name, *sys.argv[1:]], "git": git_commit(), "versions": versions()}
+    argv = [Path(sys.argv[0]).name, *map(without_credentials, sys.argv[1:])]
+    return {"argv": argv, "git": git_commit(), "versions": versions()}
+
+
+def without_credentials(text: str) -> str:
+    """Return a text whose addresses (ws://, http:// and the same with TLS) have neither user info nor query."""
+    return re.sub(r"\b((?:ws|http)s?://)(?:[^/?#\s]*@)?([^?#\s]*)(?:[?#]\S*)?", r"\1\2", text)
 
 
 @cache

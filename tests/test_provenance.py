@@ -22,6 +22,13 @@ def count(x: int, *, by: str = "a") -> int:
 Digest = Callable[[str], str]
 
 
+def test_a_commands_secrets_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["ws://me:secret@h:1/p?key=secret", "--url=wss://secret@h#secret", "hf://user/name@revision", "a@b?c"]
+    monkeypatch.setattr("sys.argv", ["/bin/stage.py", *given])
+    kept = ["stage.py", "ws://h:1/p", "--url=wss://h", "hf://user/name@revision", "a@b?c"]
+    assert provenance.provenance()["argv"] == kept
+
+
 @pytest.fixture
 def digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Digest:
     """Return a function that gives the digest of a room with this source in it."""
