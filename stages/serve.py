@@ -10,6 +10,7 @@ and Ctrl-C stop it when what was asked is answered. See docs/deploy.md.
 
 import asyncio
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -32,23 +33,29 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--port", type=port, default=8000, help="0 is any free one (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1... (default: cuda if there is one)")
     parser.add_argument("--max-batch", type=positive, default=32, help="computed at once (default: %(default)s)")
-    parser.add_argument("--max-wait-ms", type=float, default=2.0, help="for others to join (default: %(default)s)")
+    parser.add_argument(
+        "--max-wait-ms", type=milliseconds, default=2.0, help="for others to join (default: %(default)s)"
+    )
     parser.add_argument("--max-clients", type=positive, default=128, help="connected at a time (default: %(default)s)")
     parser.add_argument("--max-message-mib", type=positive, default=16, help="of one request (default: %(default)s)")
     args = parser.parse_args(argv)
-    from pipeline.inference.policy import Policy  # torch and open_clip take seconds to import
+    from pipeline.encode.clip import pick_device  # torch and open_clip take seconds to import
+    from pipeline.inference.encoder import make_encoder
+    from pipeline.inference.policy import Policy
     from pipeline.inference.source import local_bundle
-    from pipeline.policy.bundle import weights_digest
+    from pipeline.policy.bundle import load
     from pipeline.server.batching import Batching
     from pipeline.server.websocket import TOKEN, Limits, PolicyServer, require_token
 
     token = os.environ.get(TOKEN) or None
     require_token(args.host, token)
-    policy = Policy.load(args.policy, args.device)
+    device = args.device or pick_device()
+    bundle = load(local_bundle(args.policy), device)
+    policy = Policy(bundle, make_encoder(bundle.spec, device, None))
     limits = Limits(message_bytes=args.max_message_mib << 20, clients=args.max_clients)
     batching = Batching(largest=args.max_batch, wait_s=args.max_wait_ms / 1e3, queue=args.max_clients)
     # What two policies of one architecture differ in, for clients who compare.
-    about = {"weights_sha256": weights_digest(local_bundle(args.policy)), "sim": policy.spec.data.get("sim", {})}
+    about = {"weights_sha256": bundle.digest, "sim": policy.spec.data.get("sim", {})}
     server = PolicyServer(policy, limits, batching, token, about)
 
     def started(port: int) -> None:
@@ -61,6 +68,13 @@ def main(argv: list[str] | None = None) -> None:
 def positive(text: str) -> int:
     """Return a number of at least 1. Raises ValueError."""
     if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def milliseconds(text: str) -> float:
+    """Return a finite number from 0. Raises ValueError."""
+    if not 0 <= (number := float(text)) < math.inf:
         raise ValueError(text)
     return number
 

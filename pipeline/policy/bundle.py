@@ -80,6 +80,7 @@ class PolicyBundle:
     device: torch.device
     tower: dict[str, Tensor] | None  # weights of a tuned image tower, under open_clip's names; None: the encoder's own
     texts: Float[Tensor, "K D"] | None = None  # features of spec.instructions, raw, on the CPU; None: there are none
+    digest: str | None = None  # `weights_digest` of what was read; None for a bundle that was not read from files
 
 
 def save(
@@ -147,7 +148,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
         raise DataError(f"{path / WEIGHTS}: are not this policy's weights: {error}. Train again.") from None
     tower = read_tensors(contents[TOWER]) if TOWER in contents else None
     texts = read_tensors(contents[TEXT])[TEXT_KEY] if TEXT in contents else None
-    return PolicyBundle(spec, network.to(device).eval(), torch.device(device), tower, texts)
+    digest = _sha256(b"".join(contents.values()))
+    return PolicyBundle(spec, network.to(device).eval(), torch.device(device), tower, texts, digest)
 
 
 def weights_digest(path: str | Path) -> str:
