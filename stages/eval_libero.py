@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.config import Params
 from pipeline.libero.suites import tasks
+from pipeline.provenance import without_credentials
 from pipeline.rollout.settings import AGENTS, POLICY
 from stages import cli
 
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     others = "ws://host:port or package.module:Class"
     parser.add_argument("--agent", default="policy", help=f"{', '.join(AGENTS)}, {others} (default: %(default)s)")
     parser.add_argument("--policy", type=Path, help=f"bundle to evaluate, or argument of a class (default: {POLICY})")
+    parser.add_argument("--agent-id", help="which policy a server serves, if its metadata does not say it")
     parser.add_argument("--demos", default="data/demos", help="what replay replays (default: %(default)s)")
     parser.add_argument("--out", help="directory to write (default: results/flow, or results/<agent> for a baseline)")
     parser.add_argument("--device", help="of encoder and policy: cpu, cuda, cuda:1... (default: cuda if there is one)")
@@ -50,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         params.sim,
         cfg,
         policy=args.policy,
+        agent_id=args.agent_id,
         encoder=params.embed.encoder,
         demos=Path(args.demos),
         n_action_steps=params.policy.n_action_steps,
@@ -76,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def label(agent: str) -> str:
     """Return the directory's name for an agent: flow for the pipeline's own policy."""
-    return "flow" if agent == "policy" else re.sub(r"[^\w.-]+", "-", agent.removeprefix("ws://").removeprefix("wss://"))
+    shown = without_credentials(agent).removeprefix("ws://").removeprefix("wss://")
+    return "flow" if agent == "policy" else re.sub(r"[^\w.-]+", "-", shown)
 
 
 def demonstrated_rows(params: Params) -> range | None:

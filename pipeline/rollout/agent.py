@@ -22,6 +22,10 @@ from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec, we
 from pipeline.policy.network import Architecture
 
 
+class Unavailable(Exception):
+    """What computes the actions cannot do so now: it is busy, out of memory or restarted. No fault of the policy."""
+
+
 @runtime_checkable
 class Agent(Protocol):
     """Maps an observation to an action chunk.
@@ -38,7 +42,11 @@ class Agent(Protocol):
         """Begin an episode. What the agent does from here on depends on task, seed and observations only."""
 
     def act(self, obs: Observation) -> np.ndarray:
-        """Return the next actions, (h, 7) with h >= n_action_steps, in the environment's units."""
+        """Return the next actions, (h, 7) with h >= n_action_steps, in the environment's units.
+
+        Raises:
+            Unavailable: the episode is run once more, and then an `error`. Whatever else is raised is a failure.
+        """
 
 
 @runtime_checkable
@@ -86,9 +94,19 @@ class PolicyAgent:
         device: str = "cpu",
         steps: int | None = None,
         n_action_steps: int | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> "PolicyAgent":
-        """Read the bundle at `path` and make the encoder."""
+        """Read the bundle at `path` and make the encoder.
+
+        Args:
+            identity: what `policy_identity` said of the bundle; None: is not looked at.
+
+        Raises:
+            DataError: see the class; or the bundle is another one by now.
+        """
         bundle = load(path, device)
+        if identity is not None and identity != identity_of(bundle.spec, bundle.digest):
+            raise DataError(f"{path}: was replaced since the evaluation began. Start the same command again")
         grid = GridParams(**bundle.spec.grid) if bundle.spec.grid else None
         return cls(bundle, ClipEncoder(encoder, device, grid), sim, steps, n_action_steps)
 
@@ -142,9 +160,14 @@ def policy_identity(path: str | Path) -> dict[str, Any]:
     Raises:
         DataError: there is no bundle.
     """
-    tree = load_spec(path).to_json()
+    return identity_of(load_spec(path), weights_digest(path))
+
+
+def identity_of(spec: PolicySpec, digest: str | None) -> dict[str, Any]:
+    """Return what `policy_identity` does, of a bundle that is loaded."""
+    tree = spec.to_json()
     del tree["provenance"]  # when and where it was trained moves no result
-    return {"weights_sha256": weights_digest(path), **tree}
+    return {"weights_sha256": digest, **tree}
 
 
 def check_settings(spec: PolicySpec, sim: Sim, encoder: EncoderParams) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.compute import Compute, map_unordered, worker_index
-from pipeline.errors import SimulatorError
+from pipeline.errors import DataError, SimulatorError
 from pipeline.files import exclusive, write_atomic
 from pipeline.libero.installation import find_assets, picture_identity
 from pipeline.libero.settings import Sim
@@ -50,6 +50,7 @@ class Evaluation:
         videos_per_task: recordings of each task's first episodes, and as many that failed at the task.
         threads: of torch, in each worker. Sums depend on it, in the last bit.
         device: that the agent computes on: cpu, cuda (the GPUs in turn), cuda:1...
+        resumable: whether `identity` says which policy it is, so that episodes of an earlier run are its own.
     """
 
     make_agent: Callable[[], Agent]
@@ -61,6 +62,7 @@ class Evaluation:
     videos_per_task: int = 0
     threads: int = 1
     device: str = "cpu"
+    resumable: bool = True
 
     def describe(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
@@ -111,6 +113,7 @@ def evaluate(evaluation: Evaluation, compute: Compute, work: Path) -> list[Episo
     videos/. Call again with the same directory to go on after a kill.
 
     Raises:
+        DataError: `work` holds episodes, and the evaluation is not resumable.
         PipelineError: settings, assets, policy or graphics that no episode can run with.
     """
     for task in evaluation.tasks:
@@ -121,6 +124,12 @@ def evaluate(evaluation: Evaluation, compute: Compute, work: Path) -> list[Episo
     find_assets(evaluation.sim)  # before any worker is started
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(work / "lock", "evaluation"), Journal(work / "episodes.jsonl") as journal:
+        if journal.records and not evaluation.resumable:
+            raise DataError(
+                f"{work}: holds {len(journal.records)} episodes of an earlier run, which may be another policy's: the "
+                "server's metadata is empty. Delete that directory to begin again; with --agent-id TEXT, which names "
+                "the policy, an evaluation can be resumed"
+            )
         todo = [item for item in _items(evaluation) if item.key not in journal.records]
         if journal.records and todo:
             log.info("%d of the episodes are done already; %d to go", len(journal.records), len(todo))

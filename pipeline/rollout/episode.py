@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError, SimulatorError
 from pipeline.libero.conventions import ACTION_DIM
 from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import SUITES, Task, check_row, init_states
-from pipeline.rollout.agent import Agent, Privileged, RecordingAgent
+from pipeline.rollout.agent import Agent, Privileged, RecordingAgent, Unavailable
 from pipeline.rollout.conditions import OTHER_EPISODE, FixedImageAgent, alter_world, without
 from pipeline.rollout.results import EpisodeRecord, ErrorKind, Outcome
 from pipeline.rollout.settings import PLAIN, condition_parts
@@ -97,6 +97,8 @@ def run_episode(
         kind, error = "timeout", e
     except OUT_OF_MEMORY as e:
         kind, error = "memory", e
+    except Unavailable as e:
+        kind, error = "server", e
     except SimulatorError as e:
         kind, error = "simulator", e
     except PipelineError:
@@ -164,7 +166,8 @@ def describe(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error, PolicyError) and error.__cause__ else error
     frames = traceback.extract_tb(cause.__traceback__)
     place = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
-    text = str(error) if isinstance(error, PolicyError | EpisodeTimeout | PipelineError) else repr(error)
+    told = PolicyError | EpisodeTimeout | PipelineError | Unavailable
+    text = str(error) if isinstance(error, told) else repr(error)
     return " ".join(text.split())[:2000] + place
 
 
@@ -267,8 +270,8 @@ class _Rollout:
         started = own_time()
         try:
             yield
-        except (PipelineError, *OUT_OF_MEMORY):
-            raise  # a setting that a person can mend, or the machine: not an episode's bad luck
+        except (PipelineError, Unavailable, *OUT_OF_MEMORY):
+            raise  # a setting that a person can mend, or the machine: not the policy's fault
         except Exception as error:
             raise PolicyError(f"the agent's {method}() raised {error!r}") from error
         finally:

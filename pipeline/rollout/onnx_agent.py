@@ -42,6 +42,11 @@ class OnnxAgent:
         int8: bool = False,
     ) -> None:
         self._policy = OnnxPolicy(Path(folder), threads, int8, n_action_steps)
+        if "own" in self._policy.describe():
+            raise DataError(
+                f"{folder}: the exported policy was trained on data of another robot, which LIBERO's simulator cannot "
+                "show. Run it on its robot"
+            )
         if sim is not None:
             check_pictures(self._policy, sim)
         self.cameras = self._policy.cameras
@@ -65,11 +70,6 @@ class OnnxAgent:
 
 def check_pictures(policy: OnnxPolicy, sim: Sim) -> None:
     """Refuse a policy that would see other pictures than it learnt from. Raises DataError: names both sides."""
-    if "own" in policy.describe():
-        raise DataError(
-            "the exported policy was trained on data of another robot, which LIBERO's simulator cannot show. Run it on "
-            "its robot"
-        )
     drawn = picture_identity(sim)
     for name, trained in policy.sim.items():
         if trained != drawn.get(name):

@@ -124,7 +124,7 @@ def protocol(evaluation: Evaluation, work: Path) -> dict[str, Any]:
         "transform": TRANSFORM_ID,
         "order": "seed, reset, set init state, settle; seeded before every reset",
         "success": "at any control step; ends the episode",
-        "errors": "of the policy: failures; of simulator and machine: run once more, then reported apart",
+        "errors": "of the policy: failures; of simulator, server and machine: run once more, then reported apart",
         "interval": "Wilson, 95 %",
         "simulators": simulators(work),
     }

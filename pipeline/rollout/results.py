@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pipeline.errors import DataError
 
 Outcome = Literal["success", "failure", "policy_error", "error"]
-ErrorKind = Literal["policy", "timeout", "simulator", "memory", "lost"]
+ErrorKind = Literal["policy", "timeout", "simulator", "memory", "server", "lost"]
 Key = tuple[str, int, int]
 
 
@@ -24,9 +24,11 @@ class EpisodeRecord:
         init_row: row of the task's init states that the episode started from (a replay then goes to its
             demonstration's own state).
         outcome: `policy_error` is an exception, an unusable action or a timeout of the policy, and counts as a failure;
-            `error` is the simulator's or the machine's fault, says nothing about the policy, and is in no rate.
+            `error` is the fault of the simulator, a server or the machine, says nothing about the policy, and is in no
+            rate.
         error_kind: policy (it raised, or gave no usable action), timeout (of the episode), simulator, memory (there was
-            not enough), or lost (the worker process died, again and again); None without an error.
+            not enough), server (that of a remote policy was busy, out of memory or restarted), or lost (the worker
+            process died, again and again); None without an error.
         attempts: runs it took; an episode that ended in an `error` is run once more.
         steps: control steps after settling; of a success, the steps to it.
         policy_calls: times that the agent was asked to act.

@@ -96,7 +96,7 @@ def test_its_export_acts_as_it_does(path: Path, policy: Policy, clip: ClipEncode
         assert (difference <= 1e-4 * np.maximum(np.abs(low), np.abs(high))).all()
     assert exported.act(seen, own.INSTRUCTION).shape == (4, 6)
     with pytest.raises(DataError, match="another robot, which LIBERO's simulator cannot show"):
-        OnnxAgent(tmp_path / "onnx", tiny.SIM)
+        OnnxAgent(tmp_path / "onnx")
 
 
 def test_it_is_served_by_its_own_names(policy: Policy) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
+from pipeline.rollout.agent import Unavailable
 from pipeline.rollout.baselines import RandomAgent
 
 
@@ -14,7 +15,7 @@ class Odd(RandomAgent):
     """Random, but for its second call in an episode, which goes wrong.
 
     Args:
-        what: nan, shape, raise or memory.
+        what: nan, shape, raise, memory or server.
         episode_seeds: of the episodes in which it does; all if None.
     """
 
@@ -40,6 +41,8 @@ class Odd(RandomAgent):
     def _misbehave(self, actions: np.ndarray) -> np.ndarray:
         if self.what == "raise":
             raise RuntimeError("no idea")
+        if self.what == "server":
+            raise Unavailable("the server is full")
         if self.what == "memory":
             raise torch.OutOfMemoryError("a GPU is full")
         if self.what == "nan":

@@ -1,6 +1,7 @@
 """The policy behind its encoder: the same arithmetic as in training, and no policy that fits something else."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from pipeline.policy.network import PolicyNetwork
 from pipeline.rollout.agent import Agent, PolicyAgent, check_pictures, policy_identity
 from pipeline.rollout.baselines import NoopAgent, RandomAgent
 from tests import base
+from tests.encode import tiny
+from tests.inference.make import bundle as make_bundle
 
 SIM = Sim(None, "fast", "auto", 64, 3, 0)
 
@@ -71,6 +74,16 @@ def observation(seed: int = 0) -> Observation:
     images = {camera: rng.integers(0, 255, (64, 64, 3), np.uint8) for camera in ("eye_in_hand", "agentview")}
     state = (rng.normal(size=k).astype(np.float32) for k in (7, 7, 2, 6))
     return Observation(*state, images=images)
+
+
+def test_a_bundle_that_is_replaced_after_the_plan_is_not_judged(tmp_path: Path) -> None:
+    tiny.register(tmp_path)
+    path = make_bundle(tmp_path / "policy")
+    planned = policy_identity(path)
+    PolicyAgent.load(path, tiny.PARAMS, tiny.SIM, "cpu", None, None, planned)
+    make_bundle(path, sampling_steps=2)  # the same weights, used otherwise
+    with pytest.raises(DataError, match=r"policy: was replaced since the evaluation began\. Start the same command"):
+        PolicyAgent.load(path, tiny.PARAMS, tiny.SIM, "cpu", None, None, planned)
 
 
 def test_policy_agent_does_what_encoder_and_bundle_do_by_hand(

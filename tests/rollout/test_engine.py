@@ -22,6 +22,7 @@ from pipeline.rollout.plan import load_policy
 from pipeline.rollout.results import EpisodeRecord, Journal, read_records
 from tests import base
 from tests.rollout.agents import Odd, Scripted
+from tests.rollout.make import record
 
 SERIAL = Compute("serial", None, 1)
 RANDOM = partial(RandomAgent, 4)
@@ -114,6 +115,26 @@ def test_failures_are_filmed_afterwards(plan, task: Task, tmp_path: Path) -> Non
     ], "an error of the policy is not tried again"
     assert records[0].error_kind == "policy" and "component 3" in str(records[0].error)
     assert [r.video for r in read_records(tmp_path / "episodes.jsonl")] == [None, None], "one line per episode"
+
+
+@pytest.mark.sim
+def test_a_server_that_cannot_answer_is_tried_again_and_counted_apart(plan, tmp_path: Path) -> None:
+    (record,) = evaluate(plan(partial(Odd, "server"), episodes=1), SERIAL, tmp_path)
+    assert (record.outcome, record.error_kind, record.attempts) == ("error", "server", 2)
+    assert str(record.error).startswith("the server is full")
+
+
+def test_episodes_of_nobody_knows_whom_are_not_gone_on_with(
+    plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = plan(resumable=False)
+    monkeypatch.setattr(engine, "_run", lambda *args: iter(()))
+    evaluate(evaluation, SERIAL, tmp_path)  # the first run has nothing before it
+    with Journal(tmp_path / "episodes.jsonl") as journal:
+        journal.append(record())
+    with pytest.raises(DataError, match=r"holds 1 episodes of an earlier run.*Delete that directory.*--agent-id TEXT"):
+        evaluate(evaluation, SERIAL, tmp_path)
+    assert len(evaluate(plan(), SERIAL, tmp_path)) == 1
 
 
 def test_nothing_runs_if_a_row_is_lacking(plan, tmp_path: Path) -> None:

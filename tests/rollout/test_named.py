@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.rollout.agent import Agent
 from pipeline.rollout.named import is_named, make, plan_named
 
@@ -27,8 +27,32 @@ class Lacking:
 class Blind(Still):
     cameras = ("wrist",)
 
+class Text(Still):
+    cameras = "agentview"
+
 class Endless(Still):
     n_action_steps = 0
+
+class Alone(Still):
+    def __init__(self):
+        super().__init__()
+
+class Needs(Still):
+    def __init__(self, path):
+        super().__init__(path)
+
+class Known(Still):
+    served = "a"
+    @staticmethod
+    def identity(path):
+        return {"path": path, "served": Known.served}
+
+class Unbound(Still):
+    def identity(self):
+        return {}
+
+class Odd(Still):
+    identity = staticmethod(lambda path: {1, 2})
 """
 
 
@@ -55,7 +79,7 @@ def test_a_class_is_made_into_an_agent(module: Path, tmp_path: Path) -> None:
     _, second = plan_named("my_robot_agent:Still", tmp_path / "weights")
     assert first["policy"] == "weights" and first["policy_sha256"] != second["policy_sha256"]
     module.write_text(CODE + "\n")
-    assert plan_named("my_robot_agent:Still", None)[1]["module_sha256"] != identity["module_sha256"]
+    assert plan_named("my_robot_agent:Still", None)[1]["code_sha256"] != identity["code_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +89,12 @@ def test_a_class_is_made_into_an_agent(module: Path, tmp_path: Path) -> None:
         ("my_robot_agent:Stil", r"has no class Stil\. Did you mean 'Still'\?"),
         ("my_robot_agent:np", "has no class np"),
         ("my_robot_agent:Lacking", "lacks n_action_steps, reset, act. An agent is a class with"),
-        ("my_robot_agent:Blind", "its cameras has 'wrist'; they are some of agentview, eye_in_hand"),
-        ("my_robot_agent:Endless", "its n_action_steps is 0, not a number of actions"),
+        ("my_robot_agent:Blind", "its cameras: 'wrist' is none. Give some of agentview, eye_in_hand"),
+        ("my_robot_agent:Text", "its cameras: 'agentview' is no tuple or list. Give some of agentview"),
+        ("my_robot_agent:Endless", r"its n_action_steps is 0\. Give a whole number from 1"),
+        ("my_robot_agent:Unbound", r"its identity is no static method\. Put @staticmethod above it"),
+        ("my_robot_agent:Odd", r"its identity\(None\) failed .*It is to return plain JSON values"),
+        ("builtins:int", r"builtins has no file\. Give a class of a module of your own"),
     ],
 )
 def test_what_is_no_agent_is_told(module: Path, name: str, said: str) -> None:
@@ -79,6 +107,56 @@ def test_a_path_that_is_not_there_is_told(module: Path) -> None:
     with pytest.raises(ConfigError, match=r"--policy /nowhere: not found"):
         plan_named("my_robot_agent:Still", Path("/nowhere"))
     assert make("my_robot_agent:Still", "x").path == "x"  # type: ignore[attr-defined]
+
+
+def test_a_class_that_cannot_be_made_so_is_told_at_once(module: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be made so \(too many positional arguments\)\. Leave --policy out"):
+        plan_named("my_robot_agent:Alone", module)
+    with pytest.raises(ConfigError, match=r"missing a required argument: 'path'\)\. Give --policy PATH"):
+        plan_named("my_robot_agent:Needs", None)
+
+
+def test_a_module_that_fails_is_told(module: Path) -> None:
+    module.write_text("1 / 0")
+    with pytest.raises(ConfigError, match=r"importing my_robot_agent failed \(ZeroDivisionError"):
+        plan_named("my_robot_agent:Still", None)
+
+
+def test_a_class_says_what_it_alone_knows(module: Path) -> None:
+    made, identity = plan_named("my_robot_agent:Known", None)
+    assert identity["identity"] == {"path": None, "served": "a"}
+    made()
+    __import__("my_robot_agent").Known.served = "b"
+    with pytest.raises(DataError, match="its code, or what it is made with, has changed since the evaluation began"):
+        made()
+
+
+def test_what_is_replaced_after_the_plan_is_not_judged(module: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.write_text("1")
+    made, _ = plan_named("my_robot_agent:Still", weights)
+    made()
+    weights.write_text("2")
+    with pytest.raises(DataError, match=r"has changed since the evaluation began\. Start the same command again"):
+        made()
+
+
+def test_the_whole_package_is_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "my_robot_package"
+    (package / "agents").mkdir(parents=True)
+    for name in ("__init__.py", "helpers.py", "agents/__init__.py"):
+        (package / name).write_text("")
+    (package / "agents/mine.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest() -> str:
+        return plan_named("my_robot_package.agents.mine:Still", None)[1]["code_sha256"]
+
+    before = digest()
+    (package / "notes.txt").write_text("of no consequence")
+    assert digest() == before
+    (package / "helpers.py").write_text("GAIN = 2")
+    assert digest() != before
 
 
 def test_names_of_classes_are_told_from_others() -> None:

@@ -1,23 +1,30 @@
 """A policy behind a websocket as an agent: what it is sent, what it does, and what is said when it is not there."""
 
+import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from websockets.sync.server import ServerConnection, serve
 
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.settings import GridParams
 from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.inference.codec import pack
 from pipeline.inference.openpi import STATE, to_openpi
 from pipeline.inference.policy import Policy
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import Observation
 from pipeline.libero.suites import Task
 from pipeline.policy import bundle
-from pipeline.rollout.agent import Agent, PolicyAgent
-from pipeline.rollout.remote import RemoteAgent, open_connection, plain, plan_remote
+from pipeline.rollout import remote
+from pipeline.rollout.agent import Agent, PolicyAgent, Unavailable
+from pipeline.rollout.metadata import plain
+from pipeline.rollout.remote import RemoteAgent, open_connection, plan_remote
+from pipeline.server.batching import Busy
 from tests.encode import tiny
 from tests.inference.make import bundle as make_bundle
 from tests.inference.make import observation
@@ -148,16 +155,76 @@ def test_no_reply_in_time_is_a_mistake_of_the_policy(task: Task) -> None:
         policy.gate.set()
 
 
-def test_a_server_that_is_gone_is_told(task: Task) -> None:
+@pytest.mark.parametrize(("error", "said"), [(MemoryError("none left"), "none left"), (Busy("full"), "full")])
+def test_a_server_that_cannot_answer_now_is_no_mistake_of_the_policy(task: Task, error: Exception, said: str) -> None:
+    class Full(Known):
+        def infer(self, *args: object) -> np.ndarray:
+            raise error
+
+    with serving(Full()) as (_, address):
+        agent = planned(address)
+        agent.reset(task, 0)
+        with pytest.raises(Unavailable, match=rf"ws://.* answered: .*{said}"):
+            agent.act(seen())
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "expected"),
+    [
+        (1011, "Traceback: torch.OutOfMemoryError: CUDA out of memory.", Unavailable),
+        (1011, "Traceback: KeyError: 'observation/state'", RuntimeError),
+        (1013, "busy", Unavailable),
+        (1012, None, Unavailable),
+        (1001, None, Unavailable),
+        (1009, None, PipelineError),
+    ],
+)
+def test_what_a_server_of_others_says_is_told_apart(
+    task: Task, code: int, text: str | None, expected: type[Exception]
+) -> None:
+    def handle(ws: ServerConnection) -> None:
+        ws.send(pack({}))
+        for _ in ws:
+            if text is not None:
+                ws.send(text)
+            ws.close(code)
+
+    with serve(handle, "127.0.0.1", 0, compression=None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        agent = planned(f"127.0.0.1:{server.socket.getsockname()[1]}")
+        agent.reset(task, 0)
+        with pytest.raises(expected):
+            agent.act(seen())
+        server.shutdown()
+
+
+def test_a_server_that_is_restarted_is_waited_for(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Known()) as (_, address):
+        agent = planned(address)
+        tries: list[str] = []
+
+        def later(url: str) -> Any:
+            tries.append(url)
+            if len(tries) < 3:
+                raise remote.NoServer("not yet")
+            return open_connection(url)
+
+        monkeypatch.setattr(remote, "open_connection", later)
+        monkeypatch.setattr(remote, "RETRY_S", 0.0)
+        agent.reset(task, 0)
+        assert len(tries) == 3 and agent.act(seen()).shape == (6, 7)
+        agent.close()
+
+
+def test_a_server_that_is_gone_is_told(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "RECONNECT_S", 0.0)
     with serving(Known()) as (_, address):
         agent = planned(address)
         agent.reset(task, 0)
         agent.act(seen())
-    with pytest.raises(
-        PipelineError, match=r"the server is gone .*Start it again, then the same command: the episodes"
-    ):
+    with pytest.raises(Unavailable, match="the connection is lost"):
         agent.act(seen())
-    with pytest.raises(PipelineError, match=r"no policy server answers .*Start it: python -m stages\.serve"):
+    with pytest.raises(PipelineError, match=r"no policy server answers .*Start it: python -m stages\.serve.*are kept"):
         agent.reset(task, 1)
 
 
@@ -177,6 +244,56 @@ def test_a_token_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
             open_connection(f"ws://{address}")
         monkeypatch.setenv("VLA_FLOW_AGENT_TOKEN", token)
         open_connection(f"ws://{address}")[0].close()
+
+
+def test_a_secret_in_an_address_stays_there(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "RECONNECT_S", 0.0)
+    with serving(Known()) as (_, address):
+        make, identity = plan_remote(f"ws://me:secret@{address}/p?key=secret", tiny.SIM, None, 30.0)
+        assert identity["url"] == f"ws://{address}/p"
+        agent: Any = make()
+        agent.reset(task, 0)
+        with pytest.raises(RuntimeError, match=r"answered") as told:
+            agent.reset(replace(task, language="crash"), 0)
+            agent.act(seen())
+        assert "secret" not in str(told.value) and f"ws://{address}/p" in str(told.value)
+    with pytest.raises(PipelineError) as gone:
+        agent.reset(task, 0)
+    assert "secret" not in str(gone.value)
+    with pytest.raises(ConfigError) as none:
+        open_connection("ws://me:secret@")
+    assert "secret" not in str(none.value)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "8", [8], 10**9])
+def test_action_steps_that_cannot_be_are_named(steps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "pipeline.server.websocket"
+    monkeypatch.setattr(f"{module}.metadata", lambda described, inputs: {"n_action_steps": steps})
+    with serving(Known()) as (_, address):
+        with pytest.raises(
+            PipelineError, match=rf"n_action_steps is {re.escape(repr(str(steps)))}, not a whole number"
+        ):
+            planned(address)
+        assert planned(address, steps=3).n_action_steps == 3, "what is asked for stands above what the server says"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("inputs", [], r"inputs is '\[\]', not inputs by name"),
+        ("history", {"n_obs_steps": 0, "control_steps_apart": 4}, r"history\.n_obs_steps is '0', not a whole number"),
+        ("history", {"n_obs_steps": 1}, r"history\.control_steps_apart is 'None', not a whole number"),
+        ("outputs", {"actions": {"shape": [6, 8]}}, r"outputs\.actions\.shape is '\[6, 8\]', not \[H, 7\]"),
+        ("outputs", {"actions": {"shape": [10**9, 7]}}, r"outputs\.actions\.shape is .*H from 1 to 1000"),
+        ("outputs", {}, r"outputs\.actions\.shape is 'None'"),
+        ("sim", 3, "sim is '3', not settings by name"),
+    ],
+)
+def test_metadata_that_cannot_be_is_named(name: str, value: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"request": {}, **Known().describe(), name: value}
+    monkeypatch.setattr("pipeline.server.websocket.metadata", lambda described, inputs: made)
+    with serving(Known()) as (_, address), pytest.raises(PipelineError, match=said):
+        planned(address)
 
 
 def test_an_address_that_is_none_is_told() -> None:

@@ -7,15 +7,18 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.rollout import remote
+from pipeline.rollout.plan import plan
 from pipeline.rollout.results import read_records
 from stages import eval_libero
 from tests import base
-from tests.server.serving import serving_elsewhere
+from tests.server.serving import Known, serving, serving_elsewhere
 
 CODE = """
 from pipeline.rollout.baselines import NoopAgent
@@ -50,7 +53,9 @@ def results(out: Path) -> list[dict]:
 
 @pytest.mark.sim
 @pytest.mark.slow
-def test_a_server_that_is_killed_costs_no_episode(argv: list[str], tmp_path: Path) -> None:
+def test_a_server_that_is_killed_costs_no_episode(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving_elsewhere() as (process, address):
         agent = ["--agent", f"ws://{address}"]
         eval_libero.main([*argv, *agent, "--out", str(tmp_path / "whole"), "--export", "lerobot"])
@@ -62,7 +67,8 @@ def test_a_server_that_is_killed_costs_no_episode(argv: list[str], tmp_path: Pat
             os.kill(process, signal.SIGKILL)
 
         threading.Thread(target=kill_in_mid_evaluation, daemon=True).start()
-        with pytest.raises(PipelineError, match=r"ws://.*(the server is gone|no policy server answers)"):
+        monkeypatch.setattr(remote, "RECONNECT_S", 0.0)
+        with pytest.raises(PipelineError, match=r"ws://.*no policy server answers"):
             eval_libero.main([*argv, *agent, "--out", str(tmp_path / "killed")])
     (journal,) = (tmp_path / "scratch").glob("*/episodes.jsonl")
     done = journal.read_text().splitlines()
@@ -109,6 +115,10 @@ def test_a_class_is_judged_and_its_results_exported(
         (["--agent", "ws://127.0.0.1:1"], r"ws://127\.0\.0\.1:1: no policy server answers"),
         (["--agent", "ws://127.0.0.1:1", "--set", "eval_libero.sampling_steps=3"], r"sampling_steps is 3, which ws://"),
         (["--agent", "a:B", "--set", "eval_libero.n_action_steps=3"], "n_action_steps is 3, which a:B decides itself"),
+        (["--agent", "ws://u:p@h:1?k", "--policy", "x"], r"--policy x: --agent ws://h:1 takes none\. Leave one of"),
+        (["--agent", "random", "--policy", "x"], "--policy x: --agent random takes none"),
+        (["--agent", "random", "--agent-id", "x"], "--agent-id 'x': names the policy behind a server.*is random"),
+        (["--agent", "ws://127.0.0.1:1", "--agent-id", " "], "give a text that is not empty"),
     ],
 )
 def test_an_agent_that_is_not_there_is_told_at_once(argv: list[str], changes: list[str], said: str) -> None:
@@ -116,6 +126,25 @@ def test_an_agent_that_is_not_there_is_told_at_once(argv: list[str], changes: li
         eval_libero.main([*argv, *changes])
 
 
+def test_a_server_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("pipeline.server.websocket.metadata", lambda described, inputs: {})
+    p = base.params()
+    with serving(Known()) as (_, address):
+
+        def planned(agent_id: str | None) -> Any:
+            cfg, encoder = p.eval_libero, p.embed.encoder
+            given = {"encoder": encoder, "demos": Path("demos"), "n_action_steps": 1, "device": "cpu"}
+            return plan(f"ws://me:secret@{address}", (), p.sim, cfg, agent_id=agent_id, **given)
+
+        unknown = planned(None)
+        assert not unknown.resumable and "the server's metadata is empty" in caplog.text
+        assert "secret" not in json.dumps(unknown.identity) and unknown.identity["name"] == f"ws://{address}"
+        caplog.clear()
+        known = planned("act-1")
+        assert known.resumable and known.identity["id"] == "act-1" and not caplog.text
+
+
 def test_results_are_named_by_their_agent() -> None:
     names = {"policy": "flow", "noop": "noop", "ws://10.0.0.1:80": "10.0.0.1-80", "a.b:C": "a.b-C", "wss://h/p": "h-p"}
+    names |= {"ws://me:secret@h:1/?key=secret": "h-1-"}
     assert {agent: eval_libero.label(agent) for agent in names} == names
