@@ -80,17 +80,36 @@ class OpenpiLoop:
     """An agent for `stages.eval_libero --agent examples.openpi_loop:OpenpiLoop`.
 
     OPENPI_URL names the server (default: ws://127.0.0.1:8000), OPENPI_PYTHON a Python with openpi-client.
+
+    Raises:
+        PipelineError: also in `act`: the process with openpi-client cannot be started, or has ended.
     """
 
     cameras = ("agentview", "eye_in_hand")
 
     def __init__(self) -> None:
         python = os.environ.get(PYTHON) or str(environment())
-        command = [python, str(Path(__file__).absolute()), os.environ.get(URL, "ws://127.0.0.1:8000")]
+        command = [python, str(Path(__file__).absolute()), address()]
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean)
-        self.n_action_steps = int(self._received()["n_action_steps"])
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean)
+        except OSError as error:
+            from pipeline.errors import PipelineError
+
+            raise PipelineError(f"{PYTHON}: {python} cannot be started ({error}). Unset it, or name a Python") from None
+        self.n_action_steps = int(self._exchanged()["n_action_steps"])
         self._instruction = ""
+
+    @staticmethod
+    def identity(path: str | None) -> dict[str, Any]:
+        """Return what is served, as plain values: the server's address and metadata. Raises PipelineError."""
+        from pipeline.provenance import without_credentials
+        from pipeline.rollout.metadata import plain
+        from pipeline.rollout.remote import open_connection
+
+        connection, metadata = open_connection(address())
+        connection.close()
+        return {"url": without_credentials(address()), "metadata": plain(metadata)}
 
     def reset(self, task: Any, seed: int) -> None:
         self._instruction = task.language
@@ -99,9 +118,7 @@ class OpenpiLoop:
         from pipeline.libero.conventions import upright
         from pipeline.libero.proprio import axis_angle_from_quat
 
-        assert self._process.stdin is not None
-        write(
-            self._process.stdin,
+        return self._exchanged(
             image=upright(obs.images["agentview"]),  # back to LIBERO's own, upside-down
             wrist_image=upright(obs.images["eye_in_hand"]),
             position=obs.ee_pose[:3],
@@ -109,12 +126,29 @@ class OpenpiLoop:
             gripper=obs.gripper,
             joints=obs.joint_pos,
             prompt=np.array(self._instruction),
-        )
-        return self._received()["actions"]
+        )["actions"]
 
-    def _received(self) -> dict[str, np.ndarray]:
-        assert self._process.stdout is not None
-        return read(self._process.stdout)
+    def _exchanged(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """Send arrays, if there are any, to the process with openpi-client; return what it sends."""
+        from pipeline.errors import PipelineError
+        from pipeline.provenance import without_credentials
+
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            if arrays:
+                write(self._process.stdin, **arrays)
+            return read(self._process.stdout)
+        except (EOFError, OSError) as error:  # a broken pipe is an OSError
+            raise PipelineError(
+                f"the process with openpi-client has ended; what it said stands above. See to it that the server at "
+                f"{without_credentials(address())} runs (python -m stages.serve), then start the same command again: "
+                "the episodes that are finished are kept"
+            ) from error
+
+
+def address() -> str:
+    """Return the server's address."""
+    return os.environ.get(URL, "ws://127.0.0.1:8000")
 
 
 def client(url: str) -> None:
@@ -157,8 +191,11 @@ def read(stream: IO[bytes]) -> dict[str, np.ndarray]:
     """Return the next message. Raises EOFError at the end."""
     head = stream.read(8)
     if len(head) < 8:
-        raise EOFError("the process with openpi-client has ended; see what it said above")
-    with np.load(io.BytesIO(stream.read(int.from_bytes(head, "little"))), allow_pickle=False) as arrays:
+        raise EOFError("no message")
+    size = int.from_bytes(head, "little")
+    if len(content := stream.read(size)) < size:
+        raise EOFError("half a message")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return dict(arrays)
 
 

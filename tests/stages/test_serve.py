@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 
 from examples.openpi_loop import OpenpiLoop
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.inference.codec import pack
 from pipeline.inference.openpi import JOINTS, mirrored, padded, to_openpi
 from pipeline.inference.policy import Policy
 from pipeline.libero.sim.simulator import Observation
 from pipeline.libero.suites import Task
 from pipeline.rollout.agent import Agent
+from pipeline.rollout.named import plan_named
 from stages import serve
 from tests.encode import tiny
 from tests.imports import ROOT
 from tests.inference.make import BOWL, bundle, observation
-from tests.server.serving import ask, client
+from tests.server.serving import Known, ask, client, serving
 
 HALF = 2e-3  # of actions: features are of half precision
 # The stage's own main, where open_clip knows the tests' small CLIP.
@@ -185,11 +186,31 @@ def test_openpis_loop_acts_as_the_policy_does(
     np.testing.assert_allclose(actions, expected[:2], atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [("--max-batch", "0"), ("--max-clients", "-1"), ("--port", "99999")])
+@pytest.mark.parametrize(
+    "wrong", [("--max-batch", "0"), ("--max-clients", "-1"), ("--port", "99999"), ("--max-wait-ms", "nan")]
+)
 def test_numbers_that_cannot_be_are_refused(wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         serve.main(list(wrong))
     assert f"argument {wrong[0]}: invalid" in capsys.readouterr().err
+
+
+def test_openpis_loop_says_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Known()) as (_, address):
+        monkeypatch.setenv("OPENPI_URL", f"ws://me:secret@{address}?key=secret")
+        _, identity = plan_named("examples.openpi_loop:OpenpiLoop", None)
+    assert identity["identity"]["url"] == f"ws://{address}"
+    assert identity["identity"]["metadata"]["inputs"]["gripper"]["shape"] == [2]
+
+
+def test_openpis_loop_tells_that_its_client_has_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OPENPI_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(PipelineError, match=r"OPENPI_PYTHON: .*/python cannot be started .*Unset it"):
+        OpenpiLoop()
+    monkeypatch.setenv("OPENPI_PYTHON", sys.executable)  # which has no openpi-client
+    monkeypatch.setenv("OPENPI_URL", "ws://me:secret@127.0.0.1:1")
+    with pytest.raises(PipelineError, match=r"openpi-client has ended; .*server at ws://127\.0\.0\.1:1 runs"):
+        OpenpiLoop()
 
 
 def test_other_machines_are_not_let_in_without_a_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
