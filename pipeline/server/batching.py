@@ -130,15 +130,15 @@ class Batcher(Generic[Item, Result]):
 
     def _run(self) -> None:
         try:
-            while batch := self._next():
-                self._finish([pair for pair in batch if pair[1].set_running_or_notify_cancel()])
+            while (batch := self._next()) is not None:
+                self._finish(batch)
         finally:
             with self._changed:
                 self._dead = True
             self.abandon(DEAD)  # nobody, if it was closed
 
-    def _next(self) -> list[tuple[Item, Future]]:
-        """Wait for a batch; an empty one is the end."""
+    def _next(self) -> list[tuple[Item, Future]] | None:
+        """Wait for a batch, and return what of it was not cancelled; None is the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             deadline = perf_counter() + self._limits.wait_s
@@ -147,15 +147,16 @@ class Batcher(Generic[Item, Result]):
                     break
                 self._changed.wait(left)
             if not self._waiting:
-                return []
+                return None
             first = self._alike(self._waiting[0][0])
             batch: list[tuple[Item, Future]] = []
             others: deque[tuple[Item, Future]] = deque()
             for pair in self._waiting:
                 fits = len(batch) < self._limits.largest and self._alike(pair[0]) == first
                 (batch if fits else others).append(pair)
-            self._waiting, self._running = others, batch
-            return batch
+            self._waiting = others
+            self._running = [pair for pair in batch if pair[1].set_running_or_notify_cancel()]
+            return self._running
 
     def _finish(self, batch: list[tuple[Item, Future]]) -> None:
         if not batch:  # all were cancelled
