@@ -5,6 +5,8 @@ lerobot; nothing of that package is used.
 """
 
 import io
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from pipeline.data import keys as naming
+from pipeline.data.pictures import opened
 from pipeline.data.tables import AGAIN, numbers, read_column, read_json, read_json_lines, read_table
 from pipeline.data.video import frame_times, frames_at, packets
 from pipeline.errors import DataError
@@ -29,6 +31,9 @@ TOLERANCE = 0.25
 """Of the time between two frames: how far a frame may be shown from the time of its row, and that from its number."""
 COUNTING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """Features that are no data of the robot."""
+PLACEHOLDER = re.compile(r"\{(episode_index|episode_chunk|chunk_index|file_index|video_key)(?::(0?\d{1,2}d))?\}")
+MAX_TEMPLATE = 500  # characters of a path with its placeholders
+MAX_FPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Episode:
         """
         last = self.length if stop is None else stop
         try:
-            return numbers(read_column(self.file, key, self.first + start, self.first + last))
+            return numbers(read_column(self.file, key, self.first + start, self.first + last), self.first + start)
         except (ValueError, pa.ArrowException) as error:
             raise DataError(f"{self.file}: {key} {error}. {AGAIN}") from error
 
@@ -90,7 +95,7 @@ class Episode:
             return frames_at(clip.file, times, TOLERANCE / self.fps)
         try:
             return np.stack([_picture(content) for content in self._pictures(key, start, stop)])
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{self.file}: {key} of {self.name} holds no pictures ({error}). {AGAIN}") from error
 
     def content(self, key: str) -> Iterator[bytes]:
@@ -138,7 +143,7 @@ class LeRobotDataset:
         """
         try:
             found = [self._episode(row) for row in self._episode_rows()]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{self.root}/meta: the table of episodes is damaged ({error}). {AGAIN}") from error
         return sorted(found, key=lambda episode: episode.number)
 
@@ -185,9 +190,10 @@ class LeRobotDataset:
         file = self._path("data_path", row)
         first, instruction, problems = self._find(file, number, length)
         clips = {}
-        for key in dict.fromkeys(self.keys.cameras.values()):
-            clips[key], wrong = self._clip(key, row, length)
-            problems += wrong
+        if not problems:  # or `length` may be any number
+            for key in dict.fromkeys(self.keys.cameras.values()):
+                clips[key], wrong = self._clip(key, row, length)
+                problems += wrong
         text = "; ".join(problems) or None
         return Episode(self.root, number, file, first, length, instruction, self.fps, clips, text)
 
@@ -273,8 +279,8 @@ class LeRobotDataset:
             "video_key": key,
         }
         try:
-            return _inside(self.root, str(self._info[template]).format(**values))
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            return _inside(self.root, _filled(self._info[template], values))
+        except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"{self.root / INFO}: {template} makes no path ({error}). {AGAIN}") from error
 
 
@@ -282,7 +288,8 @@ def _problems(info: Mapping[str, Any], keys: Keys) -> Iterator[str]:
     """Yield what is wrong with info.json, or with the keys that are asked for."""
     if (version := info.get("codebase_version")) not in VERSIONS:
         yield f"codebase_version is {version!r}; {', '.join(VERSIONS)} are read. Convert it with LeRobot's scripts"
-    if not isinstance(fps := info.get("fps"), int | float) or fps <= 0:
+    fps = info.get("fps")
+    if not isinstance(fps, int | float) or not math.isfinite(fps) or not 0 < fps <= MAX_FPS:
         yield f"fps is {fps!r}; it must be frames per second"
     features = info.get("features")
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
@@ -314,8 +321,21 @@ def _fits(feature: Mapping[str, Any], picture: bool) -> bool:
 
 
 def _picture(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:  # none that runs a program
+    with opened(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def _filled(template: Any, values: Mapping[str, Any]) -> str:
+    """Return a path with its placeholders filled in: those of LeRobot alone, of bounded width.
+
+    Raises:
+        ValueError, TypeError: other placeholders, or values that do not fit.
+    """
+    if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
+        raise ValueError(f"it is no text of up to {MAX_TEMPLATE} characters")
+    if odd := re.search(r"[{}].*", PLACEHOLDER.sub("", template), re.DOTALL):
+        raise ValueError(f"{odd[0][:60]!r} is none of LeRobot's placeholders")
+    return PLACEHOLDER.sub(lambda found: format(values[found[1]], found[2] or ""), template)
 
 
 def _inside(root: Path, name: str) -> Path:

@@ -9,10 +9,14 @@ import av
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from pipeline.data.pictures import MAX_PIXELS
 from pipeline.errors import DataError
 
-UNREADABLE = (av.FFmpegError, OSError, ValueError, IndexError)
-"""What PyAV raises for a damaged file; IndexError where there is no video in it."""
+UNREADABLE = (av.FFmpegError, OSError, ValueError)
+"""What PyAV raises for a damaged file."""
+LOCAL = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi"}
+"""Options of FFmpeg. It would also open playlists, which name other files or addresses for it to read."""
+MAX_BYTES = 4 << 30  # of the frames that are in memory at once
 
 
 def frame_times(path: Path) -> Float[np.ndarray, " T"]:
@@ -43,10 +47,29 @@ def frames_at(path: Path, times: Float[np.ndarray, " n"], tolerance_s: float) ->
             if here > times[len(found)] + tolerance_s:
                 break
             if here >= times[len(found)] - tolerance_s:
-                found.append(frame.to_ndarray(format="rgb24"))
+                found.append(_rgb(frame))
                 if len(found) == len(times):
                     return np.stack(found)
     raise DataError(f"{path}: has no frame at {times[len(found)]:.3f} s. Make or download the file again")
+
+
+def all_frames(path: Path) -> UInt8[np.ndarray, "T H W 3"]:
+    """Return all frames, RGB.
+
+    Raises:
+        DataError: the file cannot be opened or decoded, holds no frames, or more than MAX_BYTES of them.
+    """
+    found: list[np.ndarray] = []
+    left = MAX_BYTES
+    with _opened(path) as (container, stream):
+        for frame in container.decode(stream):
+            found.append(_rgb(frame))
+            left -= found[-1].nbytes
+            if left < 0:
+                raise ValueError(f"more than {MAX_BYTES >> 20} MiB of frames; cut it into parts")
+        if not found:
+            raise ValueError("it holds no frames")
+        return np.stack(found)
 
 
 def packets(path: Path, start_s: float, stop_s: float) -> Iterator[bytes]:
@@ -68,9 +91,17 @@ def packets(path: Path, start_s: float, stop_s: float) -> Iterator[bytes]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
-        with av.open(str(path), "r") as container:
+        with av.open(str(path.absolute()), "r", options=LOCAL) as container:
+            if not container.streams.video:
+                raise ValueError("it holds no video")
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # a worker has its share of the cores
             yield container, stream
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read as a video ({error}). Make or download the file again") from error
+
+
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    if frame.width * frame.height > MAX_PIXELS:
+        raise ValueError(f"a frame has {frame.width} x {frame.height} pixels; {MAX_PIXELS:,} are the most")
+    return frame.to_ndarray(format="rgb24")

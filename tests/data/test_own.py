@@ -1,16 +1,21 @@
 """Data sets of another robot, in each format: what is read is what was written, and damage is named."""
 
+import io
 import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.data.own import DataSet, Demo, digest, read, square
 from pipeline.errors import DataError
@@ -73,6 +78,36 @@ def edit_table(root: Path, name: str, change: Callable[[list[dict[str, Any]]], N
     pq.write_table(type(table).from_pylist(rows, schema=table.schema), root / name)
 
 
+def set_length(root: Path, length: int) -> None:
+    """Say of each episode that it has so many steps."""
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            row["length"] = length
+
+    edit_table(root, "meta/episodes/chunk-000/file-000.parquet", change)
+
+
+def billions() -> pa.Table:
+    """Return rows that take next to no room in a file."""
+    zeros = np.zeros(10_000_001, np.int8)
+    return pa.table({"episode_index": zeros, "timestamp": zeros, "task_index": zeros})
+
+
+def write_playlist(path: Path) -> None:
+    """Write, in place of a video, a text that FFmpeg takes for the order to play that video."""
+    path.rename(path.with_name("other.mp4"))
+    path.write_text("ffconcat version 1.0\nfile other.mp4\n")
+
+
+def write_sound(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 8000
+        container.mux([*stream.encode(sound), *stream.encode(None)])
+
+
 def truncate(path: Path, share: float = 0.6) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -106,6 +141,26 @@ def test_all_keys_that_are_wrong_are_listed_at_once_with_what_is_there(tmp_path:
         (lambda root: edit_info(root, features=3), "features is no mapping"),
         (lambda root: edit_info(root, data_path="../{chunk_index}"), "data_path makes no path .*leads out of"),
         (lambda root: edit_info(root, video_path="{nothing}"), "video_path makes no path"),
+        (
+            lambda root: edit_info(root, data_path="data/{episode_index:099999999d}.parquet"),
+            r"data_path makes no path \('\{episode_index:099999999d\}.*is none of LeRobot's placeholders",
+        ),
+        (lambda root: edit_info(root, data_path="{video_key.__class__}"), "data_path makes no path .*is none of LeRo"),
+        (lambda root: edit_info(root, data_path="data/" * 101), "data_path makes no path .*no text of up to 500"),
+        (lambda root: edit_info(root, fps=float("nan")), "fps is nan; it must be frames per second"),
+        (lambda root: set_length(root, 10**15), r"has 20 rows in file-000\.parquet, but its length .* is 1000000000"),
+        (
+            lambda root: pq.write_table(billions(), root / "data/chunk-000/file-000.parquet"),
+            r"file-000\.parquet: cannot be read as a table \(10,000,001 rows; 10,000,000 are the most",
+        ),
+        (
+            lambda root: write_playlist(root / f"videos/{make.CAMERA}/chunk-000/file-000.mp4"),
+            r"file-000\.mp4: cannot be read as a video",
+        ),
+        (
+            lambda root: write_sound(root / f"videos/{make.CAMERA}/chunk-000/file-000.mp4"),
+            r"file-000\.mp4: cannot be read as a video \(it holds no video",
+        ),
         (lambda root: truncate(root / "meta/episodes/chunk-000/file-000.parquet"), "cannot be read as a table"),
         (lambda root: truncate(root / "meta/tasks.parquet"), r"tasks\.parquet: cannot be read as a table"),
         (
@@ -156,6 +211,40 @@ def test_episodes_that_are_damaged_are_left_out_with_their_reasons(tmp_path: Pat
     assert "several instructions (task_index 1, 0" in reasons["episode_000001"]
     assert "timestamps begin at 0.000 s" in reasons["episode_000003"]
     assert "has 9 rows in file-000.parquet, but its length in meta/episodes is 12" in reasons["episode_000004"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_empty_cell_is_named_with_file_column_and_row(whole: bool, tmp_path: Path) -> None:
+    """Without one of its 3 rows of 6 numbers an episode would still make 3 rows, of 4."""
+    root = make.write_v3(tmp_path / "data", (make.TAKES[0], make.Take(7, 3)))
+
+    def empty(rows: list[dict[str, Any]]) -> None:
+        if whole:
+            rows[21][make.STATE] = None
+        else:
+            rows[21][make.STATE][4] = None
+
+    edit_table(root, "data/chunk-000/file-000.parquet", empty)
+    demos, reasons = scan(root)
+    assert [demo.number for demo in demos] == [0]
+    assert re.search(
+        r"file-000\.parquet: observation\.state has an empty cell in row 21\.", reasons["episode_000001"] or ""
+    )
+
+
+@pytest.mark.parametrize("content", ["bomb", "gif", "cut"])
+def test_pictures_of_other_formats_or_too_large_are_refused(content: str, tmp_path: Path) -> None:
+    root = make.write_v3(tmp_path / "data", images=True)
+    out = io.BytesIO()
+    if content == "bomb":  # 8 KB
+        Image.new("1", (8200, 8200)).save(out, "png")
+    else:
+        Image.fromarray(make.TAKES[0].frames[0]).save(out, "gif" if content == "gif" else "png")
+    cell = {"bytes": out.getvalue() if content != "cut" else out.getvalue()[:-60], "path": None}
+    edit_table(root, "data/chunk-000/file-000.parquet", lambda rows: rows[0].update({make.CAMERA: cell}))
+    demos, reasons = scan(root)
+    assert len(demos) == 2 and "holds no pictures" in reasons["episode_000000"]
+    assert ("8200 x 8200 pixels; 67,108,864 are the most" in reasons["episode_000000"]) == (content == "bomb")
 
 
 @pytest.mark.parametrize("version", ["v3", "v2.1"])
