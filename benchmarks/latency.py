@@ -174,7 +174,7 @@ def torch_way(encoder: ClipEncoder, network: PolicyNetwork, observation: dict[st
         features = torch.as_tensor(encoder.forward(encoder.prepare(frames))["image"]).float()
         inputs = dict(zip(arch.cameras, features[:, None], strict=True))
         inputs |= {name: torch.as_tensor(observation[name])[None] for name in arch.proprio}
-        noise = torch.randn(1, arch.horizon, 7)
+        noise = torch.randn(1, arch.horizon, arch.action_dim)
         return act(network, {**inputs, "text": text, "noise": noise}, WHOLE_STEPS).numpy()
 
     return run

@@ -25,8 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.compute import cores
 from pipeline.config.compose import compose
 from pipeline.config.load import from_dict
-from pipeline.policy.fusion import PROPRIO_DIMS
-from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
+from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.policy.settings import HEADS_IN_STEPS
 from pipeline.policy.velocity import VelocityNetwork
 from pipeline.provenance import cpu_name, versions
@@ -114,9 +113,9 @@ def compiled(network: PolicyNetwork) -> Callable[..., Any]:
 def call(act: Callable[..., Any], arch: Architecture, steps: int) -> Callable[[], Any]:
     """Return a call on made-up features."""
     images = {camera: torch.randn(1, arch.image_dim, device=DEVICE) for camera in arch.cameras}
-    proprio = {name: torch.randn(1, PROPRIO_DIMS[name], device=DEVICE) for name in arch.proprio}
+    proprio = {name: torch.randn(1, width, device=DEVICE) for name, width in arch.proprio_dims.items()}
     text = torch.randn(1, arch.text_dim, device=DEVICE)
-    noise = torch.randn(1, arch.horizon, ACTION_DIM, device=DEVICE)
+    noise = torch.randn(1, arch.horizon, arch.action_dim, device=DEVICE)
     return lambda: act(images, text, proprio, noise, steps).cpu()
 
 

@@ -36,8 +36,7 @@ from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.settings import EncoderParams
 from pipeline.encode.weights import load_model
 from pipeline.policy.finetuned import TunedPolicy
-from pipeline.policy.fusion import PROPRIO_DIMS
-from pipeline.policy.network import ACTION_DIM, Architecture, PolicyNetwork
+from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.policy.normaliser import Noise
 from pipeline.provenance import cpu_name, versions
 from pipeline.train.data import FeatureSpec, Mode, load_stores
@@ -148,7 +147,7 @@ def epoch_seconds(store: Store, params: Params, arch: Architecture, mode: Mode, 
 def features(arch: Architecture, rows: int) -> tuple[dict[str, torch.Tensor], ...]:
     """Return images, and the other inputs, of one batch."""
     images = {c: torch.randn(rows, DIM, device=DEVICE).half() for c in CAMERAS}
-    return images, {name: torch.randn(rows, PROPRIO_DIMS[name], device=DEVICE) for name in arch.proprio}
+    return images, {name: torch.randn(rows, width, device=DEVICE) for name, width in arch.proprio_dims.items()}
 
 
 def bare_step(
@@ -161,7 +160,7 @@ def bare_step(
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay)) if cfg.ema_decay else None
-    shape = (rows, network.arch.horizon, ACTION_DIM)
+    shape = (rows, network.arch.horizon, network.arch.action_dim)
     text, actions = torch.randn(rows, DIM, device=DEVICE), torch.rand(shape, device=DEVICE)
     levels = torch.zeros(rows, network.arch.image_dim, dtype=torch.int8, device=DEVICE)
     spread = {name: Noise.of(levels, params.policy.feature_noise) for name in images}

@@ -1,7 +1,7 @@
 """Let a policy act on files: pictures, a demonstration, or a video with the robot's state.
 
     python -m stages.act --demo data/demos/libero_spatial/TASK_demo.hdf5 --step 40 --samples 5 --plot chunk.html
-    python -m stages.act --demo FILE.hdf5 --all --plot whole.html       # asked anew every n_action_steps
+    python -m stages.act --demo FILE.hdf5 --all --plot whole.html       # a new chunk every n_action_steps
     python -m stages.act --image agentview=front.png eye_in_hand=hand.jpg --state state.json --instruction "open it"
     python -m stages.act --video agentview=front.mp4 eye_in_hand=hand.mp4 --state state.npz --instruction "open it"
     python -m stages.act --demo ../my_robot --name episode_000003       # of a policy for another robot: its data set
@@ -9,7 +9,8 @@
 
 Prints the action chunk as a table: a row for each control step, in the environment's units. --state is JSON or .npz of
 each signal: its numbers for pictures, a row of them for each frame of a video. With --plot the chunks are drawn over
-the true actions of the demonstration, as an HTML page that needs nothing else. Pictures and videos are upright.
+the true actions of the demonstration, as an HTML page that needs nothing else. Pictures and videos are upright;
+pictures are PNG or JPEG, depth 16-bit PNG in millimetres.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     if true is not None and (told := chunks.error_table(made, true, names)):
         print(f"mean absolute error against the demonstration\n{told}")
     if args.plot:
-        source = f"{args.demo.name} {recording.name}" if args.demo else f"what {args.policy} was shown"
+        source = f"{args.demo.name} {recording.name}" if args.demo else f"the observations given to {args.policy}"
         write_atomic(args.plot, page(policy.describe(), made, true, instruction, step, source))
         print(f"the plot: {args.plot}")
 
@@ -102,9 +103,7 @@ def opened(args: argparse.Namespace, policy: "Policy") -> "Recording":
         return recordings.demonstration(args.demo, args.name, policy.spec)
     if args.image:
         return recordings.pictures(by_camera(args.image), args.state)
-    from pipeline.rollout.video import read_frames
-
-    return recordings.videos(by_camera(args.video), args.state, read_frames)
+    return recordings.videos(by_camera(args.video), args.state)
 
 
 def by_camera(given: list[str]) -> dict[str, Path]:

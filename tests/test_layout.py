@@ -31,6 +31,7 @@ NOT_DEPS = (
     "pipeline/memory.py",
     "pipeline/provenance.py",
     "pipeline/ranges.py",
+    "pipeline/seal.py",
     "stages/cli.py",
 )
 

@@ -1,6 +1,7 @@
 """Frozen CLIP: frames and instructions to features."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -146,6 +147,14 @@ class ClipEncoder:
             self.visual.load_state_dict(weights)
         except RuntimeError as error:
             raise DataError(f"the policy's image tower is not one of {self.name}: {error}") from None
+
+    def with_tower(self, weights: Mapping[str, torch.Tensor]) -> "ClipEncoder":
+        """Return an encoder that differs by `replace_tower` alone; this one stays as it is. Raises DataError."""
+        other = copy.copy(self)
+        other.visual = copy.deepcopy(self.visual)
+        other.replace_tower(weights)
+        other._run = torch.compile(other.tower, dynamic=False) if self._batch_size else other.tower
+        return other
 
     def images(self, frames: UInt8[np.ndarray, "B H W 3"]) -> Float16[np.ndarray, "B D"]:
         """Return pooled, projected, not normalised features of upright frames.

@@ -31,7 +31,7 @@ def carried_out(
 ) -> Float32[np.ndarray, "n T A"]:
     """Return what the policy would do at every step, were the observations those of the recording whatever it does.
 
-    Every `n_action_steps` it is asked anew, and as many actions of the chunk are taken. Each sample is an episode with
+    Every `n_action_steps` it gives a new chunk, of which as many actions are taken. Each sample is an episode with
     a seed of its own, from `seed` on.
     """
     episodes = []

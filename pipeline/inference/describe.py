@@ -80,16 +80,6 @@ def describe(spec: PolicySpec) -> dict[str, Any]:
     }
 
 
-def wanted(spec: PolicySpec) -> str:
-    """Return the inputs in one line, for messages."""
-    described = describe(spec)["inputs"]
-    parts = (
-        f"{name}: {each['dtype']} ({', '.join(map(str, each['shape']))}), {each['unit']}"
-        for name, each in described.items()
-    )
-    return "; ".join(parts)
-
-
 def action_ranges(actions: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Return least and greatest value of each component, from the description of "actions"."""
     low_high = actions["range"]

@@ -56,8 +56,8 @@ def export(
     Args:
         bundle: on the CPU.
         weights_sha256: of the bundle (`policy.bundle.weights_digest`).
-        encoder: on the CPU in fp32, of which the policy's features are; it is given the policy's tower, if that was
-            tuned.
+        encoder: on the CPU in fp32, of which the policy's features are; it stays as it is. Of a tuned policy its own
+            tower is exported.
         instructions: whose features are kept, beside those that the bundle knows, so that neither text tower nor
             tokenizer is needed for them.
         steps: of sampling; None: the policy's own number.
@@ -72,7 +72,7 @@ def export(
     """
     _check_encoder(bundle.spec, encoder)
     if bundle.tower is not None:
-        encoder.replace_tower(bundle.tower)
+        encoder = encoder.with_tower(bundle.tower)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -103,8 +103,7 @@ def _write(
     int8: bool,
 ) -> dict[str, Any]:
     """Write and check all files but export.json, and return what that is to say."""
-    spec, arch = bundle.spec, bundle.spec.architecture
-    steps = steps or arch.sampling_steps
+    spec, steps = bundle.spec, steps or bundle.spec.architecture.sampling_steps
     owner = {
         manifest.BUNDLE_KEY: weights_sha256,
         manifest.ENCODER_KEY: str(spec.encoder["weights_sha256"]),
@@ -132,33 +131,31 @@ def _write(
     return {
         "policy": {
             "weights_sha256": weights_sha256,
-            "head": arch.head,
+            "head": spec.architecture.head,
             "steps": steps,
-            "cameras": list(arch.cameras),
-            "signals": arch.proprio_dims,
-            "n_obs_steps": arch.n_obs_steps,
-            "n_action_steps": arch.n_action_steps,
-            "horizon": arch.horizon,
-            "action_dim": arch.action_dim,
             "sim": spec.data.get("sim") or {},
         },
         "encoder": {**spec.encoder, "tuned": spec.tune, "features": kind_of(spec), "exported_precision": "fp32"},
         "describe": describe(spec),
         "files": files,
         "instructions": known_texts(bundle, encoder, instructions),
-        "preprocessing": {
-            "crop": "centre, to the shorter side",
-            "resize": "bicubic, antialiased, to bytes, as Pillow does it",
-            "size": encoder.image_size,
-            "mean": list(encoder.preprocess.mean),
-            "std": list(encoder.preprocess.std),
-            "inside_image_onnx": "division by 255, mean, std",
-            "features": "rounded to float16 and back before they go into policy.onnx, as the store has them",
-        },
+        "preprocessing": _preprocessing(encoder),
         "tokenizer": tokenizer,
         "checks": checks,
         "int8": quantised,
         "provenance": provenance(),
+    }
+
+
+def _preprocessing(encoder: ClipEncoder) -> dict[str, Any]:
+    return {
+        "crop": "centre, to the shorter side",
+        "resize": "bicubic, antialiased, to bytes, as Pillow does it",
+        "size": encoder.image_size,
+        "mean": list(encoder.preprocess.mean),
+        "std": list(encoder.preprocess.std),
+        "inside_image_onnx": "division by 255, mean, std",
+        "features": "rounded to float16 and back before they go into policy.onnx, as the store has them",
     }
 
 

@@ -3,7 +3,6 @@
 Imports neither torch nor open_clip nor zarr, as `runtime` does not.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 import onnxruntime as ort
 
 from pipeline.errors import DataError
+from pipeline.seal import is_sealed, sealed, sha256
 
 FORMAT = "vla-flow-onnx"
-VERSION = 1
+VERSION = 2
 MANIFEST = "export.json"
 POLICY, IMAGE, IMAGE_INT8, TEXT = "policy.onnx", "image.onnx", "image.int8.onnx", "text.onnx"
 MERGES = "merges.txt"
@@ -27,9 +27,8 @@ REMEDY = "Export again: python -m stages.export_onnx"
 
 def write(folder: Path, tree: Mapping[str, Any]) -> None:
     """Write export.json, with the digests of the files that `tree["files"]` names and that lie there, and its own."""
-    files = {name: {"sha256": _sha256((folder / name).read_bytes()), **about} for name, about in tree["files"].items()}
-    plain = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **tree, "files": files}))
-    (folder / MANIFEST).write_text(_sealed(plain))
+    files = {name: {"sha256": sha256((folder / name).read_bytes()), **about} for name, about in tree["files"].items()}
+    (folder / MANIFEST).write_text(sealed({"format": FORMAT, "version": VERSION, **tree, "files": files}))
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not valid JSON ({error}). {REMEDY}") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("version") != VERSION:
         raise DataError(f"{path}: not a {FORMAT} of version {VERSION}. {REMEDY}")
-    if text != _sealed({name: value for name, value in tree.items() if name != "sha256"}):
+    if not is_sealed(text, tree):
         raise DataError(f"{path}: has changed since it was written. Copy it again, or e{REMEDY[1:]}")
     return tree
 
@@ -66,7 +65,7 @@ def content(folder: Path, tree: Mapping[str, Any], name: str) -> bytes:
         found = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: not found or not readable ({error.strerror}). {REMEDY}") from None
-    if (digest := _sha256(found)) == tree["files"][name]["sha256"]:
+    if (digest := sha256(found)) == tree["files"][name]["sha256"]:
         return found
     wanted = tree["policy"]["weights_sha256"]
     if (owner := _owner(found)) and owner != wanted:
@@ -95,14 +94,3 @@ def _owner(model: bytes) -> str | None:
         return session(model, 1).get_modelmeta().custom_metadata_map.get(BUNDLE_KEY)
     except Exception:  # damaged in whatever way: ONNX Runtime's own exceptions have no class in common
         return None
-
-
-def _sealed(tree: dict[str, Any]) -> str:
-    """Return the text of export.json, in the one form it can have: an entry a line, its own digest among them."""
-    own = _sha256(json.dumps(tree, sort_keys=True).encode())
-    entries = sorted({**tree, "sha256": own}.items())
-    return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in entries) + "\n}\n"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -1,25 +1,26 @@
-"""Observations from anywhere: checked against what the policy takes, and brought into its form."""
+"""Observations from anywhere: checked against what a policy takes, and brought into its form.
+
+Neither torch nor jaxtyping is imported: an exported policy checks by this, too. What a policy takes is the tree that
+`describe.describe` returns.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from pipeline.errors import DataError
-from pipeline.inference.describe import own_data, wanted
-from pipeline.libero.depth import depth_picture, is_depth
-from pipeline.policy.bundle import PolicySpec
 
 IMAGE_AXES = 3
 NORM_TOLERANCE = 0.01  # of a quaternion: float16 keeps it within 0.001, an axis-angle is far off
 MAX_INSTRUCTION = 1000  # characters. CLIP reads 77 tokens; this bounds what a stranger can make the tokenizer do
 
 
-def checked(spec: PolicySpec, observation: Any, axes: Sequence[int] = (0, 1)) -> dict[str, np.ndarray]:
+def checked(described: Mapping[str, Any], observation: Any, axes: Sequence[int] = (0, 1)) -> dict[str, np.ndarray]:
     """Return the policy's inputs, and nothing else of `observation`.
 
     Args:
+        described: what the policy takes.
         axes: how many axes may come before those of a single observation, the same in every entry.
 
     Returns:
@@ -28,29 +29,40 @@ def checked(spec: PolicySpec, observation: Any, axes: Sequence[int] = (0, 1)) ->
     Raises:
         DataError: names every entry that is missing, of another shape or type, or not finite, and what is wanted.
     """
-    arch = spec.architecture
     if not isinstance(observation, Mapping):
         raise DataError(f"an observation is a mapping of names to arrays, not {type(observation).__name__}")
     inputs: dict[str, np.ndarray] = {}
     wrong: list[str] = []
-    for name in (*arch.cameras, *arch.proprio):
+    for name, wants in described["inputs"].items():
         if name not in observation:
             wrong.append(f"{name!r} is missing among {', '.join(sorted(map(repr, observation))) or 'none'}")
             continue
         try:
-            if name in arch.cameras:
-                inputs[name] = _image(name, observation[name])
-            else:
-                values = _signal(observation[name], arch.proprio_dims[name])
-                is_pose = name == "ee_pose" and own_data(spec) is None
-                inputs[name] = _one_hemisphere(values) if is_pose else values
+            given = np.asarray(observation[name])
+            inputs[name] = _image(given, wants) if is_image(wants) else _signal(given, wants["shape"][0])
+            if name == "ee_pose" and "own" not in described:  # another robot's may be anything
+                inputs[name] = _one_hemisphere(inputs[name])
         except (DataError, TypeError, ValueError) as error:
             wrong.append(f"{name!r} {error}")
     if not wrong:
-        wrong = _axes_differ(inputs, arch.cameras, axes)
+        wrong = _axes_differ(inputs, [name for name, wants in described["inputs"].items() if is_image(wants)], axes)
     if wrong:
-        raise DataError(f"observation: {'; '.join(wrong)}. This policy takes {wanted(spec)}")
+        raise DataError(f"observation: {'; '.join(wrong)}. This policy takes {wanted(described)}")
     return inputs
+
+
+def is_image(wants: Mapping[str, Any]) -> bool:
+    """Return whether an input, as it is described, is a camera's."""
+    return len(wants["shape"]) == IMAGE_AXES
+
+
+def wanted(described: Mapping[str, Any]) -> str:
+    """Return the inputs in one line, for messages."""
+    parts = (
+        f"{name}: {wants['dtype']} ({', '.join(map(str, wants['shape']))}), {wants['unit']}"
+        for name, wants in described["inputs"].items()
+    )
+    return "; ".join(parts)
 
 
 def instructions_of(instruction: Any, rows: int) -> list[str]:
@@ -69,31 +81,34 @@ def instructions_of(instruction: Any, rows: int) -> list[str]:
     return list(texts)
 
 
-def centre_crop(frames: UInt8[np.ndarray, "*batch H W 3"]) -> UInt8[np.ndarray, "*batch S S 3"]:
-    """Return the square in the middle of frames; of an odd rest, the larger part lies to the right and below."""
+def centre_crop(frames: np.ndarray) -> np.ndarray:
+    """Return the square in the middle of frames (..., H, W, 3). Of an odd rest, the smaller half goes first."""
     height, width = frames.shape[-3:-1]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return frames[..., top : top + side, left : left + side, :]
 
 
-def _image(camera: str, given: Any) -> np.ndarray:
-    frames = np.asarray(given)
-    if is_depth(camera) and frames.dtype == np.uint16:
-        _require(frames, (1,), IMAGE_AXES, "(H, W, 1) for millimetres")
+def _image(frames: np.ndarray, wants: Mapping[str, Any]) -> np.ndarray:
+    """Return frames as the policy learnt from them. Depth comes in millimetres alone, never as a picture of them."""
+    shape = f"({', '.join(map(str, wants['shape']))})"
+    if frames.dtype != wants["dtype"]:
+        hint = ""
+        if wants["dtype"] == "uint8" and frames.dtype.kind == "f":
+            hint = ": multiply what is in [0, 1] by 255 and round it"
+        raise DataError(f"is {frames.dtype}, not {wants['dtype']}{hint}")
+    _require(frames, wants["shape"][-1], IMAGE_AXES, shape)
+    if frames.dtype == np.uint16:
+        from pipeline.libero.depth import depth_picture  # takes jaxtyping, which only a policy with depth has to have
+
         return depth_picture(frames)
-    if frames.dtype != np.uint8:
-        hint = ": multiply what is in [0, 1] by 255 and round it" if frames.dtype.kind == "f" else ""
-        raise DataError(f"is {frames.dtype}, not uint8{hint}")
-    _require(frames, (3,), IMAGE_AXES, "(H, W, 3)")
     return np.require(frames, requirements="W")  # torch shares the memory only of what may be written to
 
 
-def _signal(given: Any, size: int) -> np.ndarray:
-    values = np.asarray(given)
+def _signal(values: np.ndarray, size: int) -> np.ndarray:
     if values.dtype.kind not in "fiu":
         raise DataError(f"is {values.dtype}, not float32")
-    _require(values, (size,), 1, f"({size},)")
+    _require(values, size, 1, f"({size},)")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
@@ -101,8 +116,8 @@ def _signal(given: Any, size: int) -> np.ndarray:
     return values
 
 
-def _require(array: np.ndarray, last: tuple[int, ...], axes: int, shape: str) -> None:
-    if array.ndim < axes or array.shape[-1:] != last or 0 in array.shape:
+def _require(array: np.ndarray, last: int, axes: int, shape: str) -> None:
+    if array.ndim < axes or array.shape[-1:] != (last,) or 0 in array.shape:
         raise DataError(f"has shape {array.shape}, not {shape}, nor that after the axis of a batch")
 
 

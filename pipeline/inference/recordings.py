@@ -1,7 +1,9 @@
-"""What a policy is shown from files: pictures, a demonstration in LIBERO's layout, or videos with the robot's state."""
+"""Observations from files: pictures, a demonstration, or videos with the robot's state."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +11,25 @@ from typing import Any
 import h5py
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps
 
+from pipeline.data.pictures import opened
 from pipeline.errors import DataError, did_you_mean
 from pipeline.inference.describe import own_data
+from pipeline.libero.conventions import upright
 from pipeline.libero.demos.defects import demo_defect, not_a_file, not_hdf5, obs_shift
-from pipeline.libero.demos.layout import OPTIONAL
+from pipeline.libero.demos.layout import OPTIONAL, image_key
 from pipeline.libero.demos.read import UNREADABLE, Demo, read
+from pipeline.libero.depth import is_depth
 from pipeline.libero.settings import Keys
 from pipeline.libero.suites import Task, language_of
 from pipeline.policy.bundle import PolicySpec
 
-FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")  # none that Pillow starts a program for
+UNREADABLE_STATE = (
+    *(OSError, EOFError, ValueError, TypeError, AttributeError, RecursionError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What json and NumPy raise for a file that is damaged, or another kind of file."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +70,19 @@ def pictures(images: Mapping[str, Path], state: Path | None) -> Recording:
     return Recording(shown | {name: x[None] for name, x in (read_state(state) if state else {}).items()})
 
 
-def videos(films: Mapping[str, Path], state: Path | None, frames_of: Callable[[Path], np.ndarray]) -> Recording:
+def videos(files: Mapping[str, Path], state: Path | None) -> Recording:
     """Return a recording of as many steps as the shortest of the files has.
 
     Args:
-        films: camera -> video, a frame for each control step.
+        files: camera -> video, a frame for each control step.
         state: as of `pictures`, with a row of numbers for each step.
-        frames_of: returns a video's frames (T, H, W, 3).
 
     Raises:
         DataError: a file that cannot be read.
     """
-    shown = {}
-    for camera, path in films.items():
-        try:
-            shown[camera] = frames_of(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as a video ({error})") from None
+    from pipeline.data.video import all_frames  # PyAV takes a second to import
+
+    shown = {camera: all_frames(path) for camera, path in files.items()}
     signals = read_state(state) if state else {}
     for name, rows in signals.items():
         if rows.ndim != 2:
@@ -90,7 +95,7 @@ def demonstration(path: Path, name: str | None, spec: PolicySpec) -> Recording:
 
     Args:
         path: an HDF5 file in LIBERO's layout; for a policy that was trained on data of another robot, such a data set,
-            or an HDF5 file of one. Its actions are taken for those after the observations of the same row.
+            or an HDF5 file of one.
         name: of the demonstration, such as "demo_0"; None: that, of own data the first one.
         spec: of the policy, whose inputs are read.
 
@@ -98,48 +103,64 @@ def demonstration(path: Path, name: str | None, spec: PolicySpec) -> Recording:
         DataError: the file or the demonstration is not there, is damaged, or lacks an input.
     """
     if (own := own_data(spec)) is not None:
-        return _own(path, name, Keys(**own["keys"]), spec)
+        return _own(path, name, own, spec)
     name = name or "demo_0"
     if problem := not_a_file(path) or not_hdf5(path):
         raise DataError(f"{path} {problem}")
     cameras = spec.architecture.cameras
     demo, shift, language = _open(path, name, cameras)
-    rows: dict[str, Any] = read(demo, cameras)
-    observations = {**rows["images"], **{k: rows[k] for k in spec.architecture.proprio if k in rows}}
-    # Recorded after its action (shift 1), an observation is followed by the next row's.
-    following = np.full_like(rows["action"], np.nan)
-    following[: len(following) - shift] = rows["action"][shift:]
-    return Recording(observations, language, following, name)
+    rows: dict[str, Any] = read(demo, [camera for camera in cameras if not is_depth(camera)])
+    observations = {**rows["images"], **_depths(demo, [camera for camera in cameras if is_depth(camera)])}
+    observations |= {k: rows[k] for k in spec.architecture.proprio if k in rows}
+    return Recording(observations, language, _following(rows["action"], shift), name)
 
 
-def _own(path: Path, name: str | None, keys: Keys, spec: PolicySpec) -> Recording:
+def _following(actions: np.ndarray, shift: int) -> np.ndarray:
+    """Return the action that followed each observation: recorded after its action (shift 1), the next row's."""
+    found = np.full_like(actions, np.nan)
+    found[: len(found) - shift] = actions[shift:]
+    return found
+
+
+def _depths(demo: Demo, cameras: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return depth as a policy takes it, upright uint16 (T, H, W, 1) in millimetres: `read` gives pictures of it."""
+    try:
+        with h5py.File(demo.file, "r") as file:
+            obs = file["data"][demo.name]["obs"]
+            return {camera: upright(obs[image_key(camera)][()]) for camera in cameras}
+    except UNREADABLE as error:
+        raise DataError(f"{demo}: cannot be read: {error}") from error
+
+
+def _own(path: Path, name: str | None, learnt: Mapping[str, Any], spec: PolicySpec) -> Recording:
     """Return one demonstration of a data set of another robot; the first without a name. Raises DataError."""
     from pipeline.data import own  # its libraries take a second to import
 
     if not path.exists():
         raise DataError(f"{path}: is not there; it must be a data set like the one that the policy was trained on")
     in_file = None if path.is_dir() else path
-    data = own.DataSet("own", path.parent if in_file else path, keys)
+    data = own.DataSet("own", path.parent if in_file else path, Keys(**learnt["keys"]))
     demo = data.find(name, in_file)
     rows = own.read(demo, spec.architecture.cameras)
     observations = {**rows["images"], **{state: rows[state] for state in spec.architecture.proprio}}
-    return Recording(observations, demo.task.language, rows["action"], demo.name)
+    shift = learnt.get("obs_shift", 0)  # not told by bundles of before
+    return Recording(observations, demo.task.language, _following(rows["action"], shift), demo.name)
 
 
 def picture(path: Path) -> np.ndarray:
-    """Return a picture file as uint8 (H, W, 3); one of 16 bit grey as uint16 (H, W, 1), millimetres of depth.
+    """Return a PNG or JPEG file as uint8 (H, W, 3); one of 16 bit grey as uint16 (H, W, 1), millimetres of depth.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        with Image.open(path, formats=FORMATS) as opened:
-            image = ImageOps.exif_transpose(opened)  # a phone's picture says which way is up
+        with opened(path) as found:
+            image = ImageOps.exif_transpose(found)  # a phone's picture says which way is up
             if image.mode.startswith("I;16"):
                 return np.asarray(image, np.uint16)[..., None]
             return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as a picture ({error})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as a PNG or JPEG picture ({error})") from None
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
@@ -153,7 +174,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         return {name: np.array(numbers, np.float64) for name, numbers in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except UNREADABLE_STATE as error:
         raise DataError(
             f'{path}: is neither JSON of names and numbers, such as {{"gripper": [0.04, -0.04]}}, nor .npz ({error})'
         ) from None

@@ -46,12 +46,13 @@ class BytePairs:
         """
         rows = np.zeros((len(texts), self._length), np.int64)
         for row, text in zip(rows, texts, strict=True):
-            tokens = [self._ids[START], *self._tokens(text), self._ids[END]][: self._length]
+            tokens = [self._ids[START], *self.encode(text), self._ids[END]][: self._length]
             tokens[-1] = self._ids[END]
             row[: len(tokens)] = tokens
         return rows
 
-    def _tokens(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text alone, however many, without start and end. Raises DataError as a call does."""
         text = " ".join(html.unescape(html.unescape(text)).split()).lower()
         if not text.isascii():
             odd = next(letter for letter in text if not letter.isascii())

@@ -5,7 +5,6 @@ CLIP, encoder.safetensors holds the image tower. policy.json has the SHA-256 of 
 changed since it was written is refused. README.md, the model card, is for people: no digest counts it.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from pipeline.errors import DataError
 from pipeline.files import publish_directory, published
 from pipeline.policy.keyframes import PREFIX
 from pipeline.policy.network import Architecture, PolicyNetwork
+from pipeline.seal import is_sealed, sealed, sha256
 
 FORMAT = "vla-flow-policy"
 VERSION = 8
@@ -112,8 +112,8 @@ def save(
         files[TEXT] = _content({TEXT_KEY: texts})
     for name, content in files.items():
         (partial / name).write_bytes(content)
-    tree = {**spec.to_json(), "files": {name: _sha256(content) for name, content in files.items()}}
-    (partial / JSON).write_text(_sealed(json.loads(json.dumps(tree))))
+    tree = {**spec.to_json(), "files": {name: sha256(content) for name, content in files.items()}}
+    (partial / JSON).write_text(sealed(tree))
     if card is not None:
         (partial / CARD).write_text(card)
     publish_directory(partial, path)
@@ -121,16 +121,6 @@ def save(
 
 def _content(weights: Mapping[str, Tensor]) -> bytes:
     return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
-
-
-def _sealed(tree: dict[str, Any]) -> str:
-    """Return the text of policy.json, in the one form it can have, with its own digest among the rest."""
-    own = _sha256(json.dumps(tree, sort_keys=True).encode())
-    return json.dumps({**tree, "sha256": own}, indent=2, sort_keys=True) + "\n"
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
@@ -158,7 +148,7 @@ def weights_digest(path: str | Path) -> str:
     Raises:
         DataError: there is no bundle, or one that is damaged.
     """
-    return _sha256(b"".join(_read(Path(path))[1].values()))
+    return sha256(b"".join(_read(Path(path))[1].values()))
 
 
 def _read(path: Path) -> tuple[PolicySpec, dict[str, bytes]]:
@@ -173,7 +163,7 @@ def _read(path: Path) -> tuple[PolicySpec, dict[str, bytes]]:
             raise DataError(
                 f"{path / name}: not found or not readable ({error.strerror}). Train again: dvc repro -f train_flow"
             ) from None
-        if _sha256(contents[name]) != digests.get(name):
+        if sha256(contents[name]) != digests.get(name):
             raise DataError(
                 f"{path / name}: has changed since it was written (SHA-256). Copy it again, or train again: dvc repro "
                 "-f train_flow"
@@ -198,7 +188,7 @@ def _read_json(path: Path) -> tuple[dict[str, str], PolicySpec]:
         raise DataError(f"{file}: not valid JSON ({error}). Train again: dvc repro -f train_flow") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("version") not in READABLE:
         raise DataError(f"{file}: not a {FORMAT} of version {VERSION}. Train again with this code.")
-    if text != _sealed({name: value for name, value in tree.items() if name != "sha256"}):
+    if not is_sealed(text, tree):
         raise DataError(
             f"{file}: has changed since it was written. Copy it again, or train again: dvc repro -f train_flow"
         )

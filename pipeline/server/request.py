@@ -8,10 +8,11 @@ import google_crc32c
 import numpy as np
 
 from pipeline.inference.codec import MessageError
+from pipeline.inference.observation import MAX_INSTRUCTION
 from pipeline.inference.openpi import PROMPT, SOURCES, STATE, STATE_DIM
 
 NOISE = "noise"
-MAX_PROMPT = 1000  # characters
+MAX_PROMPT = MAX_INSTRUCTION  # characters
 MAX_SIDE = 4096  # pixels
 IMAGE_AXES = 3
 

@@ -206,7 +206,7 @@ def training_identity(cfg: TrainFlow, arch: Architecture, stores: Mapping[str, S
             "tasks": dict(learnt),
             "action": cfg.action,
             "sim": first["sim"],
-            **({"own": first["own"]} if "own" in first else {}),
+            **({"own": {**first["own"], "obs_shift": first["obs_shift"]}} if "own" in first else {}),
             **({"depth": first["depth"]} if any(is_depth(camera) for camera in arch.cameras) else {}),
             "teacher": teacher_identity(cfg.teacher),
         },

@@ -1,6 +1,7 @@
 """A policy for another robot: no unit, frame, width or range of LIBERO's is said of it, nor done to its inputs."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from pipeline.inference.card import card
 from pipeline.inference.codec import MessageError
 from pipeline.inference.export import export
 from pipeline.inference.policy import Policy
+from pipeline.inference.recordings import demonstration
 from pipeline.inference.runtime import OnnxPolicy
 from pipeline.policy.bundle import load, load_spec, weights_digest
 from pipeline.rollout.onnx_agent import OnnxAgent
 from pipeline.rollout.remote import plan_remote
 from pipeline.server.request import Inputs, parse
+from tests import base
+from tests.data import make
 from tests.encode import tiny
 from tests.inference import own
 from tests.server.serving import ask, client, serving
@@ -80,11 +84,25 @@ def test_it_acts(policy: Policy) -> None:
         policy.infer(batch, own.INSTRUCTION, np.zeros((2, 4, 7), np.float32))
 
 
+@pytest.mark.parametrize("shift", [None, 0, 1])
+def test_actions_follow_the_observations_that_it_learnt_them_for(shift: int | None, path: Path, tmp_path: Path) -> None:
+    """Of a policy of `embed.obs_shift: 1` the action of the next row; bundles of before do not tell."""
+    keys, (take, *_) = asdict(make.KEYS), make.TAKES
+    told = {"keys": keys, "fps": 10.0, **({} if shift is None else {"obs_shift": shift})}
+    arch = base.architecture(cameras=("front",), proprio=("joints",), widths=(6,), bounds=own.BOUNDS)
+    spec = replace(load_spec(path), architecture=arch, data={"sim": None, "own": told})
+    recording = demonstration(make.write_v3(tmp_path / "set"), None, spec)
+    assert recording.actions is not None
+    last = take.length - (shift or 0)
+    np.testing.assert_array_equal(recording.actions[:last], take.arrays["action"][shift or 0 :])
+    assert np.isnan(recording.actions[last:]).all() and len(recording) == take.length
+
+
 def test_its_export_acts_as_it_does(path: Path, policy: Policy, clip: ClipEncoder, tmp_path: Path) -> None:
     tree = export(load(path), weights_digest(path), clip, [], tmp_path / "onnx")
-    assert tree["policy"]["signals"] == own.STATES and tree["policy"]["action_dim"] == 6
     assert tree["checks"]["policy.onnx"]["share_clipped"] < 0.6, "of one component of six all are"
     exported = OnnxPolicy.load(tmp_path / "onnx")
+    assert (exported.signals, exported.action_dim, exported.cameras) == (own.STATES, 6, (own.CAMERA,))
     told = exported.describe()
     assert told.pop("weights_sha256") and told.pop("steps") and told == policy.describe()
     low, high = np.array(own.BOUNDS, np.float32).T

@@ -19,7 +19,9 @@ from pipeline.inference.describe import describe
 from pipeline.inference.observation import centre_crop, checked
 from pipeline.inference.policy import Policy
 from pipeline.policy import bundle
+from pipeline.seal import sealed
 from tests.encode import tiny
+from tests.inference import exports
 from tests.inference.make import BOWL, CAMERAS, DRAWER, SIGNALS, observation, stacked
 from tests.inference.make import bundle as make_bundle
 
@@ -224,17 +226,17 @@ def test_all_that_is_wrong_is_told_at_once(policy: Policy) -> None:
     with pytest.raises(DataError, match=r"'agentview' is float64.*'joint_pos' is missing.*'gripper' holds inf"):
         policy.act(given, BOWL)
     with pytest.raises(DataError, match="a mapping of names to arrays, not list"):
-        checked(policy.spec, [1, 2])
+        checked(policy.describe(), [1, 2])
     with pytest.raises(DataError, match="1001 characters; at most 1000"):
         policy.act(observation(), "a" * 1001)
     with pytest.raises(DataError, match="3 axes before"):
-        checked(policy.spec, {name: x[None, None, None] for name, x in observation().items()})
+        checked(policy.describe(), {name: x[None, None, None] for name, x in observation().items()})
 
 
 def test_a_quaternion_of_either_sign_is_the_same_rotation(policy: Policy) -> None:
     seen = observation()
     turned = seen["ee_pose"] * np.array([1, 1, 1, -1, -1, -1, -1], np.float32)
-    found = checked(policy.spec, seen | {"ee_pose": turned.astype(np.float64)})["ee_pose"]
+    found = checked(policy.describe(), seen | {"ee_pose": turned.astype(np.float64)})["ee_pose"]
     assert found.dtype == np.float32 and np.array_equal(found, seen["ee_pose"])
 
 
@@ -256,8 +258,10 @@ def test_depth_is_taken_in_millimetres(path: Path) -> None:
     near = policy.act(seen, BOWL)
     policy.reset()
     assert not np.allclose(near, policy.act(seen | {"agentview_depth": np.full((30, 40, 1), 1500, np.uint16)}, BOWL))
-    with pytest.raises(DataError, match=r"\(30, 40\), not \(H, W, 1\) for millimetres"):
+    with pytest.raises(DataError, match=r"\(30, 40\), not \(H, W, 1\)"):
         policy.act(seen | {"agentview_depth": np.zeros((30, 40), np.uint16)}, BOWL)
+    with pytest.raises(DataError, match="'agentview_depth' is uint8, not uint16"):
+        policy.act(seen | {"agentview_depth": seen["agentview"]}, BOWL)
 
 
 def test_it_describes_itself(policy: Policy) -> None:
@@ -271,6 +275,31 @@ def test_it_describes_itself(policy: Policy) -> None:
     assert told["outputs"]["actions"]["shape"] == [4, 7] and told["control_hz"] == 20
     assert told["history"] == {"n_obs_steps": 1, "control_steps_apart": 2}
     assert describe(policy.spec) == told
+
+
+def test_the_encoder_that_it_is_given_stays_as_it_is(tmp_path: Path) -> None:
+    """Of two policies with one encoder, each sees through a tower of its own."""
+    tiny.register(tmp_path)
+    clip = exports.encoder()
+    tuned = exports.policy(clip, tmp_path / "tuned", tune=True)
+    frames = observation()["agentview"][None]
+    before = clip.images(frames)
+    policy = Policy(tuned, clip)
+    np.testing.assert_array_equal(clip.images(frames), before)
+    assert not np.array_equal(policy.encoder.images(frames), before), "it sees through the tower of the bundle"
+    assert clip.identity == policy.encoder.identity
+
+
+def test_a_call_that_fails_leaves_the_episode_as_it_was(remembering: Callable[..., Policy]) -> None:
+    policy = remembering()
+    policy.reset(5)
+    policy.act(observation(0), BOWL)
+    with pytest.raises(DataError, match="Shorten it"):
+        policy.act(observation(1), "word " * 100)
+    again = policy.act(observation(2), BOWL)
+    policy.reset(5)
+    policy.act(observation(0), BOWL)
+    np.testing.assert_array_equal(policy.act(observation(2), BOWL), again)
 
 
 def test_texts_of_the_bundle_are_used_and_others_are_encoded(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +337,7 @@ def test_a_bundle_of_before_encodes_its_instructions(path: Path, tmp_path: Path)
     bundle.save(tmp_path / "policy", read.network, replace(read.spec, instructions=()))
     file = tmp_path / "policy/policy.json"
     tree = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("sha256", "instructions")}
-    file.write_text(bundle._sealed(tree | {"version": 7}))
+    file.write_text(sealed(tree | {"version": 7}))
     old, new = Policy.load(tmp_path / "policy", "cpu"), Policy.load(path, "cpu")
     np.testing.assert_array_equal(old.act(observation(), BOWL), new.act(observation(), BOWL))
 

@@ -17,6 +17,7 @@ from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import Preprocess
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference import manifest
+from pipeline.inference.codec import MessageError
 from pipeline.inference.export import export
 from pipeline.inference.policy import Policy
 from pipeline.inference.runtime import OnnxPolicy
@@ -24,6 +25,7 @@ from pipeline.inference.tokenizer import BytePairs
 from pipeline.libero.suites import Task, tasks
 from pipeline.policy.bundle import PolicyBundle, load, weights_digest
 from pipeline.rollout.agent import PolicyAgent
+from pipeline.server.request import Inputs, parse
 from tests.encode import tiny
 from tests.encode.test_preprocess import pictures
 from tests.imports import ROOT
@@ -134,6 +136,9 @@ def test_batches_samples_and_seeds(exported: Path) -> None:
     drawn = np.random.default_rng(0).normal(size=(3, 4, 7)).astype(np.float32)
     texts = [TASK.language, "open the drawer", TASK.language]
     together = policy.act(batch, texts, noise=drawn)
+    with pytest.raises(DataError, match=r"a batch of 1 observations after one of 3: call reset\(\)"):
+        policy.act(rows[0], TASK.language)
+    policy.reset()
     for row, text, each, expected in zip(rows, texts, drawn, together, strict=True):
         np.testing.assert_allclose(policy.act(row, text, noise=each), expected, rtol=0, atol=1e-4)
     policy.reset(3)
@@ -144,6 +149,11 @@ def test_batches_samples_and_seeds(exported: Path) -> None:
     many = policy.sample(rows[0], TASK.language, 3, noise=drawn)
     np.testing.assert_allclose(many[1], policy.act(rows[0], TASK.language, noise=drawn[1]), rtol=0, atol=1e-5)
     assert policy.sample(rows[0], TASK.language, 5).shape == (5, 4, 7)
+    policy.reset(3)
+    samples = policy.sample(rows[0], TASK.language, 2, seed=3)
+    np.testing.assert_allclose(samples[0], first, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(policy.act(rows[0], TASK.language), first, "sampling drew no noise of the episode")
+    policy.reset()
     with pytest.raises(DataError, match="2 instructions for 3 observations"):
         policy.act(batch, texts[:2])
     with pytest.raises(DataError, match=r"noise has shape \(1, 3, 7\), not \(1, 4, 7\)"):
@@ -152,8 +162,7 @@ def test_batches_samples_and_seeds(exported: Path) -> None:
 
 def test_its_noise_is_standard_normal(exported: Path) -> None:
     policy = OnnxPolicy.load(exported / "onnx")
-    policy.reset(1)
-    drawn = policy._draw(2000)
+    drawn = policy.noise(range(2000))
     assert abs(drawn.mean()) < 0.02 and abs(drawn.std() - 1) < 0.02 and abs((drawn**4).mean() - 3) < 0.2
 
 
@@ -176,19 +185,46 @@ def test_frames_that_are_not_square_are_cropped_at_the_centre(exported: Path) ->
     np.testing.assert_array_equal(policy.pixels(wide), policy.pixels(frame))
 
 
-def test_wrong_observations_are_told_in_full(exported: Path) -> None:
-    policy, right = OnnxPolicy.load(exported / "onnx"), exports.named(exports.observation())
+def test_wrong_requests_are_told_as_the_policy_does(exported: Path) -> None:
+    sides = Policy.load(exported / "policy", "cpu"), OnnxPolicy.load(exported / "onnx")
+    right, instruction = exports.named(exports.observation()), TASK.language
     wrong = {**right, "agentview": right["agentview"] / 255, "ee_pose": np.full(7, np.nan)}
     wrong["joint_position"] = wrong.pop("joint_pos")
-    with pytest.raises(DataError) as raised:
-        policy.act(wrong, TASK.language)
-    for part in (
-        "'agentview' is float64, not uint8",
-        "'joint_pos' is missing. Did you mean 'joint_position'?",
-        "'ee_pose' holds nan",
-        "takes agentview: uint8 (H, W, 3); eye_in_hand: uint8 (H, W, 3); joint_pos: float32 (7,); ee_pose",
+    misnamed = {("front" if name == "agentview" else name): x for name, x in right.items()}
+    pictured = {**right, "gripper": right["agentview"]}
+    for given, text, said in (
+        (wrong, instruction, "'agentview' is float64, not uint8: multiply"),
+        (wrong, instruction, "'joint_pos' is missing among 'agentview', 'ee_pose', 'eye_in_hand', 'gripper', 'joint_p"),
+        (wrong, instruction, "'ee_pose' holds nan"),
+        (wrong, instruction, "This policy takes agentview: uint8 (H, W, 3), RGB, 0 to 255; eye_in_hand: "),
+        (misnamed, instruction, "'agentview' is missing among 'ee_pose', 'eye_in_hand', 'front'"),
+        (pictured, instruction, "'gripper' has shape (64, 64, 3), not (2,)"),
+        (right, "word " * 100, "reads texts of 75 tokens, and this one has 100"),
+        (right, "a" * 1001, "an instruction has 1001 characters; at most 1000"),
     ):
-        assert part in str(raised.value)
+        told = []
+        for policy in sides:
+            with pytest.raises(DataError) as raised:
+                policy.act(given, text)
+            told.append(str(raised.value))
+        assert told[0] == told[1] and said in told[0]
+    extra = {**right, "wrist": right["agentview"]}
+    drawn = np.zeros((4, 7), np.float32)
+    for policy in sides:
+        policy.reset()
+        plain = policy.act(right, instruction, noise=drawn)
+        np.testing.assert_array_equal(policy.act(extra, instruction, noise=drawn), plain, "what it does not take")
+
+
+def test_instructions_that_were_asked_for_are_not_all_kept(exported: Path) -> None:
+    policy, seen = OnnxPolicy.load(exported / "onnx"), exports.named(exports.observation())
+    assert policy._text.cache_info().maxsize == 1024
+    policy.act(seen, "push the plate")
+    assert "push the plate" not in policy._known
+
+
+def test_wrong_observations_are_told_in_full(exported: Path) -> None:
+    policy, right = OnnxPolicy.load(exported / "onnx"), exports.named(exports.observation())
     with pytest.raises(DataError, match=r"quaternion .* of norm 2, not 1"):
         policy.act({**right, "ee_pose": right["ee_pose"] * [1, 1, 1, 2, 2, 2, 2]}, TASK.language)
     with pytest.raises(DataError, match=r"different batches: .*gripper \(3,\)"):
@@ -250,8 +286,29 @@ def test_a_graph_of_another_bundle_or_a_damaged_one_is_refused(
     with pytest.raises(DataError, match=r"export\.json: has changed since it was written"):
         OnnxPolicy.load(folder)
     (folder / "export.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(DataError, match="not a vla-flow-onnx of version 1"):
+    with pytest.raises(DataError, match="not a vla-flow-onnx of version 2"):
         OnnxPolicy.load(folder)
+
+
+def test_depth_is_taken_in_millimetres_as_the_policy_does(clip: ClipEncoder, tmp_path: Path) -> None:
+    bundle = exports.policy(clip, tmp_path / "policy", cameras=("agentview", "agentview_depth"), head="l1")
+    export(bundle, weights_digest(tmp_path / "policy"), clip, [], tmp_path / "onnx")
+    torch_side, policy = Policy(bundle, clip), OnnxPolicy.load(tmp_path / "onnx")
+    seen = exports.named(exports.observation())
+    found = []
+    for millimetres in (300, 1500):
+        given = {**seen, "agentview_depth": np.full((40, 50, 1), millimetres, np.uint16)}
+        found.append(policy.act(given, TASK.language))
+        np.testing.assert_allclose(found[-1], torch_side.act(given, TASK.language), rtol=0, atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 1e-4
+    for side in (torch_side, policy):
+        with pytest.raises(DataError, match="'agentview_depth' is uint8, not uint16"):
+            side.act({**seen, "agentview_depth": seen["agentview"]}, TASK.language)
+    inputs = Inputs.of(policy.describe())
+    request = {**given, "prompt": TASK.language}
+    assert parse(request, inputs).observation["agentview_depth"].dtype == np.uint16, "the server takes the same"
+    with pytest.raises(MessageError, match="'agentview_depth' is uint8"):
+        parse(request | {"agentview_depth": seen["agentview"]}, inputs)
 
 
 def test_the_tower_in_8_bits_sees_alike(exported: Path) -> None:

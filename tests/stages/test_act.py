@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import av
@@ -12,11 +13,12 @@ from PIL import Image
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.policy import Policy
-from pipeline.inference.recordings import demonstration
+from pipeline.inference.recordings import demonstration, picture, read_state, videos
 from pipeline.libero.conventions import ACTION_NAMES
 from pipeline.libero.demos.read import demo_file, read, scan
 from pipeline.libero.suites import tasks
 from stages import act
+from tests.data.test_own import write_sound
 from tests.encode import tiny
 from tests.inference.make import BOWL, CAMERAS, bundle, observation
 from tests.stages import browser
@@ -66,6 +68,22 @@ def test_a_demonstration(root: Path, capsys: pytest.CaptureFixture, tmp_path: Pa
     page = browser.Page(html)
     assert "figure" in html and all(name in " ".join(page.text) for name in ACTION_NAMES)
     assert html.count("<polyline") == 7 * 4 and html.count('class="curve b"') == 7
+
+
+def test_depth_of_a_demonstration_is_in_millimetres(root: Path, tmp_path: Path) -> None:
+    """As a robot gives it, and a picture of it is refused."""
+    bundle(tmp_path / "policy", cameras=("agentview", "agentview_depth"))
+    file = Path(shutil.copy(demo_file(root / "demos", TASK), tmp_path))
+    with h5py.File(file, "r+") as opened:
+        obs = opened["data/demo_0/obs"]
+        millimetres = np.random.default_rng(0).integers(100, 2000, (*obs["agentview_rgb"].shape[:3], 1), np.uint16)
+        obs["agentview_depth_mm"] = millimetres
+    policy = Policy.load(tmp_path / "policy", "cpu")
+    recording = demonstration(file, "demo_0", policy.spec)
+    found = recording.observations["agentview_depth"]
+    np.testing.assert_array_equal(found, millimetres[:, ::-1])
+    assert found.dtype == np.uint16 and list(recording.observations)[:2] == ["agentview", "agentview_depth"]
+    assert policy.act(recording.at(0), BOWL).shape == (4, 7)
 
 
 def test_near_its_end_a_demonstration_has_fewer_true_actions(root: Path, capsys: pytest.CaptureFixture) -> None:
@@ -178,12 +196,29 @@ def test_what_cannot_be_acted_on_is_told(root: Path, tmp_path: Path) -> None:
         (["--demo", str(broken)], r"broken\.png"),
         (["--demo", str(tmp_path / "empty.hdf5")], r"empty\.hdf5: has no demo_0"),
         (["--demo", str(file), "--name", "demo_7"], "has no demo_7. Did you mean 'demo_"),
-        (["--image", f"agentview={broken}"], r"broken\.png: cannot be read as a picture"),
+        (["--image", f"agentview={broken}"], r"broken\.png: cannot be read as a PNG or JPEG picture"),
         (["--video", f"agentview={broken}"], r"broken\.png: cannot be read as a video"),
-        (["--image", f"agentview={tmp_path / 'no.png'}"], r"no\.png: cannot be read as a picture"),
+        (["--image", f"agentview={tmp_path / 'no.png'}"], r"no\.png: cannot be read as a PNG or JPEG picture"),
     ):
         with pytest.raises(DataError, match=said):
             act_on(root, *arguments)
+    whole = tmp_path / "whole.npz"
+    np.savez_compressed(whole, gripper=np.arange(2000.0))
+    (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:-200])
+    (tmp_path / "flipped.npz").write_bytes(whole.read_bytes()[:200] + bytes(400) + whole.read_bytes()[600:])
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name in ("cut.npz", "flipped.npz", "empty.npz", "deep.json"):
+        with pytest.raises(DataError, match=rf"{name}: is neither JSON of names and numbers.*nor \.npz"):
+            read_state(tmp_path / name)
+    write_sound(tmp_path / "sound.mp4")
+    with pytest.raises(DataError, match=r"sound\.mp4: cannot be read as a video \(it holds no video"):
+        videos({"agentview": tmp_path / "sound.mp4"}, None)
+    Image.new("1", (8200, 8200)).save(tmp_path / "bomb.png")
+    Image.fromarray(observation()["agentview"]).save(tmp_path / "other.tif")
+    for name, why in (("bomb.png", "it has 8200 x 8200 pixels"), ("other.tif", "cannot identify")):
+        with pytest.raises(DataError, match=rf"{re.escape(name)}: cannot be read as a PNG or JPEG picture \({why}"):
+            picture(tmp_path / name)
     good = tmp_path / "good.png"
     Image.fromarray(observation()["agentview"]).save(good)
     with pytest.raises(DataError, match=r"state\.json: is neither JSON of names and numbers.*nor \.npz"):

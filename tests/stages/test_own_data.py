@@ -116,6 +116,7 @@ def acts_within_what_it_learnt() -> None:
     assert chunk.shape == (3, 4, 6) and float(chunk.abs().max()) > 20
     assert bool((chunk >= network.limits[0]).all() and (chunk <= network.limits[1]).all())
     assert policy.spec.data["sim"] is None and policy.spec.data["own"]["fps"] == make.FPS
+    assert policy.spec.data["own"]["obs_shift"] == 0, "as it was embedded"
     report = json.loads(Path("runs/flow/train.json").read_text())
     assert list(report["train_action_mse_of"]) == ["0", "1", "2", "3", "4", "5"]
     assert report["recipe"]["demonstrations"]["source"] == "own"
