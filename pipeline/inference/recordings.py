@@ -1,6 +1,7 @@
 """Observations from files: pictures, a demonstration, or videos with the robot's state."""
 
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,8 @@ from pipeline.libero.suites import Task, language_of
 from pipeline.policy.bundle import PolicySpec
 
 UNREADABLE_STATE = (
-    *(OSError, EOFError, ValueError, TypeError, AttributeError, RecursionError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(OSError, EOFError, ValueError, TypeError, AttributeError, SyntaxError, RuntimeError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 """What json and NumPy raise for a file that is damaged, or another kind of file."""
 
