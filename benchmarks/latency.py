@@ -125,7 +125,7 @@ def images(encoder: ClipEncoder, names: list[str], repeat: int, folder: Path) ->
         arch = network.arch
         spec = PolicySpec(arch, encoder.identity, "none", None, TRANSFORM_ID, {}, {})
         bundle = PolicyBundle(spec, network, torch.device("cpu"), None)
-        export(bundle, "0" * 64, encoder, ["pick up the bowl"], folder / "onnx", WHOLE_STEPS, int8=True)
+        export(bundle, encoder, ["pick up the bowl"], folder / "onnx", WHOLE_STEPS, int8=True)
         if not result["encoder"]:
             result["encoder"] = encoder_times(encoder, folder / "onnx", repeat)
         frames = np.random.default_rng(0).integers(0, 256, (len(arch.cameras), SIDE, SIDE, 3), np.uint8)

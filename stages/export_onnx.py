@@ -36,15 +36,15 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.inference.encoder import make_encoder  # torch and open_clip take seconds to import
     from pipeline.inference.export import export
     from pipeline.inference.manifest import FILES
-    from pipeline.policy.bundle import load, weights_digest
+    from pipeline.policy.bundle import load
 
     refuse_foreign(Path(args.out), FILES)
-    policy, configured = Path(args.policy), params.embed.encoder.pretrained
-    bundle = load(policy)
+    configured = params.embed.encoder.pretrained
+    bundle = load(Path(args.policy))
     in_fp32 = replace(bundle.spec, encoder={**bundle.spec.encoder, "precision": "fp32"})
     weights = args.encoder_weights or (configured if Path(configured).is_file() else None)
     encoder = make_encoder(in_fp32, "cpu", weights)
-    told = export(bundle, weights_digest(policy), encoder, args.instruction, Path(args.out), args.steps, args.int8)
+    told = export(bundle, encoder, args.instruction, Path(args.out), args.steps, args.int8)
     for name, found in told["checks"].items():
         print(f"{Path(args.out) / name}: differs from PyTorch by {found['max_difference']:.1e} at most")
     if told["int8"]:

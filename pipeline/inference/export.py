@@ -44,7 +44,6 @@ INT8_FRAMES, INT8_ROUNDS = 16, 10
 
 def export(
     bundle: PolicyBundle,
-    weights_sha256: str,
     encoder: ClipEncoder,
     instructions: Sequence[str],
     out: Path,
@@ -55,7 +54,6 @@ def export(
 
     Args:
         bundle: on the CPU.
-        weights_sha256: of the bundle (`policy.bundle.weights_digest`).
         encoder: on the CPU in fp32, of which the policy's features are; it stays as it is. Of a tuned policy its own
             tower is exported.
         instructions: whose features are kept, beside those that the bundle knows, so that neither text tower nor
@@ -77,7 +75,7 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        tree = _write(partial, bundle, weights_sha256, encoder, instructions, steps, int8)
+        tree = _write(partial, bundle, encoder, instructions, steps, int8)
         manifest.write(partial, tree)
         publish_directory(partial, out)
     finally:
@@ -96,7 +94,6 @@ def _check_encoder(spec: PolicySpec, encoder: ClipEncoder) -> None:
 def _write(
     folder: Path,
     bundle: PolicyBundle,
-    weights_sha256: str,
     encoder: ClipEncoder,
     instructions: Sequence[str],
     steps: int | None,
@@ -105,7 +102,7 @@ def _write(
     """Write and check all files but export.json, and return what that is to say."""
     spec, steps = bundle.spec, steps or bundle.spec.architecture.sampling_steps
     owner = {
-        manifest.BUNDLE_KEY: weights_sha256,
+        manifest.BUNDLE_KEY: str(bundle.digest),
         manifest.ENCODER_KEY: str(spec.encoder["weights_sha256"]),
         "vla_flow.sampling_steps": str(steps),
         "vla_flow.describe": json.dumps(describe(spec)),
@@ -130,7 +127,7 @@ def _write(
         quantised = quantise(folder, towers[manifest.IMAGE], owner)
     return {
         "policy": {
-            "weights_sha256": weights_sha256,
+            "weights_sha256": str(bundle.digest),
             "head": spec.architecture.head,
             "steps": steps,
             "sim": spec.data.get("sim") or {},

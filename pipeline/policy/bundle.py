@@ -138,7 +138,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PolicyBundle:
         raise DataError(f"{path / WEIGHTS}: are not this policy's weights: {error}. Train again.") from None
     tower = read_tensors(contents[TOWER]) if TOWER in contents else None
     texts = read_tensors(contents[TEXT])[TEXT_KEY] if TEXT in contents else None
-    digest = _sha256(b"".join(contents.values()))
+    digest = sha256(b"".join(contents.values()))
     return PolicyBundle(spec, network.to(device).eval(), torch.device(device), tower, texts, digest)
 
 

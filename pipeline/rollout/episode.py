@@ -76,7 +76,7 @@ def run_episode(
     settings: EpisodeSettings,
     recorder: Recorder | None = None,
 ) -> EpisodeRecord:
-    """Run one episode; return what came of it, whatever that was.
+    """Run one episode; return its result, also that of an error.
 
     The cameras are drawn for a policy call, which is every agent.n_action_steps steps. With a recorder they are drawn
     at each step, without any effect on the result.

@@ -6,7 +6,6 @@ import pytest
 
 from pipeline.encode.clip import ClipEncoder
 from pipeline.inference.export import export
-from pipeline.policy.bundle import weights_digest
 from tests.encode import tiny
 from tests.inference import exports
 
@@ -23,6 +22,5 @@ def exported(clip: ClipEncoder, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A directory with a bundle in policy/, and its export in onnx/."""
     folder = tmp_path_factory.mktemp("exported")
     bundle = exports.policy(clip, folder / "policy")
-    digest = weights_digest(folder / "policy")
-    export(bundle, digest, clip, [], folder / "onnx", int8=True)
+    export(bundle, clip, [], folder / "onnx", int8=True)
     return folder

@@ -98,7 +98,7 @@ def test_another_policys_graph_is_not_published(clip: ClipEncoder, tmp_path: Pat
 
     monkeypatch.setattr(exporting, "write_graph", altered)
     with pytest.raises(PipelineError, match=r"policy\.onnx: differs from PyTorch by .*more than 1e-05"):
-        export(bundle, "0" * 64, clip, [], tmp_path / "onnx")
+        export(bundle, clip, [], tmp_path / "onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["policy"], "neither published nor left behind"
 
     def no_number(inputs: dict[str, Tensor]) -> Tensor:
@@ -113,10 +113,10 @@ def test_another_encoder_is_refused(clip: ClipEncoder, tmp_path: Path) -> None:
     bundle = exports.policy(clip, tmp_path / "policy", head="l1")
     other = replace(bundle, spec=replace(bundle.spec, encoder={**clip.identity, "weights_sha256": "0" * 64}))
     with pytest.raises(DataError, match=r"another encoder's features \(weights_sha256: '0{64}' in the p"):
-        export(other, "0" * 64, clip, [], tmp_path / "onnx")
+        export(other, clip, [], tmp_path / "onnx")
     turned = replace(bundle, spec=replace(bundle.spec, transform="half-turn/v0"))
     with pytest.raises(DataError, match=r"images of transform 'half-turn/v0'; this code makes"):
-        export(turned, "0" * 64, clip, [], tmp_path / "onnx")
+        export(turned, clip, [], tmp_path / "onnx")
 
 
 def test_the_manifest_says_what_was_written(exported: Path) -> None:

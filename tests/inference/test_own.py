@@ -16,7 +16,7 @@ from pipeline.inference.export import export
 from pipeline.inference.policy import Policy
 from pipeline.inference.recordings import demonstration
 from pipeline.inference.runtime import OnnxPolicy
-from pipeline.policy.bundle import load, load_spec, weights_digest
+from pipeline.policy.bundle import load, load_spec
 from pipeline.rollout.onnx_agent import OnnxAgent
 from pipeline.rollout.remote import plan_remote
 from pipeline.server.request import Inputs, parse
@@ -99,7 +99,7 @@ def test_actions_follow_the_observations_that_it_learnt_them_for(shift: int | No
 
 
 def test_its_export_acts_as_it_does(path: Path, policy: Policy, clip: ClipEncoder, tmp_path: Path) -> None:
-    tree = export(load(path), weights_digest(path), clip, [], tmp_path / "onnx")
+    tree = export(load(path), clip, [], tmp_path / "onnx")
     assert tree["checks"]["policy.onnx"]["share_clipped"] < 0.6, "of one component of six all are"
     exported = OnnxPolicy.load(tmp_path / "onnx")
     assert (exported.signals, exported.action_dim, exported.cameras) == (own.STATES, 6, (own.CAMERA,))

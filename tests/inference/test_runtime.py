@@ -83,8 +83,7 @@ def test_a_history_of_patch_tokens_of_a_tuned_tower(tmp_path: Path, clip: ClipEn
     ours = exports.encoder(exports.GRID)
     changes = {"n_obs_steps": 2, "n_action_steps": 2, "proprio": ("gripper",), "head": "l1"}
     bundle = exports.policy(exports.encoder(exports.GRID), tmp_path / "policy", exports.GRID, tune=True, **changes)
-    digest = weights_digest(tmp_path / "policy")
-    export(bundle, digest, ours, [TASK.language], tmp_path / "onnx")
+    export(bundle, ours, [TASK.language], tmp_path / "onnx")
     assert bundle.tower is not None
     theirs = exports.encoder(exports.GRID)
     theirs.replace_tower(bundle.tower)
@@ -269,7 +268,7 @@ def test_a_graph_of_another_bundle_or_a_damaged_one_is_refused(
     shutil.copytree(exported / "onnx", folder)
     mine = manifest.read(folder)["policy"]["weights_sha256"]
     other = exports.policy(clip, tmp_path / "other", head="l1")
-    export(other, "f" * 64, clip, [], tmp_path / "theirs")
+    export(replace(other, digest="f" * 64), clip, [], tmp_path / "theirs")
     shutil.copy(tmp_path / "theirs" / "policy.onnx", folder)
     with pytest.raises(DataError, match=rf"policy\.onnx: is of the policy with weights {'f' * 64}; .* weights {mine}"):
         OnnxPolicy.load(folder)
@@ -292,7 +291,7 @@ def test_a_graph_of_another_bundle_or_a_damaged_one_is_refused(
 
 def test_depth_is_taken_in_millimetres_as_the_policy_does(clip: ClipEncoder, tmp_path: Path) -> None:
     bundle = exports.policy(clip, tmp_path / "policy", cameras=("agentview", "agentview_depth"), head="l1")
-    export(bundle, weights_digest(tmp_path / "policy"), clip, [], tmp_path / "onnx")
+    export(bundle, clip, [], tmp_path / "onnx")
     torch_side, policy = Policy(bundle, clip), OnnxPolicy.load(tmp_path / "onnx")
     seen = exports.named(exports.observation())
     found = []
