@@ -47,7 +47,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Done(Generic[Result]):
-    """What came of a request, the seconds that its batch took, and how many were in that."""
+    """The result of a request, the seconds that its batch took, and how many requests were in it."""
 
     result: Result
     seconds: float
