@@ -103,6 +103,19 @@ def test_figures_are_what_the_stages_wrote() -> None:
     assert (used["assets"], used["render"]) == (own_digest(), "fast"), "measured in LIBERO's own scenes"
 
 
+def test_figures_of_all_ten_tasks_are_what_the_stages_wrote() -> None:
+    trained = figures("spatial_scripted")
+    result, made = trained["evaluation"], trained["recipe"]["demonstrations"]
+    parameters = f"{trained['trainable_parameters']['total'] / 1e6:.1f}M"
+    solved, took = rate(result["successes"], result["n"]), f"{trained['wall_s'] / 60:.0f} min, 2 CPU cores"
+    assert f"{made['learnt'] + made['validation']:,}, scripted | 500 | {solved} | {parameters} | {took} |" in TEXT
+    changed = {row["condition"]: rate(row["successes"], row["n"]) for row in result["conditions"]}
+    assert f"the ten tasks' policy solves {changed['displaced']}; blanked besides" in TEXT
+    assert f"blanked besides, {changed['displaced+blank_cameras']}." in TEXT
+    used = result["protocol"]["sim"]
+    assert (used["assets"], used["render"]) == (own_digest(), "fast"), "measured in LIBERO's own scenes"
+
+
 def test_three_seeds_are_what_the_stages_wrote() -> None:
     rows = figures("quickstart-against-flow")["rows"]
     assert [row["name"] for row in rows] == ["flow", "flow-1", "flow-2"]
