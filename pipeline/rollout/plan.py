@@ -111,11 +111,12 @@ def plan_policy(
     policy: Path, sim: Sim, cfg: EvalLibero, encoder: EncoderParams, device: str
 ) -> tuple[Callable[[], Agent], dict[str, Any]]:
     """Return what makes the agent of a bundle, and its identity. Raises as `plan`."""
-    spec, identity = load_spec(policy), policy_identity(policy)
+    spec = load_spec(policy)
     if encoder.precision == "auto":  # what it came to where the features were made, not what it would be here
         encoder = replace(encoder, precision=spec.encoder["precision"])
-    check_settings(spec, sim, encoder)
+    check_settings(spec, sim, encoder)  # before the weights are read
     steps = action_steps(spec.architecture, cfg.n_action_steps)
+    identity = policy_identity(policy)
     made = partial(load_policy, policy.resolve(), encoder, sim, device, cfg.sampling_steps, steps, identity)
     return made, {
         "device": device,
