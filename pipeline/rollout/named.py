@@ -3,7 +3,7 @@
 class Mine:                                # see pipeline.rollout.agent.Agent
     cameras = ("agentview", "eye_in_hand")
     n_action_steps = 8
-    def __init__(self, path: str | None = None): ...
+    def __init__(self, path: str | None = None): ...    # `sim`, if it has such an argument: how the simulator draws
     def reset(self, task, seed): ...       # task.language is the instruction
     def act(self, obs): ...                # obs.images, obs.joint_pos, ee_pose, gripper -> (h, 7)
     @staticmethod                          # optional: see `class_identity`
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DataError, PipelineError, did_you_mean
+from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import CAMERAS, DEPTH_CAMERAS
 from pipeline.rollout.agent import Agent
 
@@ -34,12 +35,13 @@ def is_named(agent: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), name))
 
 
-def plan_named(agent: str, path: Path | None) -> tuple[Callable[[], Agent], dict[str, Any]]:
+def plan_named(agent: str, path: Path | None, sim: Sim) -> tuple[Callable[[], Agent], dict[str, Any]]:
     """Return what makes the agent, and its identity: that of the class, and the name of `path`.
 
     Args:
         agent: package.module:Class.
         path: the class's one argument, such as a checkpoint; None: it gets none.
+        sim: given to a class that has an argument `sim`, so that it can refuse other pictures than it knows.
 
     Raises:
         ConfigError: no such module, class or path, or a class that does not take it.
@@ -51,7 +53,7 @@ def plan_named(agent: str, path: Path | None) -> tuple[Callable[[], Agent], dict
     check_argument(agent, made, argument)
     identity = class_identity(agent, argument)
     named = {} if path is None else {"policy": path.name}
-    return partial(make, agent, argument, identity), {**identity, **named}
+    return partial(make, agent, argument, sim, identity), {**identity, **named}
 
 
 def class_identity(agent: str, path: str | None) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def load_class(agent: str) -> Callable[..., Any]:
 def check_argument(agent: str, made: Callable[..., Any], path: str | None) -> None:
     """Raise ConfigError for a class that is not made with this argument, or with none."""
     try:
-        inspect.signature(made).bind(*([] if path is None else [path]))
+        inspect.signature(made).bind(*([] if path is None else [path]), **_asked(made, None))
     except TypeError as error:
         remedy = "Give --policy PATH" if path is None else "Leave --policy out"
         raise ConfigError(f"--agent {agent}: cannot be made so ({error}). {remedy}") from None
@@ -104,7 +106,7 @@ def check_argument(agent: str, made: Callable[..., Any], path: str | None) -> No
         return
 
 
-def make(agent: str, path: str | None, identity: Mapping[str, Any] | None = None) -> Agent:
+def make(agent: str, path: str | None, sim: Sim, identity: Mapping[str, Any] | None = None) -> Agent:
     """Return the agent, in a worker.
 
     Args:
@@ -114,7 +116,8 @@ def make(agent: str, path: str | None, identity: Mapping[str, Any] | None = None
         ConfigError: what the class makes is no agent.
         DataError: its code, or what it is made with, is not what it was.
     """
-    made = load_class(agent)() if path is None else load_class(agent)(path)
+    loaded = load_class(agent)
+    made = loaded(*([] if path is None else [path]), **_asked(loaded, sim))
     if identity is not None and class_identity(agent, path) != identity:  # after loading, so that this is what counts
         raise DataError(
             f"--agent {agent}: its code, or what it is made with, has changed since the evaluation began. Start the "
@@ -133,6 +136,14 @@ def make(agent: str, path: str | None, identity: Mapping[str, Any] | None = None
     if not isinstance(cameras, tuple):
         made.cameras = tuple(cameras)
     return made
+
+
+def _asked(made: Callable[..., Any], sim: Sim | None) -> dict[str, Any]:
+    """Return the argument `sim` for a class that has it."""
+    try:
+        return {"sim": sim} if "sim" in inspect.signature(made).parameters else {}
+    except ValueError:  # of a class in C that has no signature
+        return {}
 
 
 def _own_identity(agent: str, made: Any, path: str | None) -> Any:

@@ -70,7 +70,7 @@ def plan(
         identity |= {} if agent_id is None else {"id": agent_id}
         resumable = identifies(identity)
     elif is_named(agent):
-        make_agent, identity = plan_named(agent, policy)
+        make_agent, identity = plan_named(agent, policy, sim)
     else:
         make_agent, identity = plan_baseline(agent, tasks, demos, n_action_steps)
         if agent == "replay":

@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import ConfigError, DataError
 from pipeline.rollout.agent import Agent
 from pipeline.rollout.named import is_named, make, plan_named
+from tests.inference.exports import SIM
 
 CODE = """
 import numpy as np
@@ -41,6 +42,11 @@ class Needs(Still):
     def __init__(self, path):
         super().__init__(path)
 
+class Looking(Still):
+    def __init__(self, path=None, *, sim):
+        super().__init__(path)
+        self.sim = sim
+
 class Known(Still):
     served = "a"
     @staticmethod
@@ -67,19 +73,19 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_class_is_made_into_an_agent(module: Path, tmp_path: Path) -> None:
-    made, identity = plan_named("my_robot_agent:Still", None)
+    made, identity = plan_named("my_robot_agent:Still", None, SIM)
     agent = made()
     assert isinstance(agent, Agent) and agent.path is None  # type: ignore[attr-defined]
     assert (agent.cameras, agent.n_action_steps, identity["version"]) == (("agentview",), 3, None)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/a").write_text("1")
-    made, first = plan_named("my_robot_agent:Still", tmp_path / "weights")
+    made, first = plan_named("my_robot_agent:Still", tmp_path / "weights", SIM)
     assert made().path == str(tmp_path / "weights")  # type: ignore[attr-defined]
     (tmp_path / "weights/a").write_text("2")
-    _, second = plan_named("my_robot_agent:Still", tmp_path / "weights")
+    _, second = plan_named("my_robot_agent:Still", tmp_path / "weights", SIM)
     assert first["policy"] == "weights" and first["policy_sha256"] != second["policy_sha256"]
     module.write_text(CODE + "\n")
-    assert plan_named("my_robot_agent:Still", None)[1]["code_sha256"] != identity["code_sha256"]
+    assert plan_named("my_robot_agent:Still", None, SIM)[1]["code_sha256"] != identity["code_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -99,31 +105,37 @@ def test_a_class_is_made_into_an_agent(module: Path, tmp_path: Path) -> None:
 )
 def test_what_is_no_agent_is_told(module: Path, name: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        made, _ = plan_named(name, None)
+        made, _ = plan_named(name, None, SIM)
         made()
 
 
 def test_a_path_that_is_not_there_is_told(module: Path) -> None:
     with pytest.raises(ConfigError, match=r"--policy /nowhere: not found"):
-        plan_named("my_robot_agent:Still", Path("/nowhere"))
-    assert make("my_robot_agent:Still", "x").path == "x"  # type: ignore[attr-defined]
+        plan_named("my_robot_agent:Still", Path("/nowhere"), SIM)
+    assert make("my_robot_agent:Still", "x", SIM).path == "x"  # type: ignore[attr-defined]
 
 
 def test_a_class_that_cannot_be_made_so_is_told_at_once(module: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be made so \(too many positional arguments\)\. Leave --policy out"):
-        plan_named("my_robot_agent:Alone", module)
+        plan_named("my_robot_agent:Alone", module, SIM)
     with pytest.raises(ConfigError, match=r"missing a required argument: 'path'\)\. Give --policy PATH"):
-        plan_named("my_robot_agent:Needs", None)
+        plan_named("my_robot_agent:Needs", None, SIM)
+
+
+def test_a_class_that_asks_for_it_is_told_how_the_simulator_draws(module: Path) -> None:
+    for path in (None, module):
+        made, _ = plan_named("my_robot_agent:Looking", path, SIM)
+        assert made().sim == SIM  # type: ignore[attr-defined]
 
 
 def test_a_module_that_fails_is_told(module: Path) -> None:
     module.write_text("1 / 0")
     with pytest.raises(ConfigError, match=r"importing my_robot_agent failed \(ZeroDivisionError"):
-        plan_named("my_robot_agent:Still", None)
+        plan_named("my_robot_agent:Still", None, SIM)
 
 
 def test_a_class_says_what_it_alone_knows(module: Path) -> None:
-    made, identity = plan_named("my_robot_agent:Known", None)
+    made, identity = plan_named("my_robot_agent:Known", None, SIM)
     assert identity["identity"] == {"path": None, "served": "a"}
     made()
     __import__("my_robot_agent").Known.served = "b"
@@ -134,7 +146,7 @@ def test_a_class_says_what_it_alone_knows(module: Path) -> None:
 def test_what_is_replaced_after_the_plan_is_not_judged(module: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     weights.write_text("1")
-    made, _ = plan_named("my_robot_agent:Still", weights)
+    made, _ = plan_named("my_robot_agent:Still", weights, SIM)
     made()
     weights.write_text("2")
     with pytest.raises(DataError, match=r"has changed since the evaluation began\. Start the same command again"):
@@ -150,7 +162,7 @@ def test_the_whole_package_is_the_code(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(tmp_path)
 
     def digest() -> str:
-        return plan_named("my_robot_package.agents.mine:Still", None)[1]["code_sha256"]
+        return plan_named("my_robot_package.agents.mine:Still", None, SIM)[1]["code_sha256"]
 
     before = digest()
     (package / "notes.txt").write_text("of no consequence")

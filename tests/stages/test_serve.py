@@ -25,6 +25,7 @@ from pipeline.rollout.named import plan_named
 from stages import serve
 from tests.encode import tiny
 from tests.imports import ROOT
+from tests.inference.exports import SIM
 from tests.inference.make import BOWL, bundle, observation
 from tests.server.serving import Known, ask, client, serving
 
@@ -198,7 +199,7 @@ def test_numbers_that_cannot_be_are_refused(wrong: tuple[str, str], capsys: pyte
 def test_openpis_loop_says_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Known()) as (_, address):
         monkeypatch.setenv("OPENPI_URL", f"ws://me:secret@{address}?key=secret")
-        _, identity = plan_named("examples.openpi_loop:OpenpiLoop", None)
+        _, identity = plan_named("examples.openpi_loop:OpenpiLoop", None, SIM)
     assert identity["identity"]["url"] == f"ws://{address}"
     assert identity["identity"]["metadata"]["inputs"]["gripper"]["shape"] == [2]
 
