@@ -116,6 +116,16 @@ def test_figures_of_all_ten_tasks_are_what_the_stages_wrote() -> None:
     assert (used["assets"], used["render"]) == (own_digest(), "fast"), "measured in LIBERO's own scenes"
 
 
+def test_figures_of_the_overfit_are_what_the_stages_wrote() -> None:
+    trained, text = figures("single_task_overfit_scripted"), (ROOT / "docs/experiments.md").read_text()
+    (last,) = (entry for entry in trained["epochs"] if entry["epoch"] == 499)
+    assert last["train_loss"] < 0.01 and last["train_action_mse"] < 0.001, "the reference's two marks"
+    result = trained["evaluation"]
+    assert f"it solves {rate(result['successes'], result['n'])}" in text
+    assert f"Training took {trained['wall_s'] / 60:.0f} minutes" in text
+    assert result["protocol"]["sim"]["assets"] == own_digest(), "measured in LIBERO's own scenes"
+
+
 def test_three_seeds_are_what_the_stages_wrote() -> None:
     rows = figures("quickstart-against-flow")["rows"]
     assert [row["name"] for row in rows] == ["flow", "flow-1", "flow-2"]
