@@ -1,13 +1,15 @@
-"""Side by side with LeRobot's ACT and Diffusion Policy: samples per second, and time to the same error.
+"""Side by side with LeRobot's ACT and Diffusion Policy: samples per second, time to the same error, and success.
 
-    python -m benchmarks.peers [--budget 300] [--batch 8]          (or: make bench-peers)
+    python -m benchmarks.peers [--budget 300] [--batch 8] [--episodes 20]          (or: make bench-peers)
 
 All see the same demonstrations (data/demos, by params.yaml), the same proprioception and one observation, predict 16
 actions, hold out the same episodes, and are measured on the same of their rows: the mean absolute error of the 16
 actions in the environment's units. LeRobot's policies are those of their package with their defaults, trained from a
 LeRobotDataset by their DataLoader, in an environment of their own (benchmarks/peers/requirements.txt); what differs
 from the defaults stands in benchmarks/peers/lerobot_side.py. Ours is `stages.embed` and `stages.train_flow` as anyone
-runs them, the embedding's time counted. One after the other, each alone. Writes benchmarks/results/peers.json.
+runs them, the embedding's time counted. Each is judged by `stages.eval_libero`: LeRobot's behind a server of its own
+(benchmarks/peers/lerobot_server.py), which speaks openpi's protocol. One after the other, each alone. Writes
+benchmarks/results/peers.json.
 """
 
 import argparse
@@ -16,6 +18,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=300.0, help="seconds of training for each of LeRobot's")
     parser.add_argument("--batch", type=int, default=8, help="batch of LeRobot's policies (their default: 8)")
+    parser.add_argument("--episodes", type=int, default=20, help="of each task")
+    parser.add_argument("--policies", nargs="+", choices=PEERS, default=PEERS, help="of LeRobot's")
     parser.add_argument("--work", type=Path, default=Path(".scratch/peers"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers.json"))
     args = parser.parse_args()
@@ -49,7 +55,11 @@ def main() -> None:
     load_before = round(os.getloadavg()[0], 1)
     ours = train_ours(work)
     data = export(work)
-    sides = {name: train_peer(name, python, data, work, args.budget, args.batch) for name in PEERS}
+    sides = {name: train_peer(name, python, data, work, args.budget, args.batch) for name in args.policies}
+    ours["evaluation"] = judge(work, "ours", args.episodes, "--policy", work / "ours" / "runs" / "flow" / "policy")
+    for name, side in sides.items():
+        with served(python, work / name) as address:
+            side["evaluation"] = judge(work, name, args.episodes, "--agent", address)
     result = {
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": load_before},
         "versions": {name: versions()[name] for name in ("python", "torch")},
@@ -139,7 +149,8 @@ def export(work: Path) -> Path:
         np.savez(out / f"{number}.npz", state=state, action=action, **frames)
         index.append({"rows": n, "task": demo.task.language, "held": episode.first in held})
     chosen = val_rows[np.linspace(0, len(val_rows) - 1, min(VAL_ROWS, len(val_rows))).round().astype(int)]
-    settings = {"cameras": list(params.policy.cameras), "horizon": params.policy.horizon}
+    policy = params.policy
+    settings = {"cameras": list(policy.cameras), "state": list(policy.proprio), "horizon": policy.horizon}
     (out / "index.json").write_text(json.dumps({**settings, "episodes": index, "val_rows": chosen.tolist()}))
     return out
 
@@ -153,6 +164,32 @@ def train_peer(name: str, python: Path, data: Path, work: Path, budget: float, b
     subprocess.run([str(part) for part in command], env={**os.environ, **offline}, check=True)
     found: dict[str, Any] = json.loads(out.read_text())
     return found
+
+
+@contextmanager
+def served(python: Path, checkpoint: Path) -> Iterator[str]:
+    """Yield the address of a server of one of LeRobot's policies."""
+    command = [str(python), str(HERE / "lerobot_server.py"), str(checkpoint)]
+    offline = {"HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **offline})
+    try:
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if "ws://" in line), None)
+        if said is None:
+            raise RuntimeError(f"{' '.join(command)} ended with {process.wait()}")
+        yield said.split()[-1]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def judge(work: Path, name: str, episodes: int, *agent: str | Path) -> dict[str, Any]:
+    """Evaluate a policy, by params.yaml; return successes, n and their interval."""
+    out = work / "results" / name
+    stage = [sys.executable, "-m", "stages.eval_libero", *map(str, agent), "--out", str(out)]
+    subprocess.run([*stage, "--set", f"eval_libero.episodes={episodes}"], cwd=ROOT, check=True)
+    result = json.loads((out / "eval.json").read_text())
+    return {key: result[key] for key in ("successes", "n", "success_rate", "wilson_low", "wilson_high")}
 
 
 def compare(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:

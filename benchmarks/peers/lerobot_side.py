@@ -1,4 +1,6 @@
-"""Train one of LeRobot's policies for a while. Runs in the peers' environment; knows nothing of this project.
+"""Train one of LeRobot's policies for a while, and keep it.
+
+Runs in the peers' environment; knows nothing of this project.
 
 Other than LeRobot's defaults are: a chunk of 16 actions; one observation, for Diffusion Policy too; no pretrained
 backbone (nothing of ours is pretrained either); frames stored as images, which are faster to read than their videos;
@@ -21,6 +23,8 @@ from tqdm import tqdm
 
 FPS = 20
 AXES = ["height", "width", "channel"]
+STATE = "observation.state"
+INPUTS = "inputs.json"  # beside LeRobot's own files: the names that its inputs have in LIBERO
 LOOKS = 6  # how often the error is measured
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -33,7 +37,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, required=True, help="the LeRobotDataset, made if it is not there")
     parser.add_argument("--budget", type=float, required=True, help="seconds of training")
     parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="figures; the policy goes to a directory of this name")
     args = parser.parse_args()
     torch.manual_seed(0)
     index = json.loads((args.data / "index.json").read_text())
@@ -41,30 +45,25 @@ def main() -> None:
     if not (args.dataset / "meta" / "info.json").exists():
         convert(args.data, index, args.dataset)
     converting = time.monotonic() - started
-    result = train(args.policy, args.dataset, index, args.batch, args.budget)
+    checkpoint = args.out.with_suffix("")
+    result = train(args.policy, args.dataset, index, args.batch, args.budget, checkpoint)
+    (checkpoint / INPUTS).write_text(json.dumps({name: index[name] for name in ("cameras", "state")}))
     args.out.write_text(json.dumps({**result, "seconds_of_conversion": round(converting, 1)}))
 
 
 def convert(data: Path, index: dict, target: Path) -> None:
     """Write the episodes as a LeRobotDataset."""
     first = np.load(data / "0.npz")
-    features = {
-        f"observation.images.{c}": {
-            "dtype": "image",
-            "shape": first[c].shape[1:],
-            "names": ["height", "width", "channel"],
-        }
-        for c in index["cameras"]
-    }
-    for key, name in (("observation.state", "state"), ("action", "action")):
+    features = {image_key(c): {"dtype": "image", "shape": first[c].shape[1:], "names": AXES} for c in index["cameras"]}
+    for key, name in ((STATE, "state"), ("action", "action")):
         width = first[name].shape[1]
         features[key] = {"dtype": "float32", "shape": (width,), "names": [f"{name}_{i}" for i in range(width)]}
     dataset = LeRobotDataset.create("local/libero", fps=FPS, features=features, root=target, use_videos=False)
     for number, episode in enumerate(tqdm(index["episodes"], desc="converting", unit="episode")):
         arrays = dict(np.load(data / f"{number}.npz"))
         for row in range(episode["rows"]):
-            frame = {f"observation.images.{c}": arrays[c][row] for c in index["cameras"]}
-            state = {"observation.state": arrays["state"][row], "action": arrays["action"][row]}
+            frame = {image_key(c): arrays[c][row] for c in index["cameras"]}
+            state = {STATE: arrays["state"][row], "action": arrays["action"][row]}
             dataset.add_frame({**frame, **state, "task": episode["task"]})
         dataset.save_episode()
     dataset.finalize()
@@ -96,8 +95,13 @@ def config(policy: str, horizon: int, features: dict) -> object:
     )
 
 
-def train(policy: str, root: Path, index: dict, batch: int, budget: float) -> dict:
-    """Train for `budget` seconds, the measuring of errors not counted."""
+def image_key(camera: str) -> str:
+    """Return the name of a camera's pictures in a LeRobotDataset."""
+    return f"observation.images.{camera}"
+
+
+def train(policy: str, root: Path, index: dict, batch: int, budget: float, checkpoint: Path) -> dict:
+    """Train for `budget` seconds, the measuring of errors not counted, and write the policy to `checkpoint`."""
     whole = LeRobotDataset("local/libero", root=root)
     cfg = config(policy, index["horizon"], dataset_to_policy_features(whole.meta.features))
     times = resolve_delta_timestamps(cfg, whole.meta)
@@ -145,8 +149,10 @@ def train(policy: str, root: Path, index: dict, batch: int, budget: float) -> di
             steps += 1
             bar.update(min(round(seconds), bar.total) - bar.n)
             if seconds >= budget * (len(curve) + 1) / LOOKS and seconds < budget:
-                curve.append([round(seconds, 1), round(error(network, policy, before, after, batch_of_check), 5)])
-    curve.append([round(seconds, 1), round(error(network, policy, before, after, batch_of_check), 5)])
+                curve.append([round(seconds, 1), round(error(network, before, after, batch_of_check), 5)])
+    curve.append([round(seconds, 1), round(error(network, before, after, batch_of_check), 5)])
+    for part in (network, before, after):
+        part.save_pretrained(checkpoint)
     return {
         "batch": batch,
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -164,22 +170,26 @@ def endless(loader: torch.utils.data.DataLoader):
         yield from loader
 
 
-@torch.no_grad()
-def error(network: torch.nn.Module, policy: str, before: object, after: object, batch: dict) -> float:
+def error(network: torch.nn.Module, before: object, after: object, batch: dict) -> float:
     """Return the mean absolute error of the chunks in the environment's units."""
     network.eval()
+    found = chunk(network, before, after, batch)
+    network.train()
+    return float((found - batch["action"]).abs().mean())
+
+
+@torch.no_grad()
+def chunk(network: torch.nn.Module, before: object, after: object, batch: dict) -> torch.Tensor:
+    """Return the actions (B, H, 7) of a batch of observations in the environment's units."""
     torch.manual_seed(0)
     inputs = before(dict(batch))
-    if policy == "act":
-        chunk = network.predict_action_chunk(inputs)
-    else:
-        images = torch.stack([inputs[key] for key in network.config.image_features], dim=-4)
-        inputs = {**inputs, "observation.images": images if images.ndim == 6 else images.unsqueeze(1)}
-        if inputs["observation.state"].ndim == 2:
-            inputs["observation.state"] = inputs["observation.state"].unsqueeze(1)
-        chunk = network.diffusion.generate_actions(inputs)
-    network.train()
-    return float((after(chunk).cpu() - batch["action"]).abs().mean())
+    if network.config.type == "act":
+        return after(network.predict_action_chunk(inputs)).cpu()
+    images = torch.stack([inputs[key] for key in network.config.image_features], dim=-4)
+    inputs = {**inputs, "observation.images": images if images.ndim == 6 else images.unsqueeze(1)}
+    if inputs[STATE].ndim == 2:
+        inputs[STATE] = inputs[STATE].unsqueeze(1)
+    return after(network.diffusion.generate_actions(inputs)).cpu()
 
 
 if __name__ == "__main__":
