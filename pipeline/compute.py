@@ -93,6 +93,22 @@ def map_unordered(
         yield from _distributed(fn, todo, compute, setup, lost, concurrency, on_progress)
 
 
+@contextlib.contextmanager
+def kept_workers() -> Iterator[None]:
+    """Let the calls of `map_unordered` in the block share local workers: to start and end them takes some ten seconds.
+
+    The first call that needs them starts them; one that needs more, or other ones, starts all anew. A worker's state is
+    made by each call as ever.
+    """
+    global _kept
+    with contextlib.ExitStack() as open_until_the_end:
+        _kept = _Kept(open_until_the_end)
+        try:
+            yield
+        finally:
+            _kept = None
+
+
 _progress: Callable[[Any], None] | None = None  # of this process, while it works on items
 
 
@@ -249,30 +265,17 @@ def _connected(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _client(compute: Compute, items: list, concurrency: int) -> Iterator[Any]:
-    """Yield a client of a fresh local cluster, or of the one at the address."""
-    from distributed import Client, LocalCluster
+    """Yield a client of local workers, fresh or kept, or of the cluster at the address."""
+    from distributed import Client
 
     logging.getLogger("distributed").setLevel(logging.ERROR)  # importing it set its own
     if compute.scheduler == "local":
-        with (
-            contextlib.ExitStack() as until_closed,
-            LocalCluster(
-                n_workers=worker_count(compute, len(items)),
-                threads_per_worker=concurrency,
-                processes=True,
-                host="127.0.0.1",
-                # No dashboard, and no fixed port that two runs would fight over.
-                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                memory_limit=0,  # work is bounded by design; pausing and killing at a guessed limit only harms
-                silence_logs=logging.CRITICAL,  # a worker would log what `fn` raised, which reaches the caller anyway
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            try:
+        wanted = worker_count(compute, len(items)), concurrency
+        if _kept is not None:
+            yield _kept.client(*wanted)
+        else:
+            with _local(*wanted) as client:
                 yield client
-            except BaseException:  # the error is told by whoever catches it; of the cluster's end it is no news
-                until_closed.enter_context(_silenced("distributed"))
-                raise
         return
     try:
         client = Client(compute.scheduler, timeout=CONNECT_TIMEOUT_S, security=_security(compute.tls))
@@ -284,6 +287,52 @@ def _client(compute: Compute, items: list, concurrency: int) -> Iterator[Any]:
     with client:
         _check_workers(client, compute.scheduler, concurrency)
         yield client
+
+
+@contextlib.contextmanager
+def _local(workers: int, concurrency: int) -> Iterator[Any]:
+    """Yield a client of workers on this machine, which end with the block."""
+    from distributed import Client, LocalCluster
+
+    with (
+        contextlib.ExitStack() as until_closed,
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=concurrency,
+            processes=True,
+            host="127.0.0.1",
+            # No dashboard, and no fixed port that two runs would fight over.
+            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            memory_limit=0,  # work is bounded by design; pausing and killing at a guessed limit only harms
+            silence_logs=logging.CRITICAL,  # a worker would log what `fn` raised, which reaches the caller anyway
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        try:
+            yield client
+        except BaseException:  # the error is told by whoever catches it; of the cluster's end it is no news
+            until_closed.enter_context(_silenced("distributed"))
+            raise
+
+
+class _Kept:
+    """Local workers of several calls."""
+
+    def __init__(self, open_until_the_end: contextlib.ExitStack) -> None:
+        self._open = open_until_the_end
+        self._client: Any = None
+        self._made_for = (0, 0)
+
+    def client(self, workers: int, concurrency: int) -> Any:
+        """Return a client of at least so many workers, of exactly so many threads."""
+        if workers > self._made_for[0] or concurrency != self._made_for[1]:
+            self._open.close()
+            self._client = self._open.enter_context(_local(workers, concurrency))
+            self._made_for = workers, concurrency
+        return self._client
+
+
+_kept: _Kept | None = None  # in a block of `kept_workers`
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.compute import Compute, Tls, cores, map_unordered, report_progress, threads, worker_count
+from pipeline.compute import Compute, Tls, cores, kept_workers, map_unordered, report_progress, threads, worker_count
 from pipeline.config import from_dict
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.memory import SETTINGS
@@ -313,3 +313,33 @@ def _group_lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def processes(folder: Path, compute: Compute, items: int) -> set[int]:
+    """Run `items` squares; return the processes that they ran in."""
+    results = dict(map_unordered(square, range(items), compute, setup=Make(folder)))
+    assert {item: result for item, (result, _) in results.items()} == {i: i * i for i in range(items)}
+    return {pid for _, pid in results.values()}
+
+
+def test_kept_workers_are_shared_by_calls_each_with_states_of_its_own(tmp_path: Path) -> None:
+    with kept_workers():
+        first = processes(tmp_path, TWO, 20)
+        assert processes(tmp_path, TWO, 20) == first and processes(tmp_path, TWO, 1) < first
+        with pytest.raises(DataError, match="item 2 is bad"):
+            list(map_unordered(fail, range(20), TWO))
+        assert dict(map_unordered(die, range(2), TWO, lost=lambda item: -item)) == {0: 0, 1: -1}
+        assert len(processes(tmp_path, TWO, 20)) == 2
+    made, closed = ((tmp_path / name).read_text().split() for name in ("made", "closed"))
+    assert len(made) == 7 and sorted(made) == sorted(closed)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in made)
+
+
+def test_kept_workers_give_way_to_more(tmp_path: Path) -> None:
+    with kept_workers():
+        (one,) = processes(tmp_path, ONE, 3)
+        two = processes(tmp_path, TWO, 20)
+        assert len(two) == 2 and one not in two
+        assert processes(tmp_path, SERIAL, 2) == {os.getpid()}
+        assert processes(tmp_path, ONE, 3) <= two
+    assert not processes(tmp_path, ONE, 3) & two

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from pipeline.compute import Compute
+from pipeline.compute import Compute, kept_workers
 from pipeline.encode.preprocess import TRANSFORM_ID
 from pipeline.errors import SimulatorError
 from pipeline.files import publish_directory, refuse_foreign, require_writable, restore_directory
@@ -64,18 +64,19 @@ def run(
     require_writable(out.parent)
     work = scratch.resolve() / evaluation.fingerprint()
     started, before = perf_counter(), resumed(work)
-    records = evaluate(evaluation, compute, work)
-    refuse_all_errors(records, work)
     others: dict[Path, Other] = {}
-    for name, amount in conditions.items():
-        log.info("condition %s", name)
-        other = replace(
-            evaluation,
-            episodes=min(evaluation.episodes, condition_episodes or evaluation.episodes),
-            settings=replace(evaluation.settings, condition=name, amount=amount),
-        )
-        place = work.with_name(other.fingerprint())
-        others[place] = name, evaluate(other, compute, place)
+    with kept_workers():
+        records = evaluate(evaluation, compute, work)
+        refuse_all_errors(records, work)
+        for name, amount in conditions.items():
+            log.info("condition %s", name)
+            other = replace(
+                evaluation,
+                episodes=min(evaluation.episodes, condition_episodes or evaluation.episodes),
+                settings=replace(evaluation.settings, condition=name, amount=amount),
+            )
+            place = work.with_name(other.fingerprint())
+            others[place] = name, evaluate(other, compute, place)
     rows = training.init_rows
     report = {
         **summary(records),
