@@ -31,6 +31,7 @@ from pipeline.train.data import Table, split_by_episode
 from pipeline.train.divergence import CHECK_EVERY, LossWatch, divergence
 from pipeline.train.evaluation import at_once, split_metrics, straightness
 from pipeline.train.finetune import Tower, parameter_groups
+from pipeline.train.graphed import GraphedUpdate
 from pipeline.train.plan import accumulation_steps, learning_rate_factor, row_counts, total_steps
 from pipeline.train.reflow import Teacher
 from pipeline.train.settings import TrainFlow
@@ -62,6 +63,7 @@ class Training:
     """All that one training works on."""
 
     update: Update
+    step: Update | GraphedUpdate  # makes the updates
     network: PolicyNetwork  # the one to use: the average, if one is kept
     progress: Progress
     train_rows: Int[Tensor, " N"]
@@ -170,7 +172,11 @@ def _prepare(
         table = replace(table, images=tower.frames)
     accumulation = accumulation_steps(cfg, accelerator.num_processes)
     optimizer = torch.optim.AdamW(
-        parameter_groups(network, cfg), lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
+        parameter_groups(network, cfg),
+        lr=cfg.learning_rate,
+        weight_decay=cfg.weight_decay,
+        fused=True,
+        capturable=cfg.cuda_graph,
     )
     total = total_steps(cfg, len(train_rows))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -197,7 +203,8 @@ def _prepare(
     used = network if average is None else average.module
     assert isinstance(used, PolicyNetwork)
     watch = LossWatch(accelerator.device)
-    return Training(update, used, progress, train_rows, val_rows, watch)
+    step = GraphedUpdate(update) if cfg.cuda_graph else update
+    return Training(update, step, used, progress, train_rows, val_rows, watch)
 
 
 def _run_epoch(training: Training, bar: tqdm) -> None:
@@ -231,7 +238,7 @@ def _step_through(training: Training, bar: tqdm) -> float:
     total = torch.zeros((), device=update.accelerator.device)
     recent: deque[tuple[int, Tensor]] = deque(maxlen=CHECK_EVERY)
     for rows, images in update.table.images.epoch(counts, cfg.batch_size, cfg.seed, progress.epoch):
-        loss = update(rows, images, progress.step)
+        loss = training.step(rows, images, progress.step)
         watch.add(loss, progress.step)
         recent.append((progress.step, rows))
         total += loss

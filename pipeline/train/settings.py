@@ -41,6 +41,7 @@ class TrainFlow:
     metrics_rows: Count  # rows of each split that action MSE and MAE are sampled on
     checkpoint_every_epochs: Count
     precision: Literal["no", "bf16", "fp16"]
+    cuda_graph: bool  # each full batch as one CUDA graph; one GPU, features held in memory
     data_mode: Literal["auto", "resident", "streaming"]  # image features in memory or streamed; auto: by their size
     memory_mib: Count  # most that image features may take: auto streams beyond it, and streaming keeps to it
     balance: Literal["none", "task"]  # every row once an epoch, or every task equally often

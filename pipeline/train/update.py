@@ -40,35 +40,39 @@ class Update:
 
         `images` are the features of all of it, if they were read already.
         """
-        accelerator = self.accelerator
-        noises, times, views, levels = self._draw(len(rows), step)
-        total = torch.zeros((), device=accelerator.device)
+        drawn = self.draw(len(rows), step)
+        total = torch.zeros((), device=self.accelerator.device)
         for part, weight, sync in self._parts(len(rows)):
             features = images and {name: x[part.to(x.device)] for name, x in images.items()}
-            shown = None if views is None else {name: x[part] for name, x in views.items()}
-            batch = self.table.batch(rows[part], self.arch.horizon, features, shown)
-            noise, u = noises[part].to(accelerator.device), times[part].to(accelerator.device)
-            extra = None
-            if levels is not None:
-                extra = {name: Noise.of(x[part.to(x.device)], self.arch.feature_noise) for name, x in levels.items()}
-            actions = batch.actions
-            if self.teacher is not None:
-                actions = self.teacher.actions(batch, noise)
-            with sync, accelerator.autocast():
-                losses = self.model(batch.images, batch.text, batch.proprio, actions, noise, u, extra, batch.keyframes)
-                loss = losses.sum() * weight
-                # DDP averages gradients over processes; the global batch's mean wants their sum over its rows.
-                accelerator.backward(loss * (accelerator.num_processes / len(rows)))
-            total += loss.detach()
-        accelerator.clip_grad_norm_(self.model.parameters(), self.cfg.clip_norm)
+            with sync:
+                total += self.backward(rows[part], features, drawn.at(part), weight, len(rows))
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.cfg.clip_norm)
         self.optimizer.step()
-        stepped = not accelerator.optimizer_step_was_skipped  # fp16 leaves out a step whose gradients overflow
+        stepped = not self.accelerator.optimizer_step_was_skipped  # fp16 leaves out a step whose gradients overflow
         if stepped:
             self.scheduler.step()
         self.optimizer.zero_grad()
         if stepped and self.average is not None:
-            self.average.update_parameters(accelerator.unwrap_model(self.model))
+            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
         return total
+
+    def backward(
+        self, rows: Int[Tensor, " B"], images: Features | None, drawn: "Drawn", weight: float, size: int
+    ) -> Float[Tensor, ""]:
+        """Add the gradient of these rows' part of the mean loss of `size` rows; return their sum, times `weight`."""
+        accelerator = self.accelerator
+        batch = self.table.batch(rows, self.arch.horizon, images, drawn.views)
+        noise, u = drawn.noise.to(accelerator.device), drawn.u.to(accelerator.device)
+        extra = None
+        if drawn.levels is not None:
+            extra = {name: Noise.of(x, self.arch.feature_noise) for name, x in drawn.levels.items()}
+        actions = batch.actions if self.teacher is None else self.teacher.actions(batch, noise)
+        with accelerator.autocast():
+            losses = self.model(batch.images, batch.text, batch.proprio, actions, noise, u, extra, batch.keyframes)
+            loss = losses.sum() * weight
+            # DDP averages gradients over processes; the global batch's mean wants their sum over its rows.
+            accelerator.backward(loss * (accelerator.num_processes / size))
+        return loss.detach()
 
     def _parts(self, size: int) -> Iterator[tuple[Tensor, float, contextlib.AbstractContextManager]]:
         """Yield this process's microbatches of a global batch: positions, weight, gradient synchronisation.
@@ -83,7 +87,7 @@ class Update:
             sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
             yield (part, 1.0, sync) if len(part) else (torch.zeros(1, dtype=torch.int64), 0.0, sync)
 
-    def _draw(self, size: int, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor] | None, dict[str, Tensor] | None]:
+    def draw(self, size: int, step: int) -> "Drawn":
         """Return a global batch's noise, times, views and levels of feature noise.
 
         They are a function of (seed, step) and the kind of device.
@@ -97,12 +101,38 @@ class Update:
             time = () if self.table.past is None else (self.arch.n_obs_steps,)
             views = draw_views(count, self.arch.cameras, (size, *time), generator)
         if self.arch.feature_noise == 0:
-            return noise, u, views, None
+            return Drawn(noise, u, views, None)
         device = self.accelerator.device
         if device.type != "cpu":  # millions of numbers a step, for patch tokens
             generator = torch.Generator(device).manual_seed(seed)
         shape = (size, *self.arch.image_shape)
-        return noise, u, views, {c: noise_levels(shape, generator) for c in self.arch.cameras}
+        return Drawn(noise, u, views, {c: noise_levels(shape, generator) for c in self.arch.cameras})
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is random in a batch of B rows: a flow's noise and times, the views to see, levels of feature noise."""
+
+    noise: Float[Tensor, "B H A"]
+    u: Float[Tensor, " B"]
+    views: dict[str, Int[Tensor, "B *time"]] | None
+    levels: dict[str, Int8[Tensor, "B *shape"]] | None
+
+    def at(self, part: Int[Tensor, " b"]) -> "Drawn":
+        """Return that of some of the rows."""
+        views = self.views and {name: x[part] for name, x in self.views.items()}
+        levels = self.levels and {name: x[part.to(x.device)] for name, x in self.levels.items()}
+        return Drawn(self.noise[part], self.u[part], views, levels)
+
+    def to(self, device: torch.device) -> "Drawn":
+        """Return all of it on `device`."""
+        views = self.views and {name: x.to(device) for name, x in self.views.items()}
+        levels = self.levels and {name: x.to(device) for name, x in self.levels.items()}
+        return Drawn(self.noise.to(device), self.u.to(device), views, levels)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors, in an order of their own."""
+        return self.noise, self.u, *(self.views or {}).values(), *(self.levels or {}).values()
 
 
 def draw_views(
