@@ -326,6 +326,7 @@ class _Kept:
     def client(self, workers: int, concurrency: int) -> Any:
         """Return a client of at least so many workers, of exactly so many threads."""
         if workers > self._made_for[0] or concurrency != self._made_for[1]:
+            self._made_for = (0, 0)
             self._open.close()
             self._client = self._open.enter_context(_local(workers, concurrency))
             self._made_for = workers, concurrency

@@ -39,7 +39,7 @@ class Policy:
         self.metadata = {
             "policy": f"LeRobot {cfg.type}",
             "sha256": hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest(),
-            "n_action_steps": cfg.n_action_steps,
+            "n_action_steps": self._inputs["n_action_steps"],
         }
 
     def infer(self, observation: dict[str, Any]) -> np.ndarray:

@@ -4,7 +4,8 @@ Runs in the peers' environment; knows nothing of this project.
 
 Other than LeRobot's defaults are: a chunk of 16 actions; one observation, for Diffusion Policy too; no pretrained
 backbone (nothing of ours is pretrained either); frames stored as images, which are faster to read than their videos;
-the learning rate's schedule ends with the time that is given; DDIM with 10 steps where the error is measured.
+the learning rate's schedule ends with the time that is given; DDIM with 10 steps where the error is measured and where
+it acts. By default ACT carries out its whole chunk, and Diffusion Policy 8 actions: so they do here.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from tqdm import tqdm
 FPS = 20
 AXES = ["height", "width", "channel"]
 STATE = "observation.state"
-INPUTS = "inputs.json"  # beside LeRobot's own files: the names that its inputs have in LIBERO
+INPUTS = "inputs.json"  # beside LeRobot's own files: the names that its inputs have in LIBERO, and:
+N_ACTION_STEPS = {"act": None, "diffusion": 8}  # actions carried out of a chunk; None: all
 LOOKS = 6  # how often the error is measured
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -47,7 +49,9 @@ def main() -> None:
     converting = time.monotonic() - started
     checkpoint = args.out.with_suffix("")
     result = train(args.policy, args.dataset, index, args.batch, args.budget, checkpoint)
-    (checkpoint / INPUTS).write_text(json.dumps({name: index[name] for name in ("cameras", "state")}))
+    inputs = {name: index[name] for name in ("cameras", "state")}
+    steps = N_ACTION_STEPS[args.policy] or index["horizon"]
+    (checkpoint / INPUTS).write_text(json.dumps({**inputs, "n_action_steps": steps}))
     args.out.write_text(json.dumps({**result, "seconds_of_conversion": round(converting, 1)}))
 
 

@@ -12,10 +12,10 @@ from jaxtyping import Float
 
 from pipeline.errors import DataError
 from pipeline.inference.runtime import OnnxPolicy
-from pipeline.libero.installation import picture_identity
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import Observation
 from pipeline.libero.suites import Task
+from pipeline.rollout.agent import check_drawn
 
 
 class OnnxAgent:
@@ -48,7 +48,7 @@ class OnnxAgent:
                 "show. Run it on its robot"
             )
         if sim is not None:
-            check_pictures(self._policy, sim)
+            check_drawn(self._policy.sim, sim)
         self.cameras = self._policy.cameras
         self.n_action_steps = self._policy.n_action_steps
         self._task: Task | None = None
@@ -66,14 +66,3 @@ class OnnxAgent:
         given |= {name: getattr(obs, name) for name in self._policy.signals}
         noise = torch.randn(1, *self._policy.noise_shape, generator=self._generator)[0].numpy()
         return self._policy.act(given, self._task.language, noise)
-
-
-def check_pictures(policy: OnnxPolicy, sim: Sim) -> None:
-    """Refuse a policy that would see other pictures than it learnt from. Raises DataError: names both sides."""
-    drawn = picture_identity(sim)
-    for name, trained in policy.sim.items():
-        if trained != drawn.get(name):
-            raise DataError(
-                f"the exported policy was trained on pictures of sim.{name} {trained!r}; the simulator is to draw "
-                f"{drawn.get(name)!r}. Set it as it was"
-            )

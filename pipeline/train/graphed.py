@@ -1,110 +1,121 @@
-"""An update as one CUDA graph: to launch its kernels one by one takes a GPU many times as long as to run them."""
+"""An update as one CUDA graph, whose kernels are launched together and not one by one."""
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline.errors import ConfigError
 from pipeline.train.images import Features, ResidentImages
-from pipeline.train.update import Drawn, Update
+from pipeline.train.update import RandomNumbers, Update
 
 WARM_UP = 3
-"""Updates before the recording: libraries allocate and choose in the first ones."""
+"""Updates before the capture: libraries allocate and choose in the first ones."""
 Replay = Callable[[], None]
 
 
 class GraphedUpdate:
-    """An `Update` whose full batches are recorded once and replayed: the same operations on the same random numbers.
+    """An `Update` whose full batches are captured once and replayed: the same operations on the same random numbers.
 
-    The first batches, and those that are smaller, go the usual way. Learning rate and random numbers are written to
-    where the graph reads them, before each replay.
+    The first batches, and those that are smaller, run uncaptured. For all of them the learning rate is a number on the
+    device, of single precision: so a training that is interrupted makes the same updates.
 
     Args:
-        record: makes the replay of a function; None: a CUDA graph's.
+        capture: makes the replay of a function; None: as a CUDA graph.
 
     Raises:
         ConfigError: the update is not one that a graph can hold.
     """
 
-    def __init__(self, update: Update, record: Callable[[Callable[[], None]], Replay] | None = None) -> None:
-        self._update, self._record = update, record or self._graph
+    def __init__(self, update: Update, capture: Callable[[Callable[[], None]], Replay] | None = None) -> None:
         device = update.accelerator.device
-        if record is None and (why := unfit(update)) is not None:
-            raise ConfigError(f"train_flow.cuda_graph is true, but {why}. Set it to false")
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if capture is None and (why := unfit(update)) is not None:
+            raise ConfigError(f"train_flow.cuda_graph is true, but {why}. Set train_flow.cuda_graph to false")
+        self._update, self._capture = update, capture or captured
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._rate, self._loss = torch.zeros((), device=device), torch.zeros((), device=device)
         self._rows: Tensor | None = None
-        self._drawn: Drawn | None = None
+        self._random: RandomNumbers | None = None
         self._replay: Replay | None = None
-        self._done = 0
+        self._warm = 0
+        warnings.filterwarnings("ignore", message=".*capturable=True.*")  # meant for who never captures
 
     def __call__(self, rows: Int[Tensor, " B"], images: Features | None, step: int) -> Float[Tensor, ""]:
         """See `Update`."""
-        update = self._update
-        if len(rows) < update.cfg.batch_size or self._done < WARM_UP:
-            self._done += 1
-            with self._aside():
-                return update(rows, images, step)
-        self._give(rows, update.draw(len(rows), step))
-        if self._replay is None:
-            self._replay = self._record(self._step)
-        self._replay()
+        update, device = self._update, self._update.accelerator.device
+        random = update.draw(len(rows), step)
+        self._rate.fill_(update.optimizer.param_groups[0]["lr"])
+        if len(rows) < update.cfg.batch_size or self._warm < WARM_UP:
+            self._warm += 1
+            with self._on_side_stream():
+                self._descend(rows.to(device), random.to(device))
+                if update.average is not None:
+                    update.average.update_parameters(update.accelerator.unwrap_model(update.model))
+        else:
+            self._give(rows, random)
+            if self._replay is None:
+                self._replay = self._capture(self._whole)
+            self._replay()
+            if update.average is not None:
+                update.average.n_averaged += 1
         update.scheduler.step()
-        if update.average is not None:
-            update.average.n_averaged += 1
         return self._loss.clone()
 
-    def _give(self, rows: Tensor, drawn: Drawn) -> None:
-        """Write a batch's rows, random numbers and learning rate to where `_step` reads them."""
+    def _give(self, rows: Tensor, random: RandomNumbers) -> None:
+        """Write a batch's rows and random numbers to where the graph reads them."""
         device = self._update.accelerator.device
-        if self._rows is None or self._drawn is None:
-            self._rows, self._drawn = rows.to(device, copy=True), drawn.to(device)
-        for place, value in zip((self._rows, *self._drawn.tensors()), (rows, *drawn.tensors()), strict=True):
+        if self._rows is None or self._random is None:
+            self._rows, self._random = rows.to(device, copy=True), random.to(device)
+        for place, value in zip((self._rows, *self._random.tensors()), (rows, *random.tensors()), strict=True):
             place.copy_(value)
-        self._rate.fill_(self._update.optimizer.param_groups[0]["lr"])
 
-    def _step(self) -> None:
-        """Make one update, of what `_give` has written."""
+    def _whole(self) -> None:
+        """Make one update, average and all, of what `_give` has written."""
         update = self._update
-        assert self._rows is not None and self._drawn is not None
-        groups = update.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        loss = update.backward(self._rows, None, self._drawn, 1.0, update.cfg.batch_size)
+        assert self._rows is not None and self._random is not None
+        self._descend(self._rows, self._random)
+        if update.average is not None and update.average.multi_avg_fn is not None:
+            # Not by `update_parameters`, which copies its counter to the device. The buffers, constant, it has copied.
+            mine = [p.detach() for p in update.accelerator.unwrap_model(update.model).parameters()]
+            averages = [p.detach() for p in update.average.module.parameters()]
+            update.average.multi_avg_fn(averages, mine, update.average.n_averaged)
+
+    def _descend(self, rows: Tensor, random: RandomNumbers) -> None:
+        """Make one update of the weights, and leave its loss where it is read."""
+        update, groups = self._update, self._update.optimizer.param_groups
+        loss = update.backward(rows, None, random, 1.0, len(rows))
         update.accelerator.clip_grad_norm_(update.model.parameters(), update.cfg.clip_norm)
+        rates = [group["lr"] for group in groups]
         for group in groups:
-            group["lr"] = self._rate  # a number would be recorded as it is now
+            group["lr"] = self._rate  # a graph would keep a number as it is now
         update.optimizer.step()
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
         update.optimizer.zero_grad()
-        if update.average is not None:  # not by `update_parameters`, which asks the device how many there were
-            mine = update.accelerator.unwrap_model(update.model).parameters()
-            averages = [p.detach() for p in update.average.module.parameters()]
-            get_ema_multi_avg_fn(update.cfg.ema_decay)(averages, [p.detach() for p in mine], torch.ones(()))
         self._loss.copy_(loss)
 
-    def _graph(self, function: Callable[[], None]) -> Replay:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            function()
-        return graph.replay
-
     @contextlib.contextmanager
-    def _aside(self) -> Any:
-        """Run on a stream other than the default one: a recording is not to find work of that one."""
-        if self._stream is None:
+    def _on_side_stream(self) -> Iterator[None]:
+        """Run on another stream than the default one, whose work a capture must not depend on."""
+        if self._side is None:
             yield
             return
-        usual = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(usual)
-        with torch.cuda.stream(self._stream):
+        usual = torch.cuda.current_stream(self._side.device)
+        self._side.wait_stream(usual)
+        with torch.cuda.stream(self._side):
             yield
-        usual.wait_stream(self._stream)
+        usual.wait_stream(self._side)
+
+
+def captured(function: Callable[[], None]) -> Replay:
+    """Capture a function as a CUDA graph, which does not run it; return what replays it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def unfit(update: Update) -> str | None:
@@ -119,5 +130,5 @@ def unfit(update: Update) -> str | None:
     if update.teacher is not None or cfg.encoder.tune != "none":
         return "train_flow.teacher or train_flow.encoder.tune is set"
     if not isinstance(update.table.images, ResidentImages):
-        return "features are streamed: train_flow.data_mode"
+        return "features are streamed (train_flow.data_mode, memory_mib)"
     return None

@@ -40,12 +40,12 @@ class Update:
 
         `images` are the features of all of it, if they were read already.
         """
-        drawn = self.draw(len(rows), step)
+        random = self.draw(len(rows), step)
         total = torch.zeros((), device=self.accelerator.device)
         for part, weight, sync in self._parts(len(rows)):
             features = images and {name: x[part.to(x.device)] for name, x in images.items()}
             with sync:
-                total += self.backward(rows[part], features, drawn.at(part), weight, len(rows))
+                total += self.backward(rows[part], features, random.at(part), weight, len(rows))
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.cfg.clip_norm)
         self.optimizer.step()
         stepped = not self.accelerator.optimizer_step_was_skipped  # fp16 leaves out a step whose gradients overflow
@@ -57,15 +57,15 @@ class Update:
         return total
 
     def backward(
-        self, rows: Int[Tensor, " B"], images: Features | None, drawn: "Drawn", weight: float, size: int
+        self, rows: Int[Tensor, " B"], images: Features | None, random: "RandomNumbers", weight: float, size: int
     ) -> Float[Tensor, ""]:
         """Add the gradient of these rows' part of the mean loss of `size` rows; return their sum, times `weight`."""
         accelerator = self.accelerator
-        batch = self.table.batch(rows, self.arch.horizon, images, drawn.views)
-        noise, u = drawn.noise.to(accelerator.device), drawn.u.to(accelerator.device)
+        batch = self.table.batch(rows, self.arch.horizon, images, random.views)
+        noise, u = random.noise.to(accelerator.device), random.u.to(accelerator.device)
         extra = None
-        if drawn.levels is not None:
-            extra = {name: Noise.of(x, self.arch.feature_noise) for name, x in drawn.levels.items()}
+        if random.levels is not None:
+            extra = {name: Noise.of(x, self.arch.feature_noise) for name, x in random.levels.items()}
         actions = batch.actions if self.teacher is None else self.teacher.actions(batch, noise)
         with accelerator.autocast():
             losses = self.model(batch.images, batch.text, batch.proprio, actions, noise, u, extra, batch.keyframes)
@@ -87,7 +87,7 @@ class Update:
             sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
             yield (part, 1.0, sync) if len(part) else (torch.zeros(1, dtype=torch.int64), 0.0, sync)
 
-    def draw(self, size: int, step: int) -> "Drawn":
+    def draw(self, size: int, step: int) -> "RandomNumbers":
         """Return a global batch's noise, times, views and levels of feature noise.
 
         They are a function of (seed, step) and the kind of device.
@@ -101,16 +101,16 @@ class Update:
             time = () if self.table.past is None else (self.arch.n_obs_steps,)
             views = draw_views(count, self.arch.cameras, (size, *time), generator)
         if self.arch.feature_noise == 0:
-            return Drawn(noise, u, views, None)
+            return RandomNumbers(noise, u, views, None)
         device = self.accelerator.device
         if device.type != "cpu":  # millions of numbers a step, for patch tokens
             generator = torch.Generator(device).manual_seed(seed)
         shape = (size, *self.arch.image_shape)
-        return Drawn(noise, u, views, {c: noise_levels(shape, generator) for c in self.arch.cameras})
+        return RandomNumbers(noise, u, views, {c: noise_levels(shape, generator) for c in self.arch.cameras})
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RandomNumbers:
     """What is random in a batch of B rows: a flow's noise and times, the views to see, levels of feature noise."""
 
     noise: Float[Tensor, "B H A"]
@@ -118,17 +118,17 @@ class Drawn:
     views: dict[str, Int[Tensor, "B *time"]] | None
     levels: dict[str, Int8[Tensor, "B *shape"]] | None
 
-    def at(self, part: Int[Tensor, " b"]) -> "Drawn":
+    def at(self, part: Int[Tensor, " b"]) -> "RandomNumbers":
         """Return that of some of the rows."""
         views = self.views and {name: x[part] for name, x in self.views.items()}
         levels = self.levels and {name: x[part.to(x.device)] for name, x in self.levels.items()}
-        return Drawn(self.noise[part], self.u[part], views, levels)
+        return RandomNumbers(self.noise[part], self.u[part], views, levels)
 
-    def to(self, device: torch.device) -> "Drawn":
+    def to(self, device: torch.device) -> "RandomNumbers":
         """Return all of it on `device`."""
         views = self.views and {name: x.to(device) for name, x in self.views.items()}
         levels = self.levels and {name: x.to(device) for name, x in self.levels.items()}
-        return Drawn(self.noise.to(device), self.u.to(device), views, levels)
+        return RandomNumbers(self.noise.to(device), self.u.to(device), views, levels)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all tensors, in an order of their own."""

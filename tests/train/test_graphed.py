@@ -1,12 +1,14 @@
 """An update that a graph holds is the update itself; where there is a GPU, as a CUDA graph, too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from pipeline.errors import ConfigError
 from pipeline.policy.network import PolicyNetwork
@@ -14,7 +16,7 @@ from pipeline.train.graphed import GraphedUpdate
 from pipeline.train.loop import Progress, train
 from pipeline.train.settings import TrainFlow
 from tests.train.synthetic import ARCH, table
-from tests.train.test_loop import CFG
+from tests.train.test_loop import CFG, same
 
 NOISY, LONG = replace(ARCH, feature_noise=0.1), replace(CFG, epochs=50)
 
@@ -31,33 +33,62 @@ def assert_alike(first: tuple[PolicyNetwork, Progress], second: tuple[PolicyNetw
 
 
 def test_it_makes_the_same_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, what would be recorded is run as it is: two hundred steps, every fourth with a smaller batch."""
+    """On a CPU, what would be captured runs as it is: two hundred steps, every fourth with a smaller batch."""
     usual = run(tmp_path / "usual", LONG)
-    recorded: list[Callable[[], None]] = []
+    functions: list[Callable[[], None]] = []
 
-    def record(function: Callable[[], None]) -> Callable[[], None]:
-        recorded.append(function)
+    def capture(function: Callable[[], None]) -> Callable[[], None]:
+        functions.append(function)
         return function
 
-    monkeypatch.setattr("pipeline.train.loop.GraphedUpdate", lambda update: GraphedUpdate(update, record))
+    monkeypatch.setattr("pipeline.train.loop.GraphedUpdate", lambda update: GraphedUpdate(update, capture))
     monkeypatch.setattr("torch.optim.AdamW.__init__", without_capturable(torch.optim.AdamW.__init__))
     graphed = run(tmp_path / "graphed", replace(LONG, cuda_graph=True))
-    assert usual[1].step == 200 and len(recorded) == 1
+    assert usual[1].step == 200 and len(functions) == 1
     assert_alike(usual, graphed, 2e-6)  # a learning rate on the device has half the digits
 
 
 def without_capturable(init: Callable[..., None]) -> Callable[..., None]:
-    """Only a GPU's optimiser can be recorded."""
+    """Only a GPU's optimiser can be captured."""
     return lambda self, *args, capturable=False, **named: init(self, *args, **named)
 
 
+def test_a_training_that_was_interrupted_makes_the_same_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.train.loop.GraphedUpdate", lambda update: GraphedUpdate(update, lambda f: f))
+    monkeypatch.setattr("torch.optim.AdamW.__init__", without_capturable(torch.optim.AdamW.__init__))
+    cfg = replace(CFG, cuda_graph=True)
+    whole, _ = run(tmp_path / "whole", cfg)
+    advance, steps = GraphedUpdate.__call__, iter(range(7))
+
+    def interrupted(self: GraphedUpdate, *args: Any) -> torch.Tensor:
+        next(steps)  # ends in the second epoch
+        return advance(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(GraphedUpdate, "__call__", interrupted)
+        run(tmp_path / "cut", cfg)
+    assert same(whole, run(tmp_path / "cut", cfg)[0])
+
+
 def test_a_cpu_has_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train_flow\.cuda_graph is true, but training is on cpu\. Set it to false"):
+    with pytest.raises(
+        ConfigError, match=r"train_flow\.cuda_graph is true, but training is on cpu\. Set .*cuda_graph to false"
+    ):
         run(tmp_path, replace(CFG, cuda_graph=True))
 
 
+@pytest.fixture
+def afresh() -> Iterator[None]:
+    """Let Accelerate choose a device anew: it keeps the first one of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_cuda_graph_makes_the_same_policy(tmp_path: Path) -> None:
+def test_a_cuda_graph_makes_the_same_policy(tmp_path: Path, afresh: None) -> None:
     usual = run(tmp_path / "usual", LONG, cpu=False)
     graphed = run(tmp_path / "graphed", replace(LONG, cuda_graph=True), cpu=False)
     assert_alike(usual, graphed, 1e-3)
