@@ -95,7 +95,7 @@ def map_unordered(
 
 @contextlib.contextmanager
 def kept_workers() -> Iterator[None]:
-    """Let the calls of `map_unordered` in the block share local workers: to start and end them takes some ten seconds.
+    """Let the calls of `map_unordered` in the block share local workers, which take seconds to start and to end.
 
     The first call that needs them starts them; one that needs more, or other ones, starts all anew. A worker's state is
     made by each call as ever.
