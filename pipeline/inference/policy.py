@@ -19,6 +19,8 @@ from pipeline.encode.clip import ClipEncoder, pick_device
 from pipeline.inference.base import BasePolicy, steps_carried_out
 from pipeline.inference.describe import describe
 from pipeline.inference.encoder import check_encoder, check_transform, make_encoder
+from pipeline.inference.graph import NOISE, TEXT
+from pipeline.inference.graphed import sampling
 from pipeline.inference.observation import centre_crop
 from pipeline.inference.source import local_bundle
 from pipeline.policy.bundle import PolicyBundle, load
@@ -49,7 +51,7 @@ class Policy(BasePolicy):
         check_encoder(bundle.spec, encoder.identity)
         self.spec, self.network, self.device = bundle.spec, bundle.network, bundle.device
         self.encoder = encoder if bundle.tower is None else encoder.with_tower(bundle.tower)
-        self._steps = steps or bundle.spec.architecture.sampling_steps
+        self._sample = sampling(bundle.network, steps or bundle.spec.architecture.sampling_steps, bundle.device)
         self._known = dict(zip(bundle.spec.instructions, () if bundle.texts is None else bundle.texts, strict=True))
         super().__init__(describe(bundle.spec), n_action_steps)
 
@@ -92,14 +94,9 @@ class Policy(BasePolicy):
     def _chunks(
         self, encoded: Mapping[str, np.ndarray], texts: Sequence[Float[torch.Tensor, "1 D"]], noise: np.ndarray
     ) -> Float32[np.ndarray, "B H A"]:
-        arch = self.spec.architecture
-        given = {name: torch.as_tensor(x, device=self.device) for name, x in encoded.items()}
-        images, signals = ({name: given[name] for name in part} for part in (arch.cameras, arch.proprio))
+        given = {name: torch.as_tensor(x, device=self.device) for name, x in {**encoded, NOISE: noise}.items()}
         with torch.no_grad():
-            condition = self.network.condition(images, torch.cat(list(texts)), signals)
-            start = torch.as_tensor(noise, device=self.device)
-            chunk = self.network.head.sample(condition, start, self._steps)
-            return self.network.actions(chunk).float().cpu().numpy()
+            return self._sample({**given, TEXT: torch.cat(list(texts))}).float().cpu().numpy()
 
     def _features_of(self, instruction: str) -> Float[torch.Tensor, "1 D"]:
         """Return the bundle's features of an instruction, or those of the text tower for one that it does not know."""

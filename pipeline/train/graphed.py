@@ -9,12 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.policy.cuda_graph import WARM_UP, Replay, captured
 from pipeline.train.images import Features, ResidentImages
 from pipeline.train.update import RandomNumbers, Update
-
-WARM_UP = 3
-"""Updates before the capture: libraries allocate and choose in the first ones."""
-Replay = Callable[[], None]
 
 
 class GraphedUpdate:
@@ -108,14 +105,6 @@ class GraphedUpdate:
         with torch.cuda.stream(self._side):
             yield
         usual.wait_stream(self._side)
-
-
-def captured(function: Callable[[], None]) -> Replay:
-    """Capture a function as a CUDA graph, which does not run it; return what replays it."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
 
 
 def unfit(update: Update) -> str | None:

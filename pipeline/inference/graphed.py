@@ -1,0 +1,63 @@
+"""Sampling on a GPU as CUDA graphs."""
+
+import threading
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.inference.graph import Inputs, act
+from pipeline.policy.cuda_graph import WARM_UP, Replay, captured
+from pipeline.policy.network import PolicyNetwork
+
+LARGEST = 32  # rows; of more, arithmetic is what takes time
+HEADS = ("flow",)
+"""Of others not all that they do on the host is known to be the same at each call."""
+
+
+class GraphedSampling:
+    """`graph.act` as CUDA graphs, one for each power of two of rows; fewer rows fill a part of one. For any thread.
+
+    Args:
+        capture: makes the replay of a function; a test's own where there is no GPU.
+    """
+
+    def __init__(
+        self, network: PolicyNetwork, steps: int, capture: Callable[[Callable[[], None]], Replay] = captured
+    ) -> None:
+        self._network, self._steps, self._capture = network, steps, capture
+        self._graphs: dict[int, tuple[Inputs, Tensor, Replay]] = {}
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "B H A"]:
+        rows = len(next(iter(inputs.values())))
+        if rows > LARGEST:
+            return act(self._network, inputs, self._steps)
+        size = 1 << (rows - 1).bit_length()
+        with self._one_at_a_time:
+            if size not in self._graphs:
+                self._graphs[size] = self._made(inputs, size)
+            places, actions, replay = self._graphs[size]
+            for name, x in inputs.items():
+                places[name][:rows].copy_(x)
+            replay()
+            return actions[:rows].clone()
+
+    def _made(self, inputs: Mapping[str, Tensor], size: int) -> tuple[Inputs, Tensor, Replay]:
+        """Return where a graph of `size` rows reads its inputs and leaves its actions, and what replays it."""
+        places = {name: x.new_zeros(size, *x.shape[1:]) for name, x in inputs.items()}
+        for _ in range(WARM_UP):
+            actions = act(self._network, places, self._steps)
+
+        def run() -> None:
+            actions.copy_(act(self._network, places, self._steps))
+
+        return places, actions, self._capture(run)
+
+
+def sampling(network: PolicyNetwork, steps: int, device: torch.device) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """Return what makes actions of inputs by name: as CUDA graphs where that is possible, else as it is."""
+    if device.type == "cuda" and network.arch.head in HEADS:
+        return GraphedSampling(network, steps)
+    return lambda inputs: act(network, inputs, steps)
