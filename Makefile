@@ -1,7 +1,7 @@
 # `make repro` and `make test` do everything on a fresh machine. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reinstall system browser doctor repro test test-fast smoke test-exhaustive lint format params requirements bench clean
+.PHONY: help setup reinstall system browser doctor repro test test-fast smoke test-exhaustive lint format params requirements bench gpu-check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -74,7 +74,9 @@ params: setup  ## Compose configs/ into params.yaml (make params EXPERIMENT=libe
 requirements: setup  ## Compile requirements.in into requirements.txt
 	$(BIN)/uv pip compile -q requirements.in --universal --python-version 3.11 --generate-hashes --custom-compile-command "make requirements" -o requirements.txt
 
-bench: $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))  ## Every benchmark; bench-NAME runs benchmarks/NAME.py
+bench: $(filter-out bench-gpu,$(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py)))  ## Every benchmark; bench-NAME runs benchmarks/NAME.py
+
+gpu-check: bench-gpu  ## On a GPU: the tests that need one, then its figures (benchmarks/results/gpu.json)
 
 bench-%: setup
 	$(BIN)/python -m benchmarks.$*

@@ -4,8 +4,8 @@
 
 The reference's head (one action, from configs/policy/reference.yaml) and that of action chunks (16 actions), then the
 other heads and networks at its sizes, on seeded weights: latency does not depend on their values. Fusion is part of it,
-CLIP is not. Compiled is the network that is asked at every step; on a GPU the whole call, as a CUDA graph. By
-turns, in one run; medians. Writes benchmarks/results/policy.json.
+CLIP is not. Compiled is the network that is asked at every step; on a GPU the whole call, and graphed is what a policy
+does there (pipeline.inference.graphed). By turns, in one run; medians. Writes benchmarks/results/policy.json.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.compute import cores
 from pipeline.config.compose import compose
 from pipeline.config.load import from_dict
+from pipeline.inference.graph import NOISE, TEXT
+from pipeline.inference.graphed import HEADS, GraphedSampling
 from pipeline.policy.network import Architecture, PolicyNetwork
 from pipeline.policy.settings import HEADS_IN_STEPS
 from pipeline.policy.velocity import VelocityNetwork
@@ -79,6 +81,8 @@ def measure(overrides: list[str], repeat: int, rounds: int) -> dict[str, Any]:
     if arch.head in HEADS_IN_STEPS:
         act = compiled(network)
         ways |= {("compiled", n): call(act, arch, n) for n in COMPILED_STEPS}
+    if DEVICE.type == "cuda" and arch.head in HEADS:
+        ways |= {("graphed", n): call(graphed(network, n), arch, n) for n in steps}
     found: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
     for way in ways.values():
         way()  # compiles
@@ -95,6 +99,7 @@ def measure(overrides: list[str], repeat: int, rounds: int) -> dict[str, Any]:
         "mflop_at_10_steps": round(counter.get_total_flops() / 1e6, 2),
         "eager_ms": {n: ms for (way, n), ms in times.items() if way == "eager"},
         "compiled_ms": {n: ms for (way, n), ms in times.items() if way == "compiled"},
+        "graphed_ms": {n: ms for (way, n), ms in times.items() if way == "graphed"},
     }
 
 
@@ -110,13 +115,24 @@ def compiled(network: PolicyNetwork) -> Callable[..., Any]:
     return copied.act
 
 
+def graphed(network: PolicyNetwork, steps: int) -> Callable[..., Any]:
+    """Return `act` as a policy on a GPU samples."""
+    sample = GraphedSampling(network, steps)
+    return lambda images, text, proprio, noise, _: sample({**images, **proprio, TEXT: text, NOISE: noise})
+
+
 def call(act: Callable[..., Any], arch: Architecture, steps: int) -> Callable[[], Any]:
     """Return a call on made-up features."""
     images = {camera: torch.randn(1, arch.image_dim, device=DEVICE) for camera in arch.cameras}
     proprio = {name: torch.randn(1, width, device=DEVICE) for name, width in arch.proprio_dims.items()}
     text = torch.randn(1, arch.text_dim, device=DEVICE)
     noise = torch.randn(1, arch.horizon, arch.action_dim, device=DEVICE)
-    return lambda: act(images, text, proprio, noise, steps).cpu()
+
+    @torch.no_grad()
+    def run() -> Any:
+        return act(images, text, proprio, noise, steps).cpu()
+
+    return run
 
 
 def milliseconds(function: Callable[[], Any]) -> float:

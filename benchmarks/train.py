@@ -8,6 +8,7 @@ By turns, in one run:
 - compiled: the same through torch.compile;
 - resident, streaming: `pipeline.train.loop.train` with features in memory, and streamed in a bounded window from files
   that the kernel was asked to forget;
+- graphed: on a GPU, resident with train_flow.cuda_graph;
 - online: the same step with frames through a frozen CLIP in place of cached features.
 Writes benchmarks/results/train.json.
 """
@@ -86,6 +87,9 @@ def measure(store: Store, folder: Path, rounds: int, model: str) -> dict[str, An
         "resident": lambda: store.rows / epoch_seconds(store, params, arch, "resident", folder),
         "streaming": lambda: store.rows / epoch_seconds(store, params, arch, "streaming", folder),
     }
+    if DEVICE.type == "cuda":
+        as_graph = replace(params, train_flow=replace(params.train_flow, cuda_graph=True))
+        ways["graphed"] = lambda: store.rows / epoch_seconds(store, as_graph, arch, "resident", folder)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 from pipeline.libero.settings import Sim
 from pipeline.libero.suites import Task, tasks
@@ -12,8 +13,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Take the file that takes longest first, so that the workers end together."""
+    """Take the file that takes longest first, so that the workers end together; skip what needs a GPU without one."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import embed, encoders, expert, latency, policy, read, render, scale, serve, suites, train
+from benchmarks import embed, encoders, expert, gpu, latency, policy, read, render, scale, serve, suites, train
 from benchmarks import eval as evaluate
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import TRANSFORM_ID
@@ -165,3 +165,19 @@ def test_latency(measured: Callable[..., dict[str, Any]], tmp_path: Path) -> Non
         assert 0 < found["min"] <= found["median"] <= found["p95"] <= found["p99"]
     limits = result["limits_ms"]
     assert limits["head, 10 steps, ONNX Runtime"]["median"] == result["head"][one]["10"]["ONNX Runtime"]["median"]
+
+
+def test_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a GPU it says so; what a part measured, or why it failed, is kept."""
+    out = tmp_path / "gpu.json"
+    if not torch.cuda.is_available():
+        assert gpu.main(["--out", str(out)]) == 1 and not out.exists()
+        assert "torch finds no GPU here" in capfd.readouterr().err
+    assert gpu.run([*gpu.PARTS["tests"], "tests/inference/test_graphed.py"])["ok"]
+    measured = gpu.run(["benchmarks.policy", "--only", "reference", "--repeat", "3", "--rounds", "1"])
+    assert measured["ok"] and measured["figures"]["policies"]["reference"]["eager_ms"]
+    wrong = gpu.run(["benchmarks.policy", "--only", "none"])
+    assert not wrong["ok"] and "invalid choice: 'none'" in wrong["said"]
+    monkeypatch.setattr(gpu, "LIMIT_S", 1)
+    slow = gpu.run(gpu.PARTS["embed"])
+    assert not slow["ok"] and slow["said"] == "it took more than 1 s"

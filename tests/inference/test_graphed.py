@@ -69,7 +69,7 @@ def test_a_cpu_samples_as_it_is() -> None:
     assert not isinstance(sampling(network(), STEPS, torch.device("cpu")), GraphedSampling)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @torch.no_grad()
 def test_on_a_gpu_a_graph_gives_the_same_actions() -> None:
     policy = network().cuda()

@@ -87,7 +87,7 @@ def afresh() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_cuda_graph_makes_the_same_policy(tmp_path: Path, afresh: None) -> None:
     usual = run(tmp_path / "usual", LONG, cpu=False)
     graphed = run(tmp_path / "graphed", replace(LONG, cuda_graph=True), cpu=False)

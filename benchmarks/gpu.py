@@ -1,0 +1,76 @@
+"""What a GPU makes of this code: the tests that need one, then the benchmarks, each in a process of its own.
+
+    make gpu-check          (python -m benchmarks.gpu [--only PART ...] [--out FILE])
+
+A part that fails or takes too long does not keep the others from running. Writes benchmarks/results/gpu.json after
+each part: its figures, or the end of what it said.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from pipeline.compute import cores
+from pipeline.files import write_atomic
+from pipeline.provenance import cpu_name, versions
+
+PARTS: dict[str, list[str]] = {
+    "tests": ["pytest", "-m", "gpu", "-q"],
+    "policy": ["benchmarks.policy", "--only", "reference", "chunk", "flow, residual"],
+    "train": ["benchmarks.train", "--rounds", "1", "--model", "ViT-B-16"],
+    "embed": ["benchmarks.embed", "--quick"],
+}
+LIMIT_S = 240  # of a part
+SAID = 2000  # characters of what a part that failed said
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the parts; return 0 if all went well, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("torch finds no GPU here (make doctor says why). The benchmarks of a CPU: make bench", file=sys.stderr)
+        return 1
+    properties = torch.cuda.get_device_properties(0)
+    machine = {"gpu": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
+    machine |= {"gpus": torch.cuda.device_count(), "cpu": cpu_name(), "cores": cores()}
+    result: dict[str, Any] = {"machine": machine, "versions": versions(), "parts": {}}
+    for name in args.only:
+        result["parts"][name] = found = run(PARTS[name])
+        print(f"{name:8} {'ok' if found['ok'] else 'FAILED'} in {found['seconds']} s", flush=True)
+        write_atomic(args.out, json.dumps(result, indent=1) + "\n")
+    return 0 if all(found["ok"] for found in result["parts"].values()) else 1
+
+
+def run(part: list[str]) -> dict[str, Any]:
+    """Return whether a part went well, its seconds, its figures, and of a failure what it said."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        wanted = [] if part[0] == "pytest" else ["--out", str(out)]
+        started = perf_counter()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", *part, *wanted], capture_output=True, text=True, timeout=LIMIT_S, check=False
+            )
+            ok, said = done.returncode == 0, done.stdout + done.stderr
+        except subprocess.TimeoutExpired:
+            ok, said = False, f"it took more than {LIMIT_S} s"
+        found: dict[str, Any] = {"ok": ok, "seconds": round(perf_counter() - started, 1)}
+        if not ok:
+            found["said"] = said[-SAID:]
+        elif out.exists():
+            found["figures"] = json.loads(out.read_text())
+        return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
