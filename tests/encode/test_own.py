@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.encode import own
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.encode.weights import load_model
 from pipeline.errors import AssetError, ConfigError, DataError
+from pipeline.libero.settings import Sim
+from pipeline.libero.sim.simulator import Simulator
+from pipeline.libero.suites import tasks
 
 RANDOM = EncoderParams(own.MODEL, "seeded", 0, "fp32")
 OWN = EncoderParams(own.MODEL, own.TAG, 0, "fp32")
@@ -86,3 +90,30 @@ def test_patch_tokens_of_a_timm_tower_are_those_of_the_block() -> None:
     np.testing.assert_allclose(grid, patches.numpy(), rtol=1e-3, atol=1e-3)
     with pytest.raises(ConfigError, match=r"layer is -6; ViT-Ti-16-LIBERO has the blocks -1 \(the last\) to -5"):
         ClipEncoder(RANDOM, grid=GridParams(4, -6))
+
+
+def test_the_published_files_are_small_and_say_how_they_were_made() -> None:
+    recipe = json.loads(own.RECIPE.read_text())
+    assert own.weights().stat().st_size <= 12e6
+    assert recipe["model"] == own.MODEL and set(recipe["identity"]) >= {"pretrain_clip", "scenes", "code", "versions"}
+    assert {value.dtype for value in load_file(own.WEIGHTS).values()} == {torch.float16}
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_the_published_weights_know_scenes_by_their_instructions(sim: Sim) -> None:
+    """Of three scenes each picture is nearest to its own task, and each task to its own picture."""
+    chosen = [tasks(suite, [i])[0] for suite, i in (("libero_spatial", 0), ("libero_object", 0), ("libero_10", 8))]
+    pictures = []
+    for task in chosen:
+        with Simulator(task, replace(sim, image_size=128), ("agentview",)) as simulator:
+            simulator.reset(None, 0)
+            pictures.append(simulator.observe().images["agentview"])
+    encoder = ClipEncoder(OWN)
+    images, texts = encoder.images(np.stack(pictures)).astype(np.float32), encoder.text([t.language for t in chosen])
+    cosine = (images / np.linalg.norm(images, axis=1, keepdims=True)) @ (
+        texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    ).T
+    assert list(cosine.argmax(0)) == list(cosine.argmax(1)) == [0, 1, 2]
+    own_task, other = cosine.diagonal(), cosine[~np.eye(3, dtype=bool)]
+    assert own_task.min() > other.max() + 0.1
