@@ -47,6 +47,12 @@ def load_model(params: EncoderParams) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def has_name(model: str, pretrained: str) -> bool:
+    """Whether weights go by this name wherever the project runs: no file of the user's is meant."""
+    published = (model, pretrained) == (own.MODEL, own.TAG)
+    return published or pretrained == SEEDED or bool(get_pretrained_cfg(model, pretrained))
+
+
 def load_tokenizer(model: str) -> Any:
     """Return the tokenizer of an open_clip model."""
     vocabulary = {"bpe_path": str(own.VOCABULARY)} if model == own.MODEL else {}

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 from open_clip.pretrained import get_pretrained_cfg
 
+from pipeline.encode import own
 from pipeline.encode.settings import SEEDED
+from pipeline.encode.weights import has_name
 from pipeline.errors import DataError
 from pipeline.inference.describe import AS_IN_DATA, action_ranges, describe, own_data
 from pipeline.libero.demos.download import REPOSITORY
@@ -237,7 +239,9 @@ def _particular_limits(spec: PolicySpec) -> list[str]:
     found = []
     if (pretrained := spec.encoder.get("pretrained")) == SEEDED:
         found.append("Its encoder has random weights: it knows no objects but those of its demonstrations.")
-    elif pretrained and not _tag(spec):
+    elif (model := str(spec.encoder.get("model")), pretrained) == (own.MODEL, own.TAG):
+        found.append("Its encoder is the project's own CLIP, which knows LIBERO's scenes and nothing else.")
+    elif pretrained and not has_name(model, str(pretrained)):
         found.append(
             f"Its encoder's weights are a file that is not in the bundle ({pretrained}, SHA-256 of the weights "
             f"{spec.encoder.get('weights_sha256')}): `Policy.load(..., encoder_weights=PATH)`."

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from open_clip.pretrained import get_pretrained_cfg
-
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import TRANSFORM_ID
-from pipeline.encode.settings import SEEDED, EncoderParams, GridParams
+from pipeline.encode.settings import EncoderParams, GridParams
+from pipeline.encode.weights import has_name
 from pipeline.errors import AssetError, DataError
 from pipeline.libero.depth import DEPTH_ID
 from pipeline.policy.bundle import PolicySpec
@@ -27,7 +26,7 @@ def make_encoder(spec: PolicySpec, device: str, weights: str | Path | None = Non
     """
     named = spec.encoder
     pretrained = str(weights) if weights else str(named["pretrained"])
-    if not weights and pretrained != SEEDED and not get_pretrained_cfg(named["model"], pretrained):
+    if not weights and not has_name(named["model"], pretrained):
         raise AssetError(
             f"the policy's encoder, {named['model']}, was read from a file {pretrained!r} of weights with SHA-256 "
             f"{named['weights_sha256']}, which a bundle does not hold. Name that file: encoder_weights=PATH"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.encode import own
 from pipeline.errors import DataError
 from pipeline.inference.card import card, results_of
 from pipeline.libero.demos.download import REPOSITORY
@@ -77,6 +78,8 @@ def test_it_says_what_is_recorded(spec: bundle.PolicySpec) -> None:
     assert "Not evaluated yet." in card(spec)
     local = replace(spec, encoder={**spec.encoder, "pretrained": "mine.safetensors"})
     assert "a file that is not in the bundle (mine.safetensors, SHA-256" in card(local)
+    libero = card(replace(spec, encoder={**spec.encoder, "model": own.MODEL, "pretrained": own.TAG}))
+    assert "knows LIBERO's scenes and nothing else" in libero and "not in the bundle" not in libero
     bare = replace(spec, recipe={}, instructions=(), provenance={}, data={})
     assert "Not recorded." in card(bare)
 

@@ -13,8 +13,10 @@ import open_clip
 import pytest
 import torch
 
+from pipeline.encode import own
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import Preprocess
+from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference import manifest
 from pipeline.inference.codec import MessageError
@@ -29,7 +31,7 @@ from pipeline.server.request import Inputs, parse
 from tests.encode import tiny
 from tests.encode.test_preprocess import pictures
 from tests.imports import ROOT
-from tests.inference import exports
+from tests.inference import exports, make
 
 pytestmark = pytest.mark.slow  # for the export
 TASK = tasks("libero_spatial", [0])[0]
@@ -316,3 +318,14 @@ def test_the_tower_in_8_bits_sees_alike(exported: Path) -> None:
     fine, coarse = (policy.act(obs, TASK.language, noise=drawn) for policy in policies)
     assert 0 < np.abs(fine - coarse).max() < 0.1
     assert policies[0].describe()["weights_sha256"]["policy"] == weights_digest(exported / "policy")
+
+
+def test_the_projects_own_clip_goes_by_its_name(tmp_path: Path) -> None:
+    """A bundle needs no file for it; its vocabulary is in the export."""
+    path = make.bundle(tmp_path / "policy", EncoderParams(own.MODEL, own.TAG, 0, "fp32"), GridParams(8, -1))
+    policy = Policy.load(path, "cpu")
+    export(load(path), policy.encoder, [], tmp_path / "onnx", None)
+    seen, noise = make.observation(size=(128, 128)), policy.noise([3])[0]
+    for instruction in (make.BOWL, "put the ramekin next to the plate"):
+        actions = OnnxPolicy(tmp_path / "onnx").act(seen, instruction, noise)
+        np.testing.assert_allclose(actions, policy.act(seen, instruction, noise), rtol=0, atol=2e-3)
