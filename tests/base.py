@@ -14,6 +14,7 @@ PLAIN = (
     "demos.episodes=30",
     "demos.first_init_state=0",
     "demos.recovery_share=0.0",
+    "embed=seeded",
     "embed.encoder.precision=fp32",
     "embed.grid=null",
     "policy=chunk",

@@ -3,7 +3,6 @@
 import os
 
 import pytest
-import torch
 
 from pipeline.libero.settings import Sim
 from pipeline.libero.suites import Task, tasks
@@ -15,6 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Take the file that takes longest first, so that the workers end together; skip what needs a GPU without one."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    import torch  # after the line above, which OpenMP reads when torch loads it
+
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -1,5 +1,6 @@
 """Sampling on a GPU as CUDA graphs."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 
@@ -13,21 +14,29 @@ from pipeline.policy.network import PolicyNetwork
 
 LARGEST = 32  # rows; of more, arithmetic is what takes time
 HEADS = ("flow",)
-"""Of others not all that they do on the host is known to be the same at each call."""
+"""Other heads may do work on the host that differs from call to call."""
+ALIKE = 1e-3  # actions; a graph that captured nothing gives others
+log = logging.getLogger(__name__)
 
 
 class GraphedSampling:
-    """`graph.act` as CUDA graphs, one for each power of two of rows; fewer rows fill a part of one. For any thread.
+    """`graph.act` as CUDA graphs, one for each power of two of rows; fewer rows fill a part of one.
+
+    For any thread, on the default stream. Each graph is compared with `act` once; one that cannot be made, or gives
+    other actions, is told of in the log, and `act` goes on in its place.
 
     Args:
-        capture: makes the replay of a function; a test's own where there is no GPU.
+        capture: makes the replay of a function on a device; a test's own where there is no GPU.
     """
 
     def __init__(
-        self, network: PolicyNetwork, steps: int, capture: Callable[[Callable[[], None]], Replay] = captured
+        self,
+        network: PolicyNetwork,
+        steps: int,
+        capture: Callable[[Callable[[], None], torch.device], Replay] = captured,
     ) -> None:
         self._network, self._steps, self._capture = network, steps, capture
-        self._graphs: dict[int, tuple[Inputs, Tensor, Replay]] = {}
+        self._graphs: dict[int, tuple[Inputs, Tensor, Replay] | None] = {}
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "B H A"]:
@@ -38,22 +47,34 @@ class GraphedSampling:
         with self._one_at_a_time:
             if size not in self._graphs:
                 self._graphs[size] = self._made(inputs, size)
-            places, actions, replay = self._graphs[size]
+            if (graph := self._graphs[size]) is None:
+                return act(self._network, inputs, self._steps)
+            places, actions, replay = graph
             for name, x in inputs.items():
                 places[name][:rows].copy_(x)
             replay()
             return actions[:rows].clone()
 
-    def _made(self, inputs: Mapping[str, Tensor], size: int) -> tuple[Inputs, Tensor, Replay]:
+    def _made(self, inputs: Mapping[str, Tensor], size: int) -> tuple[Inputs, Tensor, Replay] | None:
         """Return where a graph of `size` rows reads its inputs and leaves its actions, and what replays it."""
-        places = {name: x.new_zeros(size, *x.shape[1:]) for name, x in inputs.items()}
+        places = {name: x[:1].expand(size, *x.shape[1:]).clone() for name, x in inputs.items()}
         for _ in range(WARM_UP):
-            actions = act(self._network, places, self._steps)
+            wanted = act(self._network, places, self._steps)
+        actions = torch.zeros_like(wanted)
 
         def run() -> None:
             actions.copy_(act(self._network, places, self._steps))
 
-        return places, actions, self._capture(run)
+        try:
+            replay = self._capture(run, actions.device)
+            replay()
+        except RuntimeError as error:
+            log.warning("sampling goes on without a CUDA graph, which failed: %s", error)
+            return None
+        if not torch.allclose(actions, wanted, rtol=0, atol=ALIKE):
+            log.warning("sampling goes on without a CUDA graph, whose actions differ from the policy's")
+            return None
+        return places, actions, replay
 
 
 def sampling(network: PolicyNetwork, steps: int, device: torch.device) -> Callable[[Mapping[str, Tensor]], Tensor]:

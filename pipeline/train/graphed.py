@@ -27,7 +27,9 @@ class GraphedUpdate:
         ConfigError: the update is not one that a graph can hold.
     """
 
-    def __init__(self, update: Update, capture: Callable[[Callable[[], None]], Replay] | None = None) -> None:
+    def __init__(
+        self, update: Update, capture: Callable[[Callable[[], None], torch.device], Replay] | None = None
+    ) -> None:
         device = update.accelerator.device
         if capture is None and (why := unfit(update)) is not None:
             raise ConfigError(f"train_flow.cuda_graph is true, but {why}. Set train_flow.cuda_graph to false")
@@ -54,7 +56,7 @@ class GraphedUpdate:
         else:
             self._give(rows, random)
             if self._replay is None:
-                self._replay = self._capture(self._whole)
+                self._replay = self._capture(self._whole, device)
             self._replay()
             if update.average is not None:
                 update.average.n_averaged += 1

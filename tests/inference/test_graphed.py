@@ -3,13 +3,18 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.inference.graph import UnrolledPolicy, act
 from pipeline.inference.graphed import LARGEST, GraphedSampling, sampling
+from pipeline.inference.policy import Policy
 from pipeline.policy.network import PolicyNetwork
+from tests.encode import tiny
+from tests.inference import make
 from tests.train.synthetic import ARCH
 
 STEPS = 5
@@ -20,10 +25,10 @@ def network(seed: int = 0, **settings: object) -> PolicyNetwork:
     return PolicyNetwork(replace(ARCH, **settings)).eval()  # type: ignore[arg-type]
 
 
-def run_at_once(made: list[int]) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def run_at_once(made: list[int]) -> Callable[[Callable[[], None], torch.device], Callable[[], None]]:
     """Stand in for a capture; counts how many there were."""
 
-    def capture(function: Callable[[], None]) -> Callable[[], None]:
+    def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
         made.append(1)
         return function
 
@@ -65,16 +70,52 @@ def test_threads_do_not_mix_their_actions() -> None:
             torch.testing.assert_close(chunk, wanted, rtol=0, atol=2e-6)
 
 
+def fails(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def holds_nothing(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    return lambda: None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("capture", "told"), [(fails, "not permitted"), (holds_nothing, "differ from the policy's")])
+def test_a_graph_that_cannot_be_made_is_done_without(
+    capture: Callable[..., Callable[[], None]], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = network()
+    graphed = GraphedSampling(policy, STEPS, capture)
+    for seed in range(2):
+        inputs = UnrolledPolicy(policy, STEPS).examples(3, seed)
+        torch.testing.assert_close(graphed(inputs), act(policy, inputs, STEPS), rtol=0, atol=0)
+    assert caplog.text.count("goes on without a CUDA graph") == 1 and told in caplog.text
+
+
+def test_a_policy_acts_by_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.register(tmp_path)
+    path, seen = make.bundle(tmp_path / "policy"), make.observation()
+    wanted, made = Policy.load(path, "cpu").act(seen, make.BOWL), list[int]()
+    monkeypatch.setattr(
+        "pipeline.inference.policy.sampling",
+        lambda network, steps, device: GraphedSampling(network, steps, run_at_once(made)),
+    )
+    np.testing.assert_allclose(Policy.load(path, "cpu").act(seen, make.BOWL), wanted, rtol=0, atol=2e-6)
+    assert made
+
+
 def test_a_cpu_samples_as_it_is() -> None:
     assert not isinstance(sampling(network(), STEPS, torch.device("cpu")), GraphedSampling)
 
 
 @pytest.mark.gpu
 @torch.no_grad()
-def test_on_a_gpu_a_graph_gives_the_same_actions() -> None:
-    policy = network().cuda()
-    graphed = sampling(policy, STEPS, torch.device("cuda"))
-    assert isinstance(graphed, GraphedSampling)
-    for seed, rows in enumerate((1, 3, 32, 1)):
-        inputs = {name: x.cuda() for name, x in UnrolledPolicy(network(), STEPS).examples(rows, seed).items()}
-        torch.testing.assert_close(graphed(inputs), act(policy, inputs, STEPS), rtol=0, atol=1e-4)
+def test_on_a_gpu_a_graph_gives_the_same_actions(caplog: pytest.LogCaptureFixture) -> None:
+    """On the last one, too, which is not the current one where there are several."""
+    for device in {torch.device("cuda", 0), torch.device("cuda", torch.cuda.device_count() - 1)}:
+        policy = network().to(device)
+        graphed = sampling(policy, STEPS, device)
+        assert isinstance(graphed, GraphedSampling)
+        for seed, rows in enumerate((1, 3, 32, 1)):
+            inputs = {name: x.to(device) for name, x in UnrolledPolicy(network(), STEPS).examples(rows, seed).items()}
+            torch.testing.assert_close(graphed(inputs), act(policy, inputs, STEPS), rtol=0, atol=1e-4)
+    assert "without a CUDA graph" not in caplog.text

@@ -37,7 +37,7 @@ def test_it_makes_the_same_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     usual = run(tmp_path / "usual", LONG)
     functions: list[Callable[[], None]] = []
 
-    def capture(function: Callable[[], None]) -> Callable[[], None]:
+    def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
         functions.append(function)
         return function
 
@@ -56,7 +56,7 @@ def without_capturable(init: Callable[..., None]) -> Callable[..., None]:
 def test_a_training_that_was_interrupted_makes_the_same_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.train.loop.GraphedUpdate", lambda update: GraphedUpdate(update, lambda f: f))
+    monkeypatch.setattr("pipeline.train.loop.GraphedUpdate", lambda update: GraphedUpdate(update, lambda f, device: f))
     monkeypatch.setattr("torch.optim.AdamW.__init__", without_capturable(torch.optim.AdamW.__init__))
     cfg = replace(CFG, cuda_graph=True)
     whole, _ = run(tmp_path / "whole", cfg)
