@@ -67,9 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     for name, row in result["policies"].items():
-        print(
-            f"{name:20} {row['parameters'] / 1e6:5.2f} M  {row['eager_ms']}  compiled {row['compiled_ms']}  {row['graphed_ms'] or ''}"
-        )
+        ways = "  ".join(f"{way} {row[f'{way}_ms']}" for way in ("eager", "compiled", "graphed"))
+        print(f"{name:20} {row['parameters'] / 1e6:5.2f} M  {ways}")
 
 
 def measure(overrides: list[str], repeat: int, rounds: int) -> dict[str, Any]:

@@ -15,9 +15,7 @@ class EncoderParams:
     """A frozen CLIP from open_clip."""
 
     model: str  # open_clip model name
-    pretrained: (
-        str  # open_clip tag, "libero", path of a local checkpoint, or "seeded": random weights drawn from `seed`
-    )
+    pretrained: str  # open_clip tag, "libero", path of a local checkpoint, or "seeded": random weights from `seed`
     seed: Seed
     precision: Literal["auto", "fp32", "bf16"]
 

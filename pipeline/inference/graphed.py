@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.inference.graph import Inputs, act
-from pipeline.policy.cuda_graph import WARM_UP, Replay, captured
+from pipeline.policy.cuda_graph import WARM_UP, Capture, Replay, captured
 from pipeline.policy.network import PolicyNetwork
 
 LARGEST = 32  # rows; of more, arithmetic is what takes time
@@ -33,7 +33,7 @@ class GraphedSampling:
         self,
         network: PolicyNetwork,
         steps: int,
-        capture: Callable[[Callable[[], None], torch.device], Replay] = captured,
+        capture: Capture = captured,
     ) -> None:
         self._network, self._steps, self._capture = network, steps, capture
         self._graphs: dict[int, tuple[Inputs, Tensor, Replay] | None] = {}

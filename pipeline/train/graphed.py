@@ -2,14 +2,14 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.policy.cuda_graph import WARM_UP, Replay, captured
+from pipeline.policy.cuda_graph import WARM_UP, Capture, Replay, captured
 from pipeline.train.images import Features, ResidentImages
 from pipeline.train.update import RandomNumbers, Update
 
@@ -27,9 +27,7 @@ class GraphedUpdate:
         ConfigError: the update is not one that a graph can hold.
     """
 
-    def __init__(
-        self, update: Update, capture: Callable[[Callable[[], None], torch.device], Replay] | None = None
-    ) -> None:
+    def __init__(self, update: Update, capture: Capture | None = None) -> None:
         device = update.accelerator.device
         if capture is None and (why := unfit(update)) is not None:
             raise ConfigError(f"train_flow.cuda_graph is true, but {why}. Set train_flow.cuda_graph to false")
