@@ -135,6 +135,17 @@ def test_three_seeds_are_what_the_stages_wrote() -> None:
     assert f"Those solve {rate(solved, n)}, by three training seeds" in TEXT
 
 
+def test_what_the_encoder_does_is_what_the_stages_wrote() -> None:
+    rows = {row["name"]: row for row in figures("quickstart-against-random_weights")["rows"]}
+    light = {
+        name: next(c for c in row["conditions"] if c["condition"] == "light" and c["amount"] == 0.5)
+        for name, row in rows.items()
+    }
+    ours = rate(light["libero_clip"]["successes"], light["libero_clip"]["n"]).replace("**", "")
+    assert light["random_weights"]["successes"] == 0
+    assert f"in half the light {ours}, where random weights solve none of {light['random_weights']['n']}" in TEXT
+
+
 def test_rates_are_what_the_benchmarks_wrote() -> None:
     train, peers = (json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("train", "peers"))
     cached, ours = median(train["samples_per_s"]["resident"]), peers["ours"]["samples_per_s"]
