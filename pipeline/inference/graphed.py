@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -77,8 +77,6 @@ class GraphedSampling:
         return places, actions, replay
 
 
-def sampling(network: PolicyNetwork, steps: int, device: torch.device) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """Return what makes actions of inputs by name: as CUDA graphs where that is possible, else as it is."""
-    if device.type == "cuda" and network.arch.head in HEADS:
-        return GraphedSampling(network, steps)
-    return lambda inputs: act(network, inputs, steps)
+def graphed(network: PolicyNetwork, steps: int, device: torch.device) -> GraphedSampling | None:
+    """Return sampling as CUDA graphs where that is possible."""
+    return GraphedSampling(network, steps) if device.type == "cuda" and network.arch.head in HEADS else None

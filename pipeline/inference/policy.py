@@ -20,7 +20,7 @@ from pipeline.inference.base import BasePolicy, steps_carried_out
 from pipeline.inference.describe import describe
 from pipeline.inference.encoder import check_encoder, check_transform, make_encoder
 from pipeline.inference.graph import NOISE, TEXT
-from pipeline.inference.graphed import sampling
+from pipeline.inference.graphed import graphed
 from pipeline.inference.observation import centre_crop
 from pipeline.inference.source import local_bundle
 from pipeline.policy.bundle import PolicyBundle, load
@@ -51,7 +51,8 @@ class Policy(BasePolicy):
         check_encoder(bundle.spec, encoder.identity)
         self.spec, self.network, self.device = bundle.spec, bundle.network, bundle.device
         self.encoder = encoder if bundle.tower is None else encoder.with_tower(bundle.tower)
-        self._sample = sampling(bundle.network, steps or bundle.spec.architecture.sampling_steps, bundle.device)
+        self._steps = steps or bundle.spec.architecture.sampling_steps
+        self._graphed = graphed(bundle.network, self._steps, bundle.device)
         self._known = dict(zip(bundle.spec.instructions, () if bundle.texts is None else bundle.texts, strict=True))
         super().__init__(describe(bundle.spec), n_action_steps)
 
@@ -96,7 +97,13 @@ class Policy(BasePolicy):
     ) -> Float32[np.ndarray, "B H A"]:
         given = {name: torch.as_tensor(x, device=self.device) for name, x in {**encoded, NOISE: noise}.items()}
         with torch.no_grad():
-            return self._sample({**given, TEXT: torch.cat(list(texts))}).float().cpu().numpy()
+            text = torch.cat(list(texts))
+            if self._graphed:
+                return self._graphed({**given, TEXT: text}).float().cpu().numpy()
+            arch = self.spec.architecture
+            images, signals = ({name: given[name] for name in part} for part in (arch.cameras, arch.proprio))
+            chunk = self.network.head.sample(self.network.condition(images, text, signals), given[NOISE], self._steps)
+            return self.network.actions(chunk).float().cpu().numpy()
 
     def _features_of(self, instruction: str) -> Float[torch.Tensor, "1 D"]:
         """Return the bundle's features of an instruction, or those of the text tower for one that it does not know."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.inference.graph import UnrolledPolicy, act
-from pipeline.inference.graphed import LARGEST, GraphedSampling, sampling
+from pipeline.inference.graphed import LARGEST, GraphedSampling, graphed
 from pipeline.inference.policy import Policy
 from pipeline.policy.network import PolicyNetwork
 from tests.encode import tiny
@@ -40,23 +40,23 @@ def run_at_once(made: list[int]) -> Callable[[Callable[[], None], torch.device],
 def test_it_gives_the_actions_of_sampling(velocity: str) -> None:
     """For any number of rows, in any order: one graph for each power of two, whose other rows do not matter."""
     policy, made = network(head_network=velocity), list[int]()
-    graphed = GraphedSampling(policy, STEPS, run_at_once(made))
+    sampling = GraphedSampling(policy, STEPS, run_at_once(made))
     for seed, rows in enumerate((1, 3, 4, 2, 1, 3, LARGEST + 1, 5)):
         inputs = UnrolledPolicy(policy, STEPS).examples(rows, seed)
-        torch.testing.assert_close(graphed(inputs), act(policy, inputs, STEPS), rtol=0, atol=2e-6)
+        torch.testing.assert_close(sampling(inputs), act(policy, inputs, STEPS), rtol=0, atol=2e-6)
     assert len(made) == 4  # 1, 2, 4 and 8
 
 
 @torch.no_grad()
 def test_threads_do_not_mix_their_actions() -> None:
     policy = network()
-    graphed = GraphedSampling(policy, STEPS, run_at_once([]))
+    sampling = GraphedSampling(policy, STEPS, run_at_once([]))
     inputs = [UnrolledPolicy(policy, STEPS).examples(2, seed) for seed in range(4)]
     found: dict[int, list[torch.Tensor]] = {i: [] for i in range(4)}
 
     def ask(i: int) -> None:
         with torch.no_grad():
-            found[i] += [graphed(inputs[i]) for _ in range(50)]
+            found[i] += [sampling(inputs[i]) for _ in range(50)]
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -84,10 +84,10 @@ def test_a_graph_that_cannot_be_made_is_done_without(
     capture: Callable[..., Callable[[], None]], told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = network()
-    graphed = GraphedSampling(policy, STEPS, capture)
+    sampling = GraphedSampling(policy, STEPS, capture)
     for seed in range(2):
         inputs = UnrolledPolicy(policy, STEPS).examples(3, seed)
-        torch.testing.assert_close(graphed(inputs), act(policy, inputs, STEPS), rtol=0, atol=0)
+        torch.testing.assert_close(sampling(inputs), act(policy, inputs, STEPS), rtol=0, atol=0)
     assert caplog.text.count("goes on without a CUDA graph") == 1 and told in caplog.text
 
 
@@ -96,7 +96,7 @@ def test_a_policy_acts_by_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path, seen = make.bundle(tmp_path / "policy"), make.observation()
     wanted, made = Policy.load(path, "cpu").act(seen, make.BOWL), list[int]()
     monkeypatch.setattr(
-        "pipeline.inference.policy.sampling",
+        "pipeline.inference.policy.graphed",
         lambda network, steps, device: GraphedSampling(network, steps, run_at_once(made)),
     )
     np.testing.assert_allclose(Policy.load(path, "cpu").act(seen, make.BOWL), wanted, rtol=0, atol=2e-6)
@@ -104,7 +104,7 @@ def test_a_policy_acts_by_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cpu_samples_as_it_is() -> None:
-    assert not isinstance(sampling(network(), STEPS, torch.device("cpu")), GraphedSampling)
+    assert graphed(network(), STEPS, torch.device("cpu")) is None
 
 
 @pytest.mark.gpu
@@ -113,9 +113,9 @@ def test_on_a_gpu_a_graph_gives_the_same_actions(caplog: pytest.LogCaptureFixtur
     """On the last one, too, which is not the current one where there are several."""
     for device in {torch.device("cuda", 0), torch.device("cuda", torch.cuda.device_count() - 1)}:
         policy = network().to(device)
-        graphed = sampling(policy, STEPS, device)
-        assert isinstance(graphed, GraphedSampling)
+        sampling = graphed(policy, STEPS, device)
+        assert sampling is not None
         for seed, rows in enumerate((1, 3, 32, 1)):
             inputs = {name: x.to(device) for name, x in UnrolledPolicy(network(), STEPS).examples(rows, seed).items()}
-            torch.testing.assert_close(graphed(inputs), act(policy, inputs, STEPS), rtol=0, atol=1e-4)
+            torch.testing.assert_close(sampling(inputs), act(policy, inputs, STEPS), rtol=0, atol=1e-4)
     assert "without a CUDA graph" not in caplog.text
