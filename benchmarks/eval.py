@@ -6,8 +6,10 @@ The trained policy (both cameras) on libero_spatial task 0. One process, by turn
 - libero: LIBERO's own OffScreenRenderEnv, stepped as OpenVLA and openpi do; it knows full render quality only;
 - gymnasium: our LiberoEnv, which draws at each step, too;
 - engine: pipeline.rollout.episode, which draws for a policy call only.
-Then the engine on one and on two local workers. Rates are control steps per second, resets, settling and the policy's
-own time included, building the environment not. Writes benchmarks/results/eval.json.
+Then the engine on one and on two local workers, each with the policy; and on two that share the policy of one more
+process (`stages.serve`), which makes batches of what they ask at once, on all cores. Rates are control steps per
+second, resets, settling and the policy's own time included, building the environment not. Writes
+benchmarks/results/eval.json.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.serve import served
 from pipeline.compute import Compute, cores, map_unordered
 from pipeline.config import Params, load
 from pipeline.libero.conventions import upright
@@ -40,6 +43,7 @@ from pipeline.provenance import cpu_name, versions
 from pipeline.rollout.agent import PolicyAgent
 from pipeline.rollout.engine import Evaluation, Finished, Item, Worker
 from pipeline.rollout.episode import EpisodeSettings, run_episode
+from pipeline.rollout.remote import plan_remote
 
 SUITE_EPISODES, SUITE_STEPS = 500, 220  # of libero_spatial, at most
 
@@ -178,7 +182,7 @@ def engine_loop(task: Task, sim: Sim, agent: PolicyAgent, steps: int, open_ones:
 
 
 def two_processes(params: Params, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the rate of one local worker and of two, and what the whole suite takes on two by that."""
+    """Return the rates of one local worker, of two, and of two that share a policy; and what the whole suite takes."""
     evaluation = Evaluation(
         make_agent=partial(Anything.of, args.policy.resolve(), params),
         identity={},
@@ -188,10 +192,18 @@ def two_processes(params: Params, args: argparse.Namespace) -> dict[str, Any]:
         settings=EpisodeSettings(0, args.steps, 1e6, 0, params.sim.seed),
     )
     one, two = (worker_rate(evaluation, workers, episodes=args.worker_episodes * workers) for workers in (1, 2))
+    with served(args.policy, "cpu") as url:
+        trained = load_spec(args.policy).data["sim"]
+        drawn = replace(params.sim, render=trained["render"], image_size=trained["image_size"])
+        make_agent, _ = plan_remote(url, drawn, None, 60.0)
+        asking = replace(evaluation, make_agent=make_agent)
+        shared = worker_rate(asking, 2, episodes=args.worker_episodes * 2)
     return {
         "one_worker_steps_per_s": round(one, 2),
         "two_workers_steps_per_s": round(two, 2),
         "two_over_one": round(two / one, 2),
+        "two_workers_and_policy_process_steps_per_s": round(shared, 2),
+        "policy_process_over_policy_in_each_worker": round(shared / two, 2),
         "suite": f"{SUITE_EPISODES} episodes, each of {SUITE_STEPS} steps (none solved): arithmetic from two workers",
         "suite_minutes_at_most": round(SUITE_EPISODES * SUITE_STEPS / two / 60, 1),
     }

@@ -94,6 +94,7 @@ def test_eval(measured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     assert set(rates) == {"libero_full", "gymnasium_full", "engine_full", "gymnasium_fast", "engine_fast"}
     assert rates["engine_fast"] > rates["libero_full"]
     assert result["one_worker_steps_per_s"] > 0 and result["two_over_one"] > 0
+    assert result["two_workers_and_policy_process_steps_per_s"] > 0
 
 
 def test_embed(measured: Callable[..., dict[str, Any]]) -> None:
