@@ -82,11 +82,9 @@ def measure(
         }
         result[name] = {"probe": told}
         if text is not None:
-            sayable = np.flatnonzero((samples.truth[:, 0] == 1).any(1))  # of a few pictures nothing can be said
-            pictures, spoken = of_test["pooled"][sayable], samples.rows(sayable)
             ways = {"usual words": False, "words held out": True}
             result[name] |= {
-                way: _rates(matching(spoken, pictures, text, 0, held_out)) for way, held_out in ways.items()
+                way: _rates(matching(samples, of_test["pooled"], text, 0, held_out)) for way, held_out in ways.items()
             }
     return result
 

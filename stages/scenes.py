@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     work = Path(args.scratch).resolve() / name
     restore_directory(out)
     with exclusive(Path(args.scratch) / "lock", "taking of pictures"):
-        if (out / store.ATTRIBUTES).is_file() and store.Pictures(out).fingerprint == name:
+        if store.fingerprint_of(out) == name:
             print(f"{out}: up to date (fingerprint {name})")
             return
         require_writable(out.parent)

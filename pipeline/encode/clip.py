@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, Float64, UInt8
 from open_clip.factory import get_model_config
-from open_clip.tokenizer import SimpleTokenizer
 
 from pipeline.encode.augment import relight
 from pipeline.encode.patches import grid_place
@@ -20,6 +19,7 @@ from pipeline.encode.weights import activation, load_model, load_tokenizer, weig
 from pipeline.errors import DataError
 
 CPU_BATCH = 64
+UNCUT = 8  # times what a model reads, that a text is not cut off at when its tokens are counted
 ACTIVATION_BYTES = 64  # of a token and channel: some ten tensors of two or four bytes live at once in a block
 
 
@@ -241,10 +241,14 @@ class ClipEncoder:
 
     def _check_length(self, text: str) -> None:
         """Refuse a text whose end the tokenizer would cut off without a word."""
-        if not isinstance(self.tokenizer, SimpleTokenizer):  # of OpenAI's kind, and of the project's own
-            return
-        tokens, most = len(self.tokenizer.encode(text)), (self.tokenizer.context_length or 0) - 2
+        ends = self._tokens("")
+        tokens, most = self._tokens(text) - ends, self.tokenizer.context_length - ends
         if tokens > most:
             raise DataError(
                 f"{self.name} reads texts of {most} tokens, and this one has {tokens}: {text!r}. Shorten it"
             )
+
+    def _tokens(self, text: str) -> int:
+        """Return how many tokens a text has, by any of open_clip's tokenizers: all before the padding."""
+        row = self.tokenizer([text], context_length=UNCUT * self.tokenizer.context_length)[0]
+        return int((row != row[-1]).sum())

@@ -50,22 +50,48 @@ def vit_libero_convstem16_128(pretrained: bool = False, **kwargs: Any) -> Vision
 @cache
 def register() -> None:
     """Tell open_clip of the architecture."""
+    architecture()
     add_model_config(CONFIG)
+
+
+def architecture() -> dict[str, Any]:
+    """Return what open_clip is told. Raises AssetError: the file is not there, or damaged."""
+    try:
+        return json.loads(CONFIG.read_text())
+    except (OSError, ValueError) as error:
+        raise AssetError(f"{CONFIG}: damaged or not there ({error}). Check it out again") from None
 
 
 def weights() -> Path:
     """Return the file of the weights.
 
     Raises:
-        AssetError: it is not there, or not what was published.
+        AssetError: it is not there, or not what was published; or architecture or vocabulary is another than it had.
     """
     remedy = "Check it out again, or make it anew: python -m stages.pretrain_clip (hours)"
     try:
-        found, wanted = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(), json.loads(RECIPE.read_text())["sha256"]
+        recipe = json.loads(RECIPE.read_text())
+        found, wanted, learnt = _sha256(WEIGHTS), recipe["sha256"], recipe["identity"]
+        others = [
+            file.name
+            for file, same in (
+                (VOCABULARY, _sha256(VOCABULARY) == learnt["vocabulary"]),
+                (CONFIG, architecture() == learnt["architecture"]),
+            )
+            if not same
+        ]
     except OSError as error:
         raise AssetError(f"{error.filename}: {error.strerror}. {remedy}") from None
     except (ValueError, LookupError, TypeError):
-        raise AssetError(f"{RECIPE}: damaged: it does not name the SHA-256 of the weights. {remedy}") from None
+        raise AssetError(
+            f"{RECIPE}: damaged: it does not name the SHA-256 of the weights, and what they learnt by. {remedy}"
+        ) from None
     if found != wanted:
         raise AssetError(f"{WEIGHTS}: damaged: its SHA-256 is {found}, and {RECIPE.name} says {wanted}. {remedy}")
+    if others:
+        raise AssetError(f"{WEIGHTS}: learnt by another {' and '.join(others)} than lies beside it. {remedy}")
     return WEIGHTS
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

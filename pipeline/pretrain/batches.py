@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.encode.augment import relight
 from pipeline.encode.preprocess import Preprocess
+from pipeline.errors import DataError
 from pipeline.libero.sim.simulator import CAMERAS
 from pipeline.pretrain.captions import Tokens, Writer, distinct, instruction_pairs
 from pipeline.pretrain.data import Samples
@@ -25,6 +26,9 @@ class Batches:
 
     def __init__(self, samples: Samples, preprocess: Preprocess, tokenizer: Any, seed: int) -> None:
         self._samples = samples
+        self._sayable = samples.sayable
+        if not self._sayable.any(0).all():
+            raise DataError("scenes.zarr: nothing can be said of any picture of a camera. Raise scenes.units")
         self._preprocess = preprocess
         self._tokens = Tokens(tokenizer)
         self._writer = Writer(samples)
@@ -36,6 +40,8 @@ class Batches:
         """Return `size` pictures of any rows and cameras, in other light, for this process."""
         rng = np.random.default_rng([self._seed, step, process])
         rows, cameras = rng.integers(len(self._samples), size=size), rng.integers(len(CAMERAS), size=size)
+        while len(unsaid := np.flatnonzero(~self._sayable[rows, cameras])):
+            rows[unsaid] = rng.integers(len(self._samples), size=len(unsaid))
         return self.of(rows, cameras, rng, light=np.random.default_rng([self._seed, step, process, 1]))
 
     def of(

@@ -57,7 +57,7 @@ class Writer:
     def write(
         self, rows: np.ndarray, cameras: np.ndarray, rng: np.random.Generator, held_out: bool = False
     ) -> Captions:
-        """Return captions of these pictures."""
+        """Return captions of these pictures, all of them `Samples.sayable`."""
         true, false, changed = [], [], []
         for row, camera in zip(rows, cameras, strict=True):
             truth = self._samples.truth[row, camera]
@@ -74,7 +74,7 @@ class Writer:
 
     def _choose(self, truth: np.ndarray, rng: np.random.Generator) -> list[int]:
         """Return some facts that are so, each of another predicate where there are enough."""
-        so = np.flatnonzero(truth == 1)  # at the least, that the gripper holds something or nothing
+        so = np.flatnonzero(truth == 1)
         share = self._weight[so] / np.bincount(self._group[so], minlength=self._group.max() + 1)[self._group[so]]
         count = min(1 + int(rng.choice(len(FACTS_SHARES), p=FACTS_SHARES)), len(so))
         return [int(i) for i in rng.choice(so, count, replace=False, p=share / share.sum())]

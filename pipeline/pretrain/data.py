@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int8, UInt8
+from jaxtyping import Bool, Float32, Int8, UInt8
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ NOUNS = tuple(dict.fromkeys(names[0] for names in NAMES.values()))
 """What things are called: the classes of a patch, and the columns of positions."""
 SHOWN = 0.12  # of a patch, that a thing fills at least to be what the patch shows
 READ_ROWS = 1024
+JUDGED_SOMEWHERE = ("instruction", "centre")  # in some scenes only
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.truth)
+
+    @property
+    def sayable(self) -> Bool[np.ndarray, "N C"]:
+        """Of which pictures anything can be said: of a few every fact is too near a border."""
+        return (self.truth == 1).any(2)
 
     def rows(self, rows: np.ndarray) -> "Samples":
         """Return these rows, by their numbers."""
@@ -139,7 +145,7 @@ def _truth(
         judged[scene] = (rows, *Judge(contents[scene], own, pixels[rows]).facts())
     facts = tuple(dict.fromkeys(fact for _, found, _ in judged.values() for fact in found))
     column = {fact: i for i, fact in enumerate(facts)}
-    # What is said of a thing that the scene does not have is not so; of other instructions it depends.
+    # What is said of a thing that the scene does not have is not so; of what is not judged in the scene it depends.
     truth = np.full((len(state["scene"]), len(CAMERAS), len(facts)), -1, np.int8)
     truth[:, 1:, [fact.predicate in AGENTVIEW_ONLY for fact in facts]] = 0
     named = {
@@ -150,7 +156,8 @@ def _truth(
     for scene, (rows, found, values) in judged.items():
         here = {NAMES[kind][0] for kind in contents[scene].kinds}
         for fact in facts:
-            if fact.predicate == "instruction" and named.get(fact.names[0], set()) <= here:
+            of = named.get(fact.names[0], set()) if fact.predicate == "instruction" else set(fact.names)
+            if fact.predicate in JUDGED_SOMEWHERE and of <= here:
                 truth[rows, :, column[fact]] = 0
         columns = np.array([column[fact] for fact in found])
         truth[rows[:, None, None], np.arange(len(CAMERAS))[:, None], columns] = values

@@ -29,7 +29,7 @@ def matching(
     another name of the scene.
 
     Args:
-        image: pooled features of the agentview pictures of all rows.
+        image: pooled features of the agentview pictures of all rows; those of which nothing can be said are left out.
         text: gives features of sentences.
         held_out: sentences said in ways that training never used.
     """
@@ -38,7 +38,8 @@ def matching(
     image = _unit(image)
     picture_of, sentence_of, chance = [], [], []
     told: dict[str, list[np.bool_]] = {kind: [] for kind in CHANGES}
-    for rows in np.array_split(rng.permutation(len(samples)), max(1, len(samples) // AMONG)):
+    sayable = np.flatnonzero(samples.sayable[:, 0])
+    for rows in np.array_split(rng.permutation(sayable), max(1, len(sayable) // AMONG)):
         captions = writer.write(rows, np.zeros_like(rows), rng, held_out)
         features = _unit(text(captions.texts))
         cosine = image[rows] @ features.T

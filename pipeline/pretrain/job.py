@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 CODE = (
     *("scenes/facts.py", "scenes/sentences.py", "scenes/words.py"),
-    *("libero/paraphrase.py", "encode/preprocess.py", "encode/augment.py"),
+    *("libero/paraphrase.py", "encode/preprocess.py", "encode/augment.py", "encode/own.py"),
 )
 """Beside this package, what batches are made by."""
 CLIP_NORM = 1.0
@@ -216,6 +216,7 @@ def check(model: Pretraining, batches: Batches, samples: Samples, device: torch.
     """Return figures of pictures held out: relations told from changed ones, errors of places in centimetres."""
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(samples))[:CHECKED]
+    rows = rows[samples.sayable[rows, 0]]
     right, near, far = [], [], []
     for some in np.array_split(rows, max(1, len(rows) // BATCH)):
         batch = to(batches.of(some, np.zeros_like(some), rng), device)

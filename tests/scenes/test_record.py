@@ -17,7 +17,7 @@ from pipeline.scenes.catalogue import scenes
 from pipeline.scenes.record import Photographer, Unit
 from pipeline.scenes.settings import ScenesParams
 from pipeline.scenes.state import Contents
-from pipeline.scenes.store import HELD_OUT, TRAIN, UNSEEN, Pictures
+from pipeline.scenes.store import HELD_OUT, TRAIN, UNSEEN, Pictures, fingerprint_of
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 ROWS = 16
@@ -158,6 +158,11 @@ def test_damage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (store / "attributes.json").write_text(json.dumps({"version": 0}))
     with pytest.raises(DataError, match="is of version 0, not 1"):
         Pictures(store)
+    assert fingerprint_of(store) is None, "the stage takes them anew"
+    (store / "attributes.json").write_text('{"version": ')
+    with pytest.raises(DataError, match=r"attributes.json: damaged .* python -m stages.scenes"):
+        Pictures(store)
+    assert fingerprint_of(store) is None is fingerprint_of(tmp_path)
 
 
 def test_unknown_scenes_are_refused() -> None:
