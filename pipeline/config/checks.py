@@ -10,7 +10,7 @@ from pipeline.errors import did_you_mean
 from pipeline.libero.depth import is_depth
 from pipeline.libero.settings import SUITE_SIZES, Camera
 from pipeline.policy.settings import NOISE_LEVELS, Proprio
-from pipeline.rollout.settings import CONDITIONS, condition_parts
+from pipeline.rollout.settings import CONDITIONS, Amount
 
 NAME = r"[A-Za-z][A-Za-z0-9_]*"
 """Of what names directories, arrays or parts of a network."""
@@ -196,8 +196,8 @@ def _within_stage_output(path: str) -> bool:
         return False
 
 
-def _condition(name: str, amount: float | None) -> Iterator[str]:
-    where, parts = f"eval_libero.conditions has {name!r}", condition_parts(name)
+def _condition(name: str, amount: Amount) -> Iterator[str]:
+    where, parts = f"eval_libero.conditions has {name!r}", name.split("+")
     wrong = [part for part in parts if part not in CONDITIONS or parts.count(part) > 1]
     if wrong:
         yield f"{where}.{did_you_mean(wrong[0], CONDITIONS)}"
@@ -207,10 +207,16 @@ def _condition(name: str, amount: float | None) -> Iterator[str]:
     numbers = [needs for part in parts if (needs := CONDITIONS[part])]
     if len(numbers) > 1:
         yield f"{where}, and one number for two things"
-    elif numbers and (amount is None or amount <= 0):
+    elif numbers and not (given := _numbers(amount)):
         yield f"eval_libero.conditions.{name} is {amount}; give {numbers[0]}"
+    elif numbers and (min(given) <= 0 or len(set(given)) < len(given)):
+        yield f"eval_libero.conditions.{name} is {amount}; give {numbers[0]}, each once and above 0"
     elif not numbers and amount is not None:
         yield f"eval_libero.conditions.{name} is {amount}; it takes no number: null"
+
+
+def _numbers(amount: Amount) -> tuple[float, ...]:
+    return amount if isinstance(amount, tuple) else () if amount is None else (amount,)
 
 
 def _comparison(p: Params) -> Iterator[str]:

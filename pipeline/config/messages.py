@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 from pipeline.config.params import Params
 from pipeline.errors import did_you_mean
 
+UNNAMED = ("[key]", "float", "tuple[float, ...]")  # pydantic's own, in the place of what is wrong
 WANTED = {
     "bool_type": "true or false",
     "dataclass_type": "settings by name, as params.yaml has them",
@@ -50,7 +51,7 @@ def unknown(name: str) -> str:
 
 def message(error: Any) -> str:
     """Return one of pydantic's errors (`ValidationError.errors()`) in the words of this project."""
-    kind, where, value = error["type"], [str(part) for part in error["loc"] if part != "[key]"], error["input"]
+    kind, where, value = error["type"], [str(part) for part in error["loc"] if part not in UNNAMED], error["input"]
     name = ".".join(where)
     if kind == "unexpected_keyword_argument":
         return unknown(name) or f"{where[-1]!r} is no key: a setting stands below its section, as params.yaml has it"

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.report.table import NONE, Code, Rate, Table, number
 from pipeline.rollout.results import EpisodeRecord
+from pipeline.rollout.settings import condition_parts
 
 Tree = Mapping[str, Any]
 SUCCESS = "success, 95 % interval"
@@ -59,7 +60,7 @@ def conditions(result: Tree) -> Table:
 
 def condition_name(condition: str, amount: float | None) -> str:
     """Return what is changed, in words: displaced and blank cameras, 0.08."""
-    name = condition.replace("_", " ").replace("+", " and ")
+    name = " and ".join(condition_parts(condition)).replace("_", " ")
     return name if amount is None else f"{name}, {amount:g}"
 
 

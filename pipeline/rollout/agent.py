@@ -124,12 +124,12 @@ class PolicyAgent:
 
 
 class RecordingAgent:
-    """An agent that keeps the images of its observations."""
+    """An agent that keeps its observations."""
 
     def __init__(self, agent: Agent) -> None:
         self.cameras = agent.cameras
         self.n_action_steps = agent.n_action_steps
-        self.seen: list[dict[str, np.ndarray]] = []
+        self.seen: list[Observation] = []
         self._agent = agent
 
     def reset(self, task: Task, seed: int) -> None:
@@ -140,7 +140,7 @@ class RecordingAgent:
             self._agent.begin(simulator, episode)
 
     def act(self, obs: Observation) -> np.ndarray:
-        self.seen.append(obs.images)
+        self.seen.append(obs)
         return self._agent.act(obs)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pipeline.libero.depth import is_depth
 from pipeline.libero.paraphrase import paraphrases
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.displacement import displaced
@@ -80,7 +81,7 @@ def alter_world(simulator: Simulator, condition: str, amount: float | None, seed
 
 
 class BlankCameraAgent:
-    """An agent whose cameras show black. They are not drawn."""
+    """An agent whose cameras show black, and measure no depth. They are not drawn."""
 
     cameras: tuple[str, ...] = ()
 
@@ -88,23 +89,26 @@ class BlankCameraAgent:
         self.n_action_steps = agent.n_action_steps
         self._agent = agent
         self._black = dict.fromkeys(agent.cameras, np.zeros((image_size, image_size, 3), np.uint8))
+        self._unmeasured = dict.fromkeys(
+            filter(is_depth, agent.cameras), np.zeros((image_size, image_size, 1), np.uint16)
+        )
 
     def reset(self, task: Task, seed: int) -> None:
         self._agent.reset(task, seed)
 
     def act(self, obs: Observation) -> np.ndarray:
-        return self._agent.act(replace(obs, images=self._black))
+        return self._agent.act(replace(obs, images=self._black, depths=self._unmeasured))
 
 
 class FixedImageAgent:
-    """An agent that gets these images, one set a policy call, and then the last of them, whatever happens."""
+    """An agent that gets the pictures of these observations, one a policy call, and then the last of them for ever."""
 
     cameras: tuple[str, ...] = ()
 
-    def __init__(self, agent: Agent, pictures: list[dict[str, np.ndarray]]) -> None:
+    def __init__(self, agent: Agent, shown: list[Observation]) -> None:
         self.n_action_steps = agent.n_action_steps
         self._agent = agent
-        self._pictures = pictures
+        self._shown = shown
         self._calls = 0
 
     def reset(self, task: Task, seed: int) -> None:
@@ -112,9 +116,9 @@ class FixedImageAgent:
         self._calls = 0
 
     def act(self, obs: Observation) -> np.ndarray:
-        images = self._pictures[min(self._calls, len(self._pictures) - 1)]
+        shown = self._shown[min(self._calls, len(self._shown) - 1)]
         self._calls += 1
-        return self._agent.act(replace(obs, images=images))
+        return self._agent.act(replace(obs, images=shown.images, depths=shown.depths))
 
 
 class OtherWordsAgent:

@@ -196,7 +196,7 @@ class _Rollout:
     def run(self) -> None:
         """Act until the task is solved or the steps are spent."""
         if OTHER_EPISODE in condition_parts(self.settings.condition):
-            self.agent = FixedImageAgent(self.agent, self._neighbours_pictures())
+            self.agent = FixedImageAgent(self.agent, self._neighbours())
         self.started = own_time()
         with self._timed("reset"):
             states = init_states(self.task)
@@ -224,7 +224,7 @@ class _Rollout:
         if self.recorder:
             self._record(self._draw())
 
-    def _neighbours_pictures(self) -> list[dict[str, np.ndarray]]:
+    def _neighbours(self) -> list[Observation]:
         """Run the episode of the next init state, else under the same condition; return what the agent was shown."""
         row = self.settings.first_init_state + self.episode
         neighbour = self.episode + (1 if row + 1 < len(init_states(self.task)) else -1)

@@ -11,6 +11,37 @@ from pipeline.libero.suites import Task
 from pipeline.rollout.agent import Agent
 
 
+def late_steps(seconds: float) -> int:
+    """Return the control steps in which no new action comes."""
+    return math.ceil(seconds * CONTROL_HZ - 1e-9)
+
+
+def check_latency(seconds: float, n_action_steps: int, horizon: int | None = None) -> None:
+    """Refuse a latency in which a policy cannot go on with the chunk before.
+
+    Args:
+        horizon: actions of a chunk; None if it is not known yet.
+
+    Raises:
+        ConfigError: a chunk would come after the next one is asked for, or chunks are too short.
+    """
+    late = late_steps(seconds)
+    if late > n_action_steps:
+        raise ConfigError(
+            f"eval_libero.conditions: a latency of {seconds:g} s is {late} control steps, but a chunk is asked for "
+            f"every {n_action_steps}. Carry out more actions of each: eval_libero.n_action_steps"
+        )
+    if horizon is not None and horizon < n_action_steps + late:
+        raise ConfigError(_too_short(late, n_action_steps))
+
+
+def _too_short(late: int, n_action_steps: int) -> str:
+    return (
+        f"eval_libero.conditions: chunks of the policy are too short to go on for {late} steps after {n_action_steps} "
+        "actions. Carry out fewer of each: eval_libero.n_action_steps"
+    )
+
+
 class LatencyAgent:
     """An agent whose chunks come late, by whole control steps.
 
@@ -28,15 +59,12 @@ class LatencyAgent:
     def __init__(self, agent: Agent, seconds: float, in_the_meantime: bool) -> None:
         self.cameras = agent.cameras
         self._agent = agent
-        self._late = math.ceil(seconds * CONTROL_HZ - 1e-9)
+        self._late = late_steps(seconds)
         self._goes_on = in_the_meantime
         self._count = agent.n_action_steps
         self.n_action_steps = self._count if in_the_meantime else self._count + self._late
-        if in_the_meantime and self._late > self._count:
-            raise ConfigError(
-                f"eval_libero.conditions: a latency of {seconds:g} s is {self._late} control steps, but a chunk is "
-                f"asked for every {self._count}. Carry out more actions of each: eval_libero.n_action_steps"
-            )
+        if in_the_meantime:
+            check_latency(seconds, self._count)
         self._waiting = NO_OP
         self._rest: np.ndarray | None = None
 
@@ -45,8 +73,8 @@ class LatencyAgent:
         self._waiting, self._rest = NO_OP, None
 
     def act(self, obs: Observation) -> np.ndarray:
-        chunk = self._agent.act(obs)
-        still = np.repeat(self._waiting[None].astype(chunk.dtype), self._late, axis=0)
+        chunk = np.asarray(self._agent.act(obs), np.float64)
+        still = np.repeat(self._waiting[None], self._late, axis=0)
         if not self._goes_on:
             played = np.concatenate([still, chunk[: self._count]])
         elif self._rest is None:  # the first chunk of an episode is waited for
@@ -60,8 +88,5 @@ class LatencyAgent:
         """Return the actions until the next observation, and those that follow in the chunk."""
         left = self._count - self._late
         if len(first) < self._late or len(then) < self._count:
-            raise ConfigError(
-                f"chunks of the policy are too short to go on for {self._late} steps after {self._count} actions. "
-                "Carry out fewer of each: eval_libero.n_action_steps"
-            )
+            raise ConfigError(_too_short(self._late, self._count))
         return np.concatenate([first, then[:left]]), then[left:]

@@ -124,7 +124,8 @@ def headline(report: Mapping[str, Any]) -> str:
         lines.append(f"  {on_held_out(report['held_out'])}")
     for row in report.get("conditions", ()):
         amount = "" if row["amount"] is None else f" {row['amount']:g}"
-        lines.append(f"  {row['condition']}{amount}: {row['successes']} of {row['n']}{_interval(row)}, {_errors(row)}")
+        name = "+".join(condition_parts(row["condition"]))
+        lines.append(f"  {name}{amount}: {row['successes']} of {row['n']}{_interval(row)}, {_errors(row)}")
     if words := whether_it_looks(report):
         lines.append(words)
     if report.get("init_states_demonstrated"):

@@ -17,12 +17,14 @@ from pipeline.policy.bundle import load_spec
 from pipeline.provenance import without_credentials
 from pipeline.rollout.agent import Agent, PolicyAgent, action_steps, check_settings, own_device, policy_identity
 from pipeline.rollout.baselines import ExpertAgent, NoopAgent, RandomAgent, ReplayAgent, replay_identity, replayable
-from pipeline.rollout.conditions import OF_THE_AGENT
+from pipeline.rollout.conditions import ASYNCHRONOUS, OF_THE_AGENT
 from pipeline.rollout.engine import Evaluation
 from pipeline.rollout.episode import EpisodeSettings
+from pipeline.rollout.latency import check_latency
+from pipeline.rollout.metadata import is_ours
 from pipeline.rollout.named import is_named, plan_named
 from pipeline.rollout.remote import is_remote, plan_remote
-from pipeline.rollout.settings import AGENTS, POLICY, EvalLibero, condition_parts
+from pipeline.rollout.settings import AGENTS, POLICY, Amount, EvalLibero, condition_parts, each_condition
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,11 @@ def plan(
         make_agent, identity = plan_baseline(agent, tasks, demos, n_action_steps)
         if agent == "replay":
             first, episodes = 0, min(episodes, replayable(demos, tasks))
+    for name, amount in conditions_for(agent, cfg.conditions).items():
+        if (
+            ASYNCHRONOUS in condition_parts(name) and "n_action_steps" in identity
+        ):  # the maker of a class decides itself
+            check_latency(amount or 0.0, identity["n_action_steps"], horizon(agent, policy, identity))
     return Evaluation(
         make_agent=make_agent,
         identity={"name": without_credentials(agent), **identity},
@@ -87,6 +94,15 @@ def plan(
         device=device if agent == "policy" or is_named(agent) else "cpu",
         resumable=resumable,
     )
+
+
+def horizon(agent: str, policy: Path | None, identity: Mapping[str, Any]) -> int | None:
+    """Return how many actions a chunk has, where that is known before the first one."""
+    if agent == "policy":
+        return load_spec(policy or POLICY).architecture.horizon
+    if is_remote(agent) and is_ours(identity["metadata"]):
+        return identity["metadata"]["outputs"]["actions"]["shape"][0]
+    return identity["n_action_steps"] if agent in AGENTS else None
 
 
 def check_arguments(agent: str, cfg: EvalLibero, policy: Path | None, agent_id: str | None) -> None:
@@ -174,13 +190,13 @@ def load_policy(
     return PolicyAgent.load(path, encoder, sim, own_device(device), sampling_steps, n_action_steps, identity)
 
 
-def conditions_for(agent: str, asked: Mapping[str, float | None]) -> dict[str, float | None]:
+def conditions_for(agent: str, asked: Mapping[str, Amount]) -> dict[str, float | None]:
     """Return the conditions that make sense: the expert needs no camera, a replay has a scene of its own."""
     if agent == "replay":
         return {}
     return {
         name: amount
-        for name, amount in asked.items()
+        for name, amount in each_condition(asked).items()
         if agent != "expert" or not set(condition_parts(name)) & set(OF_THE_AGENT)
     }
 

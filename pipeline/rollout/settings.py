@@ -1,5 +1,6 @@
 """Settings of the evaluation, and the conditions that it knows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,25 @@ CONDITIONS = {
 }
 """What evaluation can change beside the plain one, to see what the policy uses, and what the number to it means.
 
-Several at once are joined by +, such as displaced+blank_cameras.
+Several at once are joined by +, such as displaced+blank_cameras. Of several numbers each is a condition: latency=0.1.
 """
+Amount = float | tuple[float, ...] | None
 
 
 def condition_parts(condition: str) -> tuple[str, ...]:
-    """Return what `condition` changes, of CONDITIONS: displaced+blank_cameras is two things."""
-    return tuple(condition.split("+"))
+    """Return what `condition` changes, of CONDITIONS: displaced+blank_cameras=0.08 is two things."""
+    return tuple(condition.partition("=")[0].split("+"))
+
+
+def each_condition(asked: Mapping[str, Amount]) -> dict[str, float | None]:
+    """Return a condition for each number, by the name that it has in results."""
+    found: dict[str, float | None] = {}
+    for name, amount in asked.items():
+        if isinstance(amount, tuple):
+            found |= {f"{name}={one:g}": one for one in amount}
+        else:
+            found[name] = amount
+    return found
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,6 @@ class EvalLibero:
     videos_per_task: Natural
     sampling_steps: Count | None  # null: the policy's own
     n_action_steps: Count | None  # actions carried out of each chunk; null: the policy's own number
-    conditions: dict[str, float | None]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
+    conditions: dict[str, Amount]  # of CONDITIONS: each evaluated beside the plain one, on the same init states
     condition_episodes: Count | None  # per task under each of them, the first ones; null: all
     seed: Seed  # of the flow's noise, one generator per episode

@@ -118,6 +118,11 @@ def test_reference_experiment_has_the_reference_settings() -> None:
         ({"eval_libero": {"conditions": {"blank_camera": None}}}, "'blank_camera'. Did you mean 'blank_cameras'"),
         ({"eval_libero": {"conditions": {"displaced": None}}}, "displaced is None; give metres"),
         ({"eval_libero": {"conditions": {"blank_cameras": 2}}}, "blank_cameras is 2.0; it takes no number"),
+        (
+            {"eval_libero": {"conditions": {"latency": "x"}}},
+            'conditions.latency is "x"; it must be a number\n.*be a list',
+        ),
+        ({"eval_libero": {"conditions": {"latency": [0.1, 0.1]}}}, "give seconds .*, each once and above 0"),
         ({"eval_libero": {"conditions": {"displaced+dark": 0.1}}}, "'displaced\\+dark'"),
         ({"eval_libero": {"conditions": {"displaced+light": 0.1}}}, "one number for two things"),
         ({"eval_libero": {"conditions": {"displaced+blank_cameras": None}}}, "is None; give metres"),

@@ -58,7 +58,11 @@ def test_a_blanked_camera_has_no_depth_either(simulator: Simulator) -> None:
     agent = Attentive()
     agent.cameras = ("agentview", "agentview_depth")
     blank = alter_agent(agent, "blank_cameras", None, simulator._sim)
-    assert blank.cameras == () and set(blank._black) == {"agentview", "agentview_depth"}
+    assert blank.cameras == ()
+    run_episode(simulator, blank, simulator.task, 0, replace(SETTINGS, condition="blank_cameras"))
+    (depth,) = agent.seen[0].depths.items()
+    assert depth[0] == "agentview_depth" and depth[1].shape == (64, 64, 1) and depth[1].dtype == np.uint16
+    assert not depth[1].any() and set(agent.seen[0].images) == {"agentview", "agentview_depth"}
 
 
 @pytest.mark.sim

@@ -1,5 +1,8 @@
 """What is carried out, step by step, when chunks come late."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,8 +10,11 @@ from pipeline.errors import ConfigError
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import Observation
 from pipeline.libero.suites import Task
+from pipeline.report.results import condition_name
 from pipeline.rollout.conditions import alter_agent
 from pipeline.rollout.latency import LatencyAgent
+from pipeline.rollout.plan import conditions_for, plan
+from tests import base
 
 NOTHING = Observation(*(np.zeros(n, np.float32) for n in (7, 7, 2, 6)))
 
@@ -76,3 +82,35 @@ def test_what_cannot_be(task: Task, sim: Sim) -> None:
     short = LatencyAgent(Counting(horizon=4), 0.1, in_the_meantime=True)
     with pytest.raises(ConfigError, match="too short to go on for 2 steps after 4 actions"):
         play(short, 2, task)
+
+
+@pytest.mark.parametrize(
+    ("amount", "wrong"),
+    [((0.25, 0.05), "a latency of 0.25 s is 5 control steps"), (0.1, "too short to go on for 2 steps after 4 actions")],
+)
+def test_what_cannot_be_is_told_before_anything_runs(
+    amount: float | tuple[float, ...], wrong: str, task: Task, sim: Sim
+) -> None:
+    params = base.params()
+    cfg = replace(params.eval_libero, conditions={"latency": 0.25, "latency_asynchronous": amount})
+    with pytest.raises(ConfigError, match=wrong):
+        plan("random", (task,), sim, cfg, encoder=params.embed.encoder, demos=Path("none"), n_action_steps=4)
+
+
+def test_chunks_may_be_lists(task: Task) -> None:
+    class Listing(Counting):
+        def act(self, obs: Observation) -> list[list[float]]:  # type: ignore[override]
+            return super().act(obs).tolist()
+
+    for in_the_meantime in (False, True):
+        played = (play(LatencyAgent(agent, 0.1, in_the_meantime), 3, task) for agent in (Listing(), Counting()))
+        np.testing.assert_array_equal(*played)
+
+
+def test_each_latency_is_a_condition(task: Task, sim: Sim) -> None:
+    asked = {"light": 0.5, "latency": (0.05, 0.1), "blank_cameras": None}
+    found = conditions_for("policy", asked)
+    assert found == {"light": 0.5, "latency=0.05": 0.05, "latency=0.1": 0.1, "blank_cameras": None}
+    late = alter_agent(Counting(), "latency=0.1", found["latency=0.1"], sim)
+    assert late.n_action_steps == 6
+    assert condition_name("latency=0.1", 0.1) == "latency, 0.1"
