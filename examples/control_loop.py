@@ -84,16 +84,17 @@ def drive(
         WatchdogError: a chunk took longer than WATCHDOG_S.
         ValueError: it holds what is no number, or has another width.
     """
-    own = pool is None
-    pool = pool or ThreadPoolExecutor(1)
+    own = None if pool else ThreadPoolExecutor(1)
     try:
-        return _drive(robot, act, n_action_steps, ticks, still, limits, wait, pool, clock, sleep)
+        report = _drive(robot, act, n_action_steps, ticks, still, limits, wait, pool or own, clock, sleep)  # type: ignore[arg-type]
     except BaseException:
         robot.stop()
-        raise
-    finally:
         if own:
-            pool.shutdown(wait=False, cancel_futures=True)
+            own.shutdown(wait=False, cancel_futures=True)
+        raise
+    if own:
+        own.shutdown(wait=True, cancel_futures=True)  # the next episode is not to begin while a chunk is computed
+    return report
 
 
 def _drive(

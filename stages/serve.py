@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=port, default=8000, help="0 is any free one (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1... (default: cuda if there is one)")
+    parser.add_argument("--encoder-weights", metavar="FILE", help="of the encoder, where they are no tag of open_clip")
     parser.add_argument("--max-batch", type=positive, default=32, help="computed at once (default: %(default)s)")
     parser.add_argument(
         "--max-wait-ms", type=milliseconds, default=2.0, help="for others to join (default: %(default)s)"
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     require_token(args.host, token)
     device = args.device or pick_device()
     bundle = load(local_bundle(args.policy), device)
-    policy = Policy(bundle, make_encoder(bundle.spec, device, None))
+    policy = Policy(bundle, make_encoder(bundle.spec, device, args.encoder_weights))
     limits = Limits(message_bytes=args.max_message_mib << 20, clients=args.max_clients)
     batching = Batching(largest=args.max_batch, wait_s=args.max_wait_ms / 1e3, queue=args.max_clients)
     # What two policies of one architecture differ in, for clients who compare.

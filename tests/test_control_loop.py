@@ -1,5 +1,6 @@
 """The control loop of the example, on a clock that the test turns."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -75,6 +76,21 @@ def run(seconds: float, ticks: int = 20, wait: bool = False, robot: Recorder | N
     )
     assert clock.now == pytest.approx(report.ticks / HZ, abs=1 / HZ)
     return robot, report
+
+
+def test_no_chunk_is_computed_any_more_when_it_returns() -> None:
+    under_way: list[int] = []
+    asked = []
+
+    def slow(observation: dict[str, Any]) -> np.ndarray:
+        asked.append(observation["tick"])
+        under_way.append(1)
+        time.sleep(0.12)
+        under_way.pop()
+        return act(observation)
+
+    report = drive(Recorder(done_after=2), slow, STEPS, 20, STILL)
+    assert report.done and asked == [0] and not under_way
 
 
 def test_without_latency_each_action_is_carried_out_at_its_time() -> None:

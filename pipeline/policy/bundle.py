@@ -163,10 +163,10 @@ def _read(path: Path) -> tuple[PolicySpec, dict[str, bytes]]:
             raise DataError(
                 f"{path / name}: not found or not readable ({error.strerror}). Train again: dvc repro -f train_flow"
             ) from None
-        if sha256(contents[name]) != digests.get(name):
+        if (found := sha256(contents[name])) != digests.get(name):
             raise DataError(
-                f"{path / name}: has changed since it was written (SHA-256). Copy it again, or train again: dvc repro "
-                "-f train_flow"
+                f"{path / name}: has changed since it was written: its SHA-256 is {found}, and {JSON} says "
+                f"{digests.get(name)}. Copy it again, or train again: dvc repro -f train_flow"
             )
     return spec, contents
 

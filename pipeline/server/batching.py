@@ -17,10 +17,11 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 DEAD = "the inference thread has ended. Restart the server"
+HANGS = "the inference thread hangs. If it stays so, restart the server"
 
 
 class Busy(RuntimeError):
-    """The request is not computed: the queue is full or closed, or the inference thread has ended."""
+    """The request is not computed: the queue is full or closed, or the inference thread has ended or hangs."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Batching:
         largest: requests in it.
         wait_s: seconds that it is held back for clients who have not asked yet.
         queue: requests that may wait; more are refused.
+        hangs_s: seconds after which a batch is taken to hang. The first one may compile and capture.
 
     Raises:
         ValueError: no batch could be made of these.
@@ -39,6 +41,7 @@ class Batching:
     largest: int = 32
     wait_s: float = 0.002
     queue: int = 256
+    hangs_s: float = 120.0
 
     def __post_init__(self) -> None:
         if self.largest < 1 or self.queue < 1 or not 0 <= self.wait_s < math.inf:
@@ -79,6 +82,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[tuple[Item, Future]] = deque()
         self._running: list[tuple[Item, Future]] = []
         self._changed = threading.Condition()
+        self._since: float | None = None  # the batch under way began
         self._closed = self._dead = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -88,8 +92,8 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             if self._closed:
                 raise Busy("the server is stopping")
-            if self._dead:
-                raise Busy(DEAD)
+            if trouble := self.trouble:
+                raise Busy(trouble)
             if len(self._waiting) >= self._limits.queue:
                 raise Busy(f"{len(self._waiting)} requests are waiting; try again later")
             future: Future = Future()
@@ -103,9 +107,12 @@ class Batcher(Generic[Item, Result]):
         return len(self._waiting)
 
     @property
-    def alive(self) -> bool:
-        """Whether the thread runs: it ends at `close`, or by an error that is no Exception."""
-        return not self._dead
+    def trouble(self) -> str | None:
+        """What is wrong with the thread: it ends by an error that is no Exception, and hangs if the device does."""
+        if self._dead:
+            return DEAD
+        since = self._since
+        return HANGS if since is not None and perf_counter() - since > self._limits.hangs_s else None
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Compute what was submitted, and end the thread; return whether it has ended.
@@ -131,7 +138,9 @@ class Batcher(Generic[Item, Result]):
     def _run(self) -> None:
         try:
             while (batch := self._next()) is not None:
+                self._since = perf_counter()
                 self._finish(batch)
+                self._since = None
         finally:
             with self._changed:
                 self._dead = True

@@ -29,13 +29,14 @@ from pipeline import __version__
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inference.codec import MessageError, pack, unpack
 from pipeline.inference.openpi import PROMPT
-from pipeline.server.batching import DEAD, Batcher, Batching, Busy, Done
+from pipeline.server.batching import Batcher, Batching, Busy, Done
 from pipeline.server.metrics import Metrics
 from pipeline.server.request import NOISE, Inputs, Request, Served, parse
 
 log = logging.getLogger(__name__)
 TOKEN = "VLA_FLOW_TOKEN"
 """Environment variable of the token that clients have to show."""
+WATCH_S = 1.0  # how often the server sees whether its inference thread is well
 ERROR, TRY_LATER = 1011, 1013  # RFC 6455 and its registry of close codes
 
 
@@ -128,12 +129,20 @@ class PolicyServer:
                 f"--host {host} --port {port}: cannot listen there ({error}). Give another port"
             ) from None
         started(next(iter(listener.sockets)).getsockname()[1])
-        report = asyncio.create_task(self._report())
+        report, watch = asyncio.create_task(self._report()), asyncio.create_task(self._watch())
         try:
             await stop.wait()
         finally:
             report.cancel()
+            watch.cancel()
             await self._close(listener)
+
+    async def _watch(self) -> None:
+        """Tell all who wait that they wait for nothing, when it is so."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if trouble := self._batcher.trouble:
+                self._batcher.abandon(trouble)
 
     async def _close(self, listener: Listener) -> None:
         listener.close(close_connections=False)
@@ -160,8 +169,8 @@ class PolicyServer:
         """Answer plain HTTP, and refuse who may not come in; None lets a websocket begin."""
         path = request.path.partition("?")[0]
         if path == "/healthz":
-            if not self._batcher.alive:
-                return ws.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{DEAD}\n")
+            if trouble := self._batcher.trouble:
+                return ws.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{trouble}\n")
             return ws.respond(http.HTTPStatus.OK, "OK\n")
         if not self._authorised(request):
             return ws.respond(http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key TOKEN\n")

@@ -1,5 +1,6 @@
 """No bit of a bundle can change without being noticed, and there is a whole one at any time."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def test_the_digest_of_weights_is_of_sound_ones(path: Path, name: str) -> None:
     before = bundle.weights_digest(path)
     content = (path / name).read_bytes()
     (path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(DataError, match=rf"{name}: has changed since it was written \(SHA-256\)"):
+    both = f"its SHA-256 is [0-9a-f]{{64}}, and policy.json says {hashlib.sha256(content).hexdigest()}"
+    with pytest.raises(DataError, match=rf"{name}: has changed since it was written: {both}"):
         bundle.weights_digest(path)
     (path / name).unlink()
     with pytest.raises(DataError, match=rf"{name}: not found or not readable.*Train again"):

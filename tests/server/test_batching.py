@@ -1,11 +1,12 @@
 """Requests that wait together are computed together; one at fault does not take the others along."""
 
 import threading
+import time
 from concurrent.futures import Future, wait
 
 import pytest
 
-from pipeline.server.batching import Batcher, Batching, Busy
+from pipeline.server.batching import DEAD, HANGS, Batcher, Batching, Busy
 
 
 class Gated:
@@ -112,12 +113,30 @@ def test_too_few_results_are_an_error_of_each_request_and_the_thread_goes_on() -
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_ends_takes_nobody_along_in_silence() -> None:
     gated = Gated(largest=1)
-    assert gated.batcher.alive
+    assert gated.batcher.trouble is None
     futures = gated.queued(17, 1)
     for future in futures:
         with pytest.raises(Busy, match=r"the inference thread has ended\. Restart the server"):
             future.result(timeout=30)
-    assert not gated.batcher.alive
+    assert gated.batcher.trouble == DEAD
+
+
+def test_a_batch_that_hangs_is_told_until_it_ends() -> None:
+    gated = Gated(hangs_s=0.05)
+    hanging = gated.batcher.submit(1)
+    assert gated.entered.wait(30)
+    deadline = time.monotonic() + 30
+    while gated.batcher.trouble is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert gated.batcher.trouble == HANGS
+    with pytest.raises(Busy, match="hangs"):
+        gated.batcher.submit(2)
+    gated.gate.set()
+    assert hanging.result(timeout=30).result == 10
+    while gated.batcher.trouble and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert gated.batcher.submit(3).result(timeout=30).result == 30
+    assert gated.batcher.close()
 
 
 def test_what_is_abandoned_is_told_and_its_result_dropped() -> None:

@@ -332,6 +332,27 @@ def test_a_dead_inference_thread_is_told() -> None:
         assert get(f"http://{address}/healthz") == (503, "the inference thread has ended. Restart the server\n")
 
 
+def test_a_device_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.server.websocket.WATCH_S", 0.05)
+    policy = Known()
+    policy.gate.clear()
+    with serving(policy, batching=Batching(hangs_s=0.3)) as (_, address):
+        with client(address) as ws:
+            ws.send(pack(request()))
+            assert ws.recv(timeout=30) == "the inference thread hangs. If it stays so, restart the server"
+            with pytest.raises(ConnectionClosed) as closed:
+                ws.recv(timeout=30)
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1013
+        assert get(f"http://{address}/healthz")[0] == 503
+        policy.gate.set()
+        deadline = time.monotonic() + 30
+        while get(f"http://{address}/healthz")[0] != 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with client(address) as ws:
+            ws.send(pack(request()))
+            assert unpack(ws.recv(timeout=30))["actions"].shape[1] == 7  # type: ignore[arg-type]
+
+
 def test_out_of_memory_is_for_later() -> None:
     class Full(Known):
         def infer(self, *args: object) -> np.ndarray:

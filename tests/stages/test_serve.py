@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from examples.openpi_loop import OpenpiLoop
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import AssetError, ConfigError, PipelineError
 from pipeline.inference.codec import pack
 from pipeline.inference.openpi import JOINTS, mirrored, padded, to_openpi
 from pipeline.inference.policy import Policy
@@ -221,3 +221,8 @@ def test_other_machines_are_not_let_in_without_a_token(folder: Path, monkeypatch
     monkeypatch.setenv("VLA_FLOW_TOKEN", "abc")
     with pytest.raises(ConfigError, match="has 3 characters"):
         serve.main(["--policy", str(folder / "policy")])
+
+
+def test_the_encoders_weights_may_lie_elsewhere(folder: Path) -> None:
+    with pytest.raises(AssetError, match="encoder_weights: no file nowhere"):
+        serve.main(["--policy", str(folder / "policy"), "--encoder-weights", "nowhere"])
