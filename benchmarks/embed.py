@@ -5,8 +5,9 @@
 Made-up demonstrations of 128-pixel frames, and in one run:
 
 - the bare encoder on batches that are prepared already against the build end to end (reading HDF5, resizing, encoding,
-  writing, fsync, verifying), by turns, for ViT-B-32 and for the smallest encoder in use;
-- two local workers against one, from when each may have ended a unit: without the time that Python takes to start;
+  writing, fsync, verifying), by turns, for ViT-B-32 and for the smallest encoder in use, or on a GPU for ViT-B-16;
+- on a CPU, two local workers against one, from when each may have ended a unit: without the time that Python takes to
+  start;
 - the peak memory of a build of n and of 4 n frames, with an encoder that costs nothing.
 
 One thread per process. Writes benchmarks/results/embed.json.
@@ -52,6 +53,8 @@ SIDE = 128
 SIM = Sim(assets_path=None, render="fast", gl="auto", image_size=SIDE, settle_steps=10, seed=0)
 STEPS = 128  # of a demonstration
 SERIAL = Compute("serial", None, 1)
+MODELS = {"cpu": {"ViT-B-32": 64, SMALLEST: 192}, "cuda": {"ViT-B-16": 16384}}
+"""What is measured on which device, and the rows of each."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,13 +79,13 @@ def main(argv: list[str] | None = None) -> None:
             "versions": versions(),
             "encoders": {
                 model: share_of_bare(folder / model, model, device, rows=rows // part)
-                for model, rows in (("ViT-B-32", 64), (SMALLEST, 192))
+                for model, rows in MODELS[torch.device(device).type].items()
             },
-            "workers": speedup(
-                folder / "workers", device, batches=4 if args.quick else 8, rounds=1 if args.quick else 2
-            ),
             "memory": memory(folder / "memory", 500 // part),
         }
+        if device == "cpu":  # a GPU has one worker
+            rounds = {"batches": 4, "rounds": 1} if args.quick else {"batches": 8, "rounds": 2}
+            result["workers"] = speedup(folder / "workers", device, **rounds)
     finally:
         shutil.rmtree(folder)
     print(json.dumps(result, indent=1))

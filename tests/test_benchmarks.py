@@ -180,12 +180,11 @@ def test_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     assert measured["ok"] and measured["figures"]["policies"]["reference"]["eager_ms"]
     wrong = gpu.run(["benchmarks.policy", "--only", "none"])
     assert not wrong["ok"] and "invalid choice: 'none'" in wrong["said"]
-    monkeypatch.setattr(gpu, "LIMIT_S", 1)
-    slow = gpu.run(gpu.PARTS["embed"])
+    slow = gpu.run(gpu.PARTS["embed"], 1)
     assert not slow["ok"] and slow["said"].endswith("it took more than 1 s")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name="none", total_memory=2**30))
-    monkeypatch.setattr(gpu, "run", lambda part: {"ok": part[0] != "benchmarks.policy", "seconds": 0.1})
+    monkeypatch.setattr(gpu, "run", lambda part, limit_s: {"ok": part[0] != "benchmarks.policy", "seconds": 0.1})
     assert gpu.main(["--out", str(out)]) == 1, "a part failed"
     kept = json.loads(out.read_text())["parts"]
     assert {name for name, part in kept.items() if part["ok"]} == set(gpu.PARTS) - {"policy"}

@@ -15,7 +15,7 @@ from pipeline.policy.network import PolicyNetwork
 LARGEST = 32  # rows; of more, arithmetic is what takes time
 HEADS = ("flow",)
 """Other heads may do work on the host that differs from call to call."""
-ALIKE = 1e-3  # actions; a graph that captured nothing gives others
+ALIKE = 1e-3  # of the largest action, whatever its unit; a graph that captured nothing gives others
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +71,7 @@ class GraphedSampling:
         except RuntimeError as error:
             log.warning("sampling goes on without a CUDA graph, which failed: %s", error)
             return None
-        if not torch.allclose(actions, wanted, rtol=0, atol=ALIKE):
+        if not torch.allclose(actions, wanted, rtol=0, atol=ALIKE * float(wanted.abs().max())):
             log.warning("sampling goes on without a CUDA graph, whose actions differ from the policy's")
             return None
         return places, actions, replay

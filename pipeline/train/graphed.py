@@ -67,7 +67,9 @@ class GraphedUpdate:
         if self._rows is None or self._random is None:
             self._rows, self._random = rows.to(device, copy=True), random.to(device)
         for place, value in zip((self._rows, *self._random.tensors()), (rows, *random.tensors()), strict=True):
-            place.copy_(value)
+            if place.is_cuda and not value.is_cuda:
+                value = value.pin_memory()  # from other memory a copy waits for what runs on the GPU
+            place.copy_(value, non_blocking=True)
 
     def _whole(self) -> None:
         """Make one update, average and all, of what `_give` has written."""

@@ -91,6 +91,21 @@ def test_a_graph_that_cannot_be_made_is_done_without(
     assert caplog.text.count("goes on without a CUDA graph") == 1 and told in caplog.text
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("unit", [1e-5, 1e4])
+def test_a_graph_is_judged_in_the_robots_own_units(unit: float, caplog: pytest.LogCaptureFixture) -> None:
+    policy = network()
+    policy.normaliser.action.std.mul_(unit)
+    policy.limits.mul_(unit)
+    inputs = UnrolledPolicy(policy, STEPS).examples(2, 0)
+    for capture, trusted in ((run_at_once([]), True), (holds_nothing, False)):
+        caplog.clear()
+        torch.testing.assert_close(
+            GraphedSampling(policy, STEPS, capture)(inputs), act(policy, inputs, STEPS), rtol=0, atol=2e-6 * unit
+        )
+        assert ("differ from the policy's" in caplog.text) is not trusted
+
+
 def test_a_policy_acts_by_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.register(tmp_path)
     path, seen = make.bundle(tmp_path / "policy"), make.observation()

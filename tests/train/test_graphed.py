@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from accelerate.state import AcceleratorState
 
 from pipeline.errors import ConfigError
 from pipeline.policy.network import PolicyNetwork
-from pipeline.train.graphed import GraphedUpdate
+from pipeline.train.graphed import GraphedUpdate, unfit
+from pipeline.train.images import ResidentImages
 from pipeline.train.loop import Progress, train
 from pipeline.train.settings import TrainFlow
+from pipeline.train.update import Update
 from tests.train.synthetic import ARCH, table
 from tests.train.test_loop import CFG, same
 
@@ -77,6 +80,32 @@ def test_a_cpu_has_none(tmp_path: Path) -> None:
         ConfigError, match=r"train_flow\.cuda_graph is true, but training is on cpu\. Set .*cuda_graph to false"
     ):
         run(tmp_path, replace(CFG, cuda_graph=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"processes": 2}, "a batch is shared by 2 forward passes"),
+        ({"accumulation": 4}, "a batch is shared by 4 forward passes"),
+        ({"precision": "fp16"}, "precision is fp16"),
+        ({"teacher": object()}, "teacher or train_flow.encoder.tune is set"),
+        ({"tune": "lora"}, "teacher or train_flow.encoder.tune is set"),
+        ({"images": None}, "features are streamed"),
+        ({}, None),
+    ],
+)
+def test_what_no_graph_can_be_made_of(changes: dict[str, Any], why: str | None) -> None:
+    given = {"processes": 1, "accumulation": 1, "precision": "bf16", "teacher": None, "tune": "none"} | changes
+    update = object.__new__(Update)
+    vars(update).update(
+        accelerator=SimpleNamespace(device=torch.device("cuda"), num_processes=given["processes"]),
+        accumulation=given["accumulation"],
+        cfg=SimpleNamespace(precision=given["precision"], encoder=SimpleNamespace(tune=given["tune"])),
+        teacher=given["teacher"],
+        table=SimpleNamespace(images=given.get("images", object.__new__(ResidentImages))),
+    )
+    found = unfit(update)
+    assert found is None if why is None else why in str(found)
 
 
 @pytest.fixture
