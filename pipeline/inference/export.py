@@ -33,7 +33,7 @@ from pipeline.inference.tokenizer import BytePairs
 from pipeline.policy.bundle import PolicyBundle, PolicySpec
 from pipeline.provenance import provenance
 
-OPSET = 20
+OPSET = 20  # what torch.onnx writes by default; newer ones are converted from it
 REMEDY = "Export with the encoder that it was trained with"
 TOLERANCE = 1e-5
 """Of the difference to PyTorch in fp32: of actions, in parts of the largest value that a component can have, 1 for

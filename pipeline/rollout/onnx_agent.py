@@ -66,3 +66,10 @@ class OnnxAgent:
         given |= {name: getattr(obs, name) for name in self._policy.signals}
         noise = torch.randn(1, *self._policy.noise_shape, generator=self._generator)[0].numpy()
         return self._policy.act(given, self._task.language, noise)
+
+
+class Int8OnnxAgent(OnnxAgent):
+    """The same with its image tower in 8 bits."""
+
+    def __init__(self, folder: str | Path = "runs/flow/onnx", sim: Sim | None = None) -> None:
+        super().__init__(folder, sim, int8=True)

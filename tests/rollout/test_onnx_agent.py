@@ -11,7 +11,7 @@ from pipeline.errors import DataError
 from pipeline.inference.export import export
 from pipeline.libero.suites import Task
 from pipeline.rollout.agent import Agent, PolicyAgent
-from pipeline.rollout.onnx_agent import OnnxAgent
+from pipeline.rollout.onnx_agent import Int8OnnxAgent, OnnxAgent
 from tests.encode import tiny
 from tests.inference import exports
 
@@ -23,7 +23,7 @@ def test_it_is_an_agent_that_acts_as_the_policy_does(
     tiny.register(tmp_path)
     clip = exports.encoder()
     bundle = exports.policy(clip, tmp_path / "policy", n_obs_steps=2, n_action_steps=2)
-    export(bundle, clip, [], tmp_path / "runs/flow/onnx")
+    export(bundle, clip, [], tmp_path / "runs/flow/onnx", int8=True)
     monkeypatch.chdir(tmp_path)
     made: list[Callable[[], OnnxAgent]] = [
         OnnxAgent,
@@ -39,5 +39,11 @@ def test_it_is_an_agent_that_acts_as_the_policy_does(
             for i in range(3):
                 obs = exports.observation(i)
                 np.testing.assert_allclose(agent.act(obs), theirs.act(obs), rtol=0, atol=1e-4)
+    rounded = Int8OnnxAgent("runs/flow/onnx", exports.SIM)
+    chunks = []
+    for each in (rounded, theirs):
+        each.reset(task, 4)
+        chunks.append(each.act(exports.observation(0)))
+    assert 1e-4 < np.abs(chunks[0][:2] - chunks[1][:2]).max() < 0.2, "of 8 bits, and much the same"
     with pytest.raises(DataError, match=r"pictures of sim\.render 'fast'; the simulator is to draw 'full'"):
         OnnxAgent("runs/flow/onnx", replace(exports.SIM, render="full"))
