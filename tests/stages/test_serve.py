@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pipeline.rollout.agent import Agent
 from pipeline.rollout.named import plan_named
 from stages import serve
 from tests.encode import tiny
+from tests.environments import environment
 from tests.imports import ROOT
 from tests.inference.exports import SIM
 from tests.inference.make import BOWL, bundle, observation
@@ -35,6 +35,7 @@ START = """
 import sys
 from pathlib import Path
 from tests.encode import tiny
+from tests.environments import environment
 tiny.register(Path(sys.argv.pop(1)))
 from stages import cli, serve
 cli.run(serve.main)
@@ -130,18 +131,7 @@ def openpi_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     It imports typing_extensions, too, without saying so in its requirements.
     """
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if uv is None:
-        pytest.skip("uv is not installed")
-    python = tmp_path_factory.mktemp("openpi") / "env/bin/python"
-    for command in (
-        ["venv", "-q", "--python", sys.executable, str(python.parents[1])],
-        ["pip", "install", "-q", "--python", str(python), "openpi-client==0.1.2", "typing-extensions"],
-    ):
-        done = subprocess.run([uv, *command], capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            pytest.skip(f"no package registry: {done.stderr.strip()[-300:]}")
-    return python
+    return environment(tmp_path_factory.mktemp("openpi") / "env", "openpi-client==0.1.2", "typing-extensions")
 
 
 @pytest.mark.slow
@@ -151,9 +141,9 @@ def test_openpis_own_client_is_served(folder: Path, start: Start, openpi_python:
     large = np.random.default_rng(1).integers(0, 256, (256, 320, 3), np.uint8)
     np.savez(tmp_path / "given.npz", large=large, **request)
     argv = [str(port), str(tmp_path / "given.npz"), str(tmp_path / "found.npz")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [openpi_python, "-c", CLIENT, *argv], capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path
+        [openpi_python, "-c", CLIENT, *argv], capture_output=True, text=True, timeout=120, env=clean, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

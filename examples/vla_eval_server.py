@@ -1,0 +1,78 @@
+"""What `stages.serve` serves, for vla-evaluation-harness: its own model server, which asks ours.
+
+    python -m stages.serve                                                                    # in one terminal
+    PYTHONPATH=. python -m examples.vla_eval_server --address 127.0.0.1:8001 --args.url ws://127.0.0.1:8000
+
+The second in an environment that has vla-eval (PyPI). Its sessions, chunks, checks of what is expected and /config come
+with its server. Its LIBERO sends pictures turned by 180 degrees, pose and fingers, as openpi's does, and no joints:
+train with policy.proprio=[ee_pose,gripper].
+"""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+from vla_eval.model_servers.base import SessionContext
+from vla_eval.model_servers.predict import PredictModelServer
+from vla_eval.model_servers.serve import run_server
+from vla_eval.specs import GRIPPER_CLOSE_POS, IMAGE_RGB, LANGUAGE, POSITION_DELTA, ROTATION_AA, STATE_EEF_POS_AA_GRIP
+from websockets.sync.client import connect
+
+from pipeline.inference.codec import pack, unpack
+
+SENT = {"agentview", "eye_in_hand", "ee_pose", "gripper"}
+
+
+class VlaFlow(PredictModelServer):
+    """Asks the server at `url`, one observation at a time, for the chunk that vla-eval then carries out.
+
+    Raises:
+        ValueError: the policy takes what vla-eval does not send.
+    """
+
+    def __init__(self, url: str = "ws://127.0.0.1:8000") -> None:
+        self._server = connect(url, max_size=None, compression=None)
+        told = unpack(self._server.recv())  # type: ignore[arg-type]
+        if lacking := set(told["inputs"]) - SENT:
+            raise ValueError(
+                f"{url}: the policy takes {', '.join(sorted(lacking))}, which vla-eval does not send. Train with "
+                "policy.proprio=[ee_pose,gripper]"
+            )
+        super().__init__(chunk_size=told["n_action_steps"])
+        history = told["history"]
+        self._n_obs_steps: int = history["n_obs_steps"]
+        self._stride: int = max(1, history["control_steps_apart"] // told["n_action_steps"])
+        self._past: dict[str, deque[dict[str, np.ndarray]]] = {}  # per session, of the chunks before
+
+    def get_observation_params(self) -> dict[str, Any]:
+        return {"send_wrist_image": True, "send_state": True}
+
+    def get_observation_spec(self) -> dict[str, Any]:
+        return {"agentview": IMAGE_RGB, "wrist": IMAGE_RGB, "state": STATE_EEF_POS_AA_GRIP, "language": LANGUAGE}
+
+    def get_action_spec(self) -> dict[str, Any]:
+        return {"position": POSITION_DELTA, "rotation": ROTATION_AA, "gripper": GRIPPER_CLOSE_POS}
+
+    def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
+        seen = {
+            "observation/image": np.asarray(obs["images"]["agentview"], np.uint8),
+            "observation/wrist_image": np.asarray(obs["images"]["wrist"], np.uint8),
+            "observation/state": np.asarray(obs["states"], np.float64),
+        }
+        if ctx.is_first or ctx.session_id not in self._past:
+            self._past[ctx.session_id] = deque(maxlen=1 + (self._n_obs_steps - 1) * self._stride)
+        past = self._past[ctx.session_id]
+        past.append(seen)
+        if self._n_obs_steps > 1:
+            newest = len(past) - 1
+            rows = [past[max(0, newest - i * self._stride)] for i in reversed(range(self._n_obs_steps))]
+            seen = {name: np.stack([row[name] for row in rows]) for name in seen}
+        self._server.send(pack({**seen, "prompt": obs["task_description"]}))
+        reply = self._server.recv()
+        if isinstance(reply, str):  # openpi's way to say what is wrong
+            raise RuntimeError(reply)
+        return {"actions": unpack(reply)["actions"]}
+
+
+if __name__ == "__main__":
+    run_server(VlaFlow)
