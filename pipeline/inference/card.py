@@ -106,17 +106,18 @@ def results_of(folder: Path, weights_sha256: str) -> dict[str, Any]:
 
 def _front_matter(spec: PolicySpec, results: Mapping[str, Any] | None, name: str) -> str:
     benchmark = ["libero", *spec.data.get("tasks", {})] if own_data(spec) is None else []
-    front: dict[str, Any] = {
-        "license": "mit",
+    source = spec.recipe.get("demonstrations", {}).get("source")
+    front: dict[str, Any] = {"license": "mit"} if source == "scripted" else {}  # of others' data it is theirs to say
+    front |= {
         "library_name": "vla-flow",
         "pipeline_tag": "robotics",
         "language": ["en"],
         "tags": ["robotics", "vision-language-action", "imitation-learning", spec.architecture.head, *benchmark],
     }
-    if spec.recipe.get("demonstrations", {}).get("source") == "official":
+    if source == "official":
         front["datasets"] = [REPOSITORY]
-    if source := _tag(spec).get("hf_hub"):
-        front["base_model"] = source.rpartition("/")[0]
+    if encoder := _tag(spec).get("hf_hub"):
+        front["base_model"] = encoder.rpartition("/")[0]
     if results:
         rates = [_index_entry(row) for row in results["per_suite"] if row["n"]]
         front["model-index"] = [{"name": name, "results": rates}]

@@ -52,6 +52,9 @@ class OnnxPolicy(BasePolicy):
         self.sim: dict[str, Any] = self._tree["policy"]["sim"]
         self._size = int(self._tree["preprocessing"]["size"])
         self._known = {text: np.array([row], np.float32) for text, row in self._tree["instructions"].items()}
+        for name in self._tree["files"]:
+            if (folder / name).exists():  # damage is told now, and not in the middle of an episode
+                manifest.content(folder, self._tree, name)
         self._policy = self._session(manifest.POLICY)
         self._image = self._session(manifest.IMAGE_INT8 if int8 else manifest.IMAGE)
         self._tower: tuple[Any, BytePairs] | None = None  # of texts; read when an instruction is not known

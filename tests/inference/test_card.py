@@ -51,7 +51,7 @@ def test_the_hub_reads_its_front_matter(spec: bundle.PolicySpec) -> None:
     recipe = {"demonstrations": {"source": "official", "learnt": 5, "validation": 0, "steps": 10}}
     named = {**spec.encoder, "model": "ViT-B-16-quickgelu", "pretrained": "openai"}
     official = front(card(replace(spec, recipe=recipe, encoder=named)))
-    assert official["datasets"] == [REPOSITORY]
+    assert official["datasets"] == [REPOSITORY] and "license" not in official
     assert official["base_model"] == "timm/vit_base_patch16_clip_224.openai"
     (model,) = front(card(spec, quickstart(), "hf://me/bowls"))["model-index"]
     (result,) = model["results"]

@@ -282,6 +282,13 @@ def test_a_graph_of_another_bundle_or_a_damaged_one_is_refused(
     (folder / "policy.onnx").unlink()
     with pytest.raises(DataError, match=r"policy\.onnx: not found"):
         OnnxPolicy.load(folder)
+    (folder / "policy.onnx").write_bytes(content)
+    tower = (folder / "text.onnx").read_bytes()
+    (folder / "text.onnx").write_bytes(tower[:-1])
+    with pytest.raises(DataError, match=r"text\.onnx: has changed"):
+        OnnxPolicy.load(folder)  # and not when the first new instruction comes
+    (folder / "text.onnx").write_bytes(tower)
+    OnnxPolicy.load(folder)
     text = (folder / "export.json").read_text()
     (folder / "export.json").write_text(text.replace('"n_action_steps": 2', '"n_action_steps": 1'))
     with pytest.raises(DataError, match=r"export\.json: has changed since it was written"):
