@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 TOKEN = "VLA_FLOW_TOKEN"
 """Environment variable of the token that clients have to show."""
 WATCH_S = 1.0  # how often the server sees whether its inference thread is well
-ERROR, TRY_LATER = 1011, 1013  # RFC 6455 and its registry of close codes
+LATELY_S = 2.0  # a robot asks several times a second
+TOO_LARGE, ERROR, TRY_LATER = 1009, 1011, 1013  # RFC 6455 and its registry of close codes
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,10 @@ class PolicyServer:
         self._policy = policy
         self._token = token
         self._clients = 0
+        self._heard: dict[ServerConnection, float] = {}  # when each client came, or sent its newest request
         self._busy = 0  # requests read and not replied to
         self._batcher: Batcher[Request, np.ndarray] = Batcher(
-            self._compute, lambda request: request.shapes, batching or Batching(), lambda: self._clients
+            self._compute, lambda request: request.shapes, batching or Batching(), self._askers
         )
 
     async def run(
@@ -191,13 +193,14 @@ class PolicyServer:
         """Serve one client, to its end."""
         self.metrics.connections += 1
         self._clients += 1
+        self._heard[ws] = perf_counter()
         try:
             async with asyncio.timeout(self.limits.message_s):
                 await ws.send(self._metadata)
             last_ms: float | None = None
             while True:
                 message = await self._receive(ws)
-                started = perf_counter()
+                started = self._heard[ws] = perf_counter()
                 self._busy += 1
                 try:
                     await self._send(ws, await self._answer(message, started, last_ms))
@@ -213,11 +216,19 @@ class PolicyServer:
         except TimeoutError:
             log.info("%s: stalled", ws.remote_address)
             limits = self.limits
+            self.metrics.count("stalled", 0.0)
             await self._hang_up(ws, 1008, f"idle for {limits.idle_s:g} s, or a message for {limits.message_s:g} s")
-        except ConnectionClosed:
-            pass  # the end of most clients
+        except ConnectionClosed as closed:  # the end of most clients
+            if closed.sent is not None and closed.sent.code == TOO_LARGE:
+                self.metrics.count("oversized", 0.0)
         finally:
             self._clients -= 1
+            del self._heard[ws]
+
+    def _askers(self) -> int:
+        """Return how many clients have come or asked lately: the others are not waited for."""
+        since = perf_counter() - LATELY_S
+        return sum(at > since for at in list(self._heard.values()))
 
     async def _receive(self, ws: ServerConnection) -> bytes:
         """Return the next message. Raises TimeoutError for one that does not come, or not to an end."""

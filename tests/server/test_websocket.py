@@ -124,12 +124,13 @@ def test_what_the_policy_itself_refuses_is_the_clients_fault() -> None:
 
 
 def test_a_message_that_is_too_large_is_told() -> None:
-    with serving(Known(), Limits(message_bytes=1 << 20)) as (_, address):
+    with serving(Known(), Limits(message_bytes=1 << 20)) as (server, address):
         with client(address) as ws, pytest.raises(ConnectionClosed) as closed:
             ws.send(b"\x00" * (2 << 20))
             ws.recv(timeout=30)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
         assert "exceeds limit of 1048576 bytes" in closed.value.rcvd.reason
+        wait_for(lambda: server.metrics.outcomes == {"oversized": 1})
         with client(address) as ws:
             ask(ws, request())
 
@@ -180,6 +181,19 @@ def test_stalled_and_vanished_clients_are_let_go() -> None:
         with client(address) as ws:
             ask(ws, request())
         wait_for(lambda: server._clients == 0 and server._busy == 0)
+        assert server.metrics.outcomes["stalled"] in (3, 4), "half a message, the first fragment, and nothing at all"
+        assert not server._heard
+
+
+def test_who_only_listens_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.server.websocket.LATELY_S", 0.1)
+    policy = Known()
+    with serving(policy, batching=Batching(wait_s=5.0)) as (server, address), client(address), client(address) as ws:
+        wait_for(lambda: server._clients == 2)
+        time.sleep(0.2)
+        started = time.monotonic()
+        ask(ws, request())
+        assert time.monotonic() - started < 4.0
 
 
 def test_a_message_is_to_arrive_as_a_whole_in_time() -> None:
