@@ -8,7 +8,7 @@ first call of a block, which finds the other way's data in the processor's cache
   is asked at every step, as in benchmarks.policy; in ONNX Runtime all steps are one graph.
 - encoder: one frame of the encoder's own size to pooled features.
 - image to action: frames of 128 x 128 of each camera, through resizing, encoder and head at 10 steps. int8 is the image
-  tower in 8 bits, the head being in fp32 always.
+  tower in 8 bits, the head being in fp32 always. The quickstart is measured with its own encoder's patch tokens.
 Writes benchmarks/results/latency.json. Run it on a machine that has nothing else to do: load_before tells.
 """
 
@@ -17,6 +17,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -29,6 +30,7 @@ import yaml
 
 from benchmarks.policy import compiled
 from pipeline.compute import cores
+from pipeline.config import Params
 from pipeline.config.compose import compose
 from pipeline.config.load import from_dict
 from pipeline.encode.clip import ClipEncoder
@@ -37,6 +39,7 @@ from pipeline.encode.settings import EncoderParams
 from pipeline.inference import manifest
 from pipeline.inference.export import export, write_graph
 from pipeline.inference.graph import Inputs, UnrolledPolicy, act
+from pipeline.inference.policy import Policy
 from pipeline.inference.runtime import OnnxPolicy
 from pipeline.policy.bundle import PolicyBundle, PolicySpec
 from pipeline.policy.network import Architecture, PolicyNetwork
@@ -45,10 +48,12 @@ from pipeline.provenance import cpu_name, versions
 THREADS, BLOCK, SIDE = 2, 20, 128
 STEPS = (1, 2, 4, 10, 50)
 WHOLE_STEPS = 10
+QUICKSTART = "the quickstart"
 POLICIES = {
     "one camera, one action": ["policy=reference"],
     "two cameras, 16 actions": ["policy=chunk"],
     "two cameras, 16 actions, residual": ["policy=chunk", "policy.head_network=residual"],
+    QUICKSTART: ["experiment=quickstart"],
 }
 LIMITS_MS = {"head, 10 steps, ONNX Runtime": 2.0, "image to action, one camera, ONNX Runtime fp32": 60.0}
 Times = dict[str, float]
@@ -66,28 +71,43 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(THREADS)
     load = os.getloadavg()[0]
-    encoder = ClipEncoder(EncoderParams(args.model, "seeded", 0, "fp32"))
+    encoders = {name: encoder_of(name, args.model) for name in args.only}
     with tempfile.TemporaryDirectory() as folder:
         result: dict[str, Any] = {
             "machine": {"cpu": cpu_name(), "cores": cores(), "threads": THREADS, "load_before": load},
             "versions": versions() | {"onnxruntime": ort.__version__},
             "unit": "ms a call, batch 1",
             "head": {
-                name: head(network_of(name, encoder), args.steps, args.repeat, Path(folder)) for name in args.only
+                name: head(network_of(name, encoder), args.steps, args.repeat, Path(folder))
+                for name, encoder in encoders.items()
             },
         }
-        result |= images(encoder, args.only, args.images, Path(folder))
+        result |= images(encoders, args.images, Path(folder))
     result["limits_ms"] = {name: {"limit": limit, "median": held(result, name)} for name, limit in LIMITS_MS.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     show(result)
 
 
+def params_of(name: str) -> Params:
+    """Return the settings of one of POLICIES."""
+    return from_dict(yaml.safe_load(compose(POLICIES[name])))
+
+
+def encoder_of(name: str, model: str) -> ClipEncoder:
+    """Return `model` for pooled features; for the quickstart its own."""
+    if name != QUICKSTART:
+        return ClipEncoder(EncoderParams(model, "seeded", 0, "fp32"))
+    embed = params_of(name).embed
+    return ClipEncoder(replace(embed.encoder, precision="fp32"), grid=embed.grid)
+
+
 def network_of(name: str, encoder: ClipEncoder) -> PolicyNetwork:
-    """Return one of POLICIES on pooled features, untrained."""
-    params = from_dict(yaml.safe_load(compose(POLICIES[name])))
+    """Return one of POLICIES, untrained."""
+    params = params_of(name)
+    patches, width = encoder.tokens or (None, encoder.dim)
     torch.manual_seed(0)
-    return PolicyNetwork(Architecture.of(params.policy, encoder.dim, encoder.dim)).eval()
+    return PolicyNetwork(Architecture.of(params.policy, width, encoder.dim, patches)).eval()
 
 
 def head(network: PolicyNetwork, steps: list[int], repeat: int, folder: Path) -> dict[str, dict[str, Times]]:
@@ -117,13 +137,16 @@ def call(function: Callable[..., Any], arch: Architecture, inputs: Inputs, steps
     return function(images, inputs["text"], proprio, inputs["noise"], steps)
 
 
-def images(encoder: ClipEncoder, names: list[str], repeat: int, folder: Path) -> dict[str, Any]:
-    """Return times of the encoder, and from image to action for policies of one and two cameras."""
+def images(encoders: dict[str, ClipEncoder], repeat: int, folder: Path) -> dict[str, Any]:
+    """Return times of the first encoder, and from image to action for policies of one and two cameras."""
     result: dict[str, Any] = {"encoder": {}, "image_to_action": {}}
-    for name in (each for each in names if "residual" not in each):
+    for name, encoder in encoders.items():
+        if "residual" in name:
+            continue
         network = network_of(name, encoder)
         arch = network.arch
-        spec = PolicySpec(arch, encoder.identity, "none", None, TRANSFORM_ID, {}, {})
+        grid = asdict(params_of(name).embed.grid) if arch.patches else None  # type: ignore[arg-type]
+        spec = PolicySpec(arch, encoder.identity, "none", grid, TRANSFORM_ID, {}, {})
         bundle = PolicyBundle(spec, network, torch.device("cpu"), None)
         export(bundle, encoder, ["pick up the bowl"], folder / "onnx", WHOLE_STEPS, int8=True)
         if not result["encoder"]:
@@ -135,7 +158,7 @@ def images(encoder: ClipEncoder, names: list[str], repeat: int, folder: Path) ->
             observation["ee_pose"] = np.array([0, 0, 1, 1, 0, 0, 0], np.float32)
         result["image_to_action"][name] = by_turns(
             {
-                "eager": torch_way(encoder, network, observation),
+                "eager": torch_way(bundle, encoder, observation),
                 **{
                     f"ONNX Runtime {kind}": onnx_way(folder / "onnx", kind == "int8", observation)
                     for kind in ("fp32", "int8")
@@ -164,20 +187,10 @@ def encoder_times(encoder: ClipEncoder, folder: Path, repeat: int) -> dict[str, 
         return by_turns(ways, repeat)
 
 
-def torch_way(encoder: ClipEncoder, network: PolicyNetwork, observation: dict[str, np.ndarray]) -> Callable[[], Any]:
+def torch_way(bundle: PolicyBundle, encoder: ClipEncoder, observation: dict[str, np.ndarray]) -> Callable[[], Any]:
     """Return a call from observation to action in PyTorch."""
-    arch = network.arch
-    text = torch.as_tensor(encoder.text(["pick up the bowl"]))
-
-    def run() -> Any:
-        frames = np.stack([observation[camera] for camera in arch.cameras])
-        features = torch.as_tensor(encoder.forward(encoder.prepare(frames))["image"]).float()
-        inputs = dict(zip(arch.cameras, features[:, None], strict=True))
-        inputs |= {name: torch.as_tensor(observation[name])[None] for name in arch.proprio}
-        noise = torch.randn(1, arch.horizon, arch.action_dim)
-        return act(network, {**inputs, "text": text, "noise": noise}, WHOLE_STEPS).numpy()
-
-    return run
+    policy = Policy(bundle, encoder, WHOLE_STEPS)
+    return lambda: policy.act(observation, "pick up the bowl")
 
 
 def onnx_way(folder: Path, int8: bool, observation: dict[str, np.ndarray]) -> Callable[[], Any]:

@@ -156,12 +156,13 @@ def test_encoders(measured: Callable[..., dict[str, Any]], tmp_path: Path, monke
 
 def test_latency(measured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     tiny.register(tmp_path)
-    one, _, _ = latency.POLICIES
-    sizes = ("--model", tiny.MODEL, "--repeat", "3", "--images", "2", "--steps", "1", "10", "--only", one)
-    result = measured(latency.main, *sizes)
+    one, *_ = latency.POLICIES
+    sizes = ("--model", tiny.MODEL, "--repeat", "3", "--images", "2", "--steps", "1", "10")
+    result = measured(latency.main, *sizes, "--only", one, latency.QUICKSTART)
     for ways in result["head"][one].values():
         assert set(ways) == {"eager", "compiled", "ONNX Runtime"}
     whole = result["image_to_action"][one]
+    assert set(whole) == set(result["image_to_action"][latency.QUICKSTART])
     assert set(whole) == {"eager", "ONNX Runtime fp32", "ONNX Runtime int8"} == set(result["encoder"]) - {"compiled"}
     for found in (*whole.values(), *result["encoder"].values()):
         assert 0 < found["min"] <= found["median"] <= found["p95"] <= found["p99"]
