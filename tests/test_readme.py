@@ -112,6 +112,14 @@ def test_figures_of_all_ten_tasks_are_what_the_stages_wrote() -> None:
     changed = {row["condition"]: rate(row["successes"], row["n"]) for row in result["conditions"]}
     assert f"the ten tasks' policy solves {changed['displaced']}; blanked besides" in TEXT
     assert f"blanked besides, {changed['displaced+blank_cameras']}." in TEXT
+    count = {row["condition"]: row["successes"] for row in result["conditions"] if row["n"] == 100}
+    light, moved, words = (count[name] for name in ("light", "moved_camera", "paraphrased_instruction"))
+    told = f"{light} of 100, with the camera 3 cm elsewhere {moved}, told in other words {words}."
+    assert f"In half the light it solves {told}" in TEXT
+    before = figures("spatial_scripted-against-random_weights")["rows"][0]
+    displaced = next(c for c in before["conditions"] if c["condition"] == "displaced")
+    told = f"{before['successes']} of {before['n']}, displaced {displaced['successes']} of {displaced['n']}."
+    assert before["name"] == "random_weights" and f"Random weights: {told}" in TEXT
     used = result["protocol"]["sim"]
     assert (used["assets"], used["render"]) == (own_digest(), "fast"), "measured in LIBERO's own scenes"
 
