@@ -26,7 +26,7 @@ from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.files import write_atomic
 from pipeline.pretrain.data import Samples, load
-from pipeline.pretrain.evaluate import matching, probes
+from pipeline.pretrain.evaluate import fit_probes, matching, probe_errors
 from pipeline.provenance import cpu_name
 from pipeline.rollout.metrics import wilson
 from pipeline.scenes.store import HELD_OUT, TRAIN, UNSEEN, Pictures
@@ -74,11 +74,12 @@ def measure(
 ) -> dict[str, Any]:
     """Return the figures of one encoder."""
     of_fit, rate = features(fit)
+    probes = {kind: fit_probes(values, fit) for kind, values in of_fit.items()}
     result: dict[str, Any] = {"images_per_s": rate and round(rate, 1)}
     for name, samples in tests.items():
         of_test, plain = features(samples)[0], np.flatnonzero(~samples.varied)
         told: dict[str, Any] = {
-            kind: probes((of_fit[kind], values[plain]), (fit, samples.rows(plain))) for kind, values in of_test.items()
+            kind: probe_errors(probes[kind], values[plain], samples.rows(plain)) for kind, values in of_test.items()
         }
         result[name] = {"probe": told}
         if text is not None:
@@ -127,8 +128,8 @@ def main(argv: list[str] | None = None) -> None:
         found = measure(partial(encode, encoder), encoder.text, fit, tests)
         result["encoders"][name] = found
         for which in tests:
-            print(f"{name:26} {which:15} {json.dumps(found[which])}")
-    write_atomic(args.out, json.dumps(result, indent=2) + "\n")
+            print(f"{name:26} {which:15} {json.dumps(found[which])}", flush=True)
+        write_atomic(args.out, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pipeline.pretrain.data import NOUNS, Samples
 AMONG = 100
 """Pictures and sentences of one retrieval."""
 RIDGES = tuple(10.0**k for k in range(-2, 5))
+TINY = 1e-12  # of the largest eigenvalue, that none is below which is not zero
 PROBED = ("black bowl", "plate")
 
 
@@ -70,64 +71,76 @@ def _share(right: Sequence[np.bool_]) -> dict[str, int]:
 
 
 def linear_probe(
-    features: tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "M F"]],
-    targets: tuple[Float[np.ndarray, "N 3"], Float[np.ndarray, "M 3"]],
-) -> Float32[np.ndarray, " K"]:
-    """Return the error, metres, of each row of the second set, of a ridge regression on the first.
+    features: Float[np.ndarray, "N F"], targets: Float[np.ndarray, "N 3"]
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return a ridge regression from features (M, F) to targets (M, 3); None where no row's target is known (NaN).
 
-    The strength of the ridge is the best of RIDGES on a fifth of the first set. Rows of unknown targets are left out.
+    The strength of the ridge is the one of RIDGES that errs least on each row when that alone is left out.
     """
-    known = [~np.isnan(t).any(1) for t in targets]
-    (x, x_test), (y, y_test) = ([s[k] for s, k in zip(sets, known, strict=True)] for sets in (features, targets))
-    if not len(x) or not len(x_test):
-        return np.empty(0, np.float32)
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    x, x_test = ((s - mean) / std for s in (x, x_test))
-    centre = y.mean(0)
-    fit, check = slice(0, len(x) * 4 // 5), slice(len(x) * 4 // 5, None)
-    solve = _ridge(x[fit], y[fit] - centre)
-    errors = [np.linalg.norm(x[check] @ solve(r) + centre - y[check], axis=1).mean() for r in RIDGES]
-    weights = _ridge(x, y - centre)(RIDGES[int(np.argmin(errors))])
-    return np.linalg.norm(x_test @ weights + centre - y_test, axis=1).astype(np.float32)
+    known = ~np.isnan(targets).any(1)
+    if not known.any():
+        return None
+    x, y = features[known].astype(np.float64), targets[known].astype(np.float64)
+    mean, std, centre = x.mean(0), x.std(0) + 1e-6, y.mean(0)
+    x, y = (x - mean) / std, y - centre
+    values, vectors = _spectrum(x)
+    turned = vectors.T @ y
+    errors, duals = [], []
+    for ridge in RIDGES:
+        strength = ridge * x.shape[1]
+        shrunk = 1 / (values + strength) - 1 / strength
+        duals.append(vectors @ (turned * shrunk[:, None]) + y / strength)  # (x x' + strength)^-1 y
+        left_out = duals[-1] / (vectors**2 @ shrunk + 1 / strength)[:, None]  # by that inverse's diagonal
+        errors.append(np.linalg.norm(left_out, axis=1).mean())
+    weights = x.T @ duals[int(np.argmin(errors))]
+    return lambda some: ((some - mean) / std) @ weights + centre
 
 
-def _ridge(x: np.ndarray, y: np.ndarray) -> Callable[[float], np.ndarray]:
-    """Return a function from strength, per feature, to weights; by rows or by columns, whatever is less."""
-    x = x.astype(np.float64)
-    if len(x) < x.shape[1]:
+def _spectrum(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the eigenvalues of x x' that are not zero, and its eigenvectors, by the smaller of x x' and x' x."""
+    if len(x) <= x.shape[1]:
         values, vectors = np.linalg.eigh(x @ x.T)
-        turned = vectors.T @ y
-        return lambda ridge: x.T @ (vectors @ (turned / (values + ridge * x.shape[1])[:, None]))
-    values, vectors = np.linalg.eigh(x.T @ x)
-    turned = vectors.T @ (x.T @ y)
-    return lambda ridge: vectors @ (turned / (values + ridge * x.shape[1])[:, None])
+        there = values > TINY * values[-1]
+        return values[there], vectors[:, there]
+    values, turns = np.linalg.eigh(x.T @ x)
+    there = values > TINY * values[-1]
+    return values[there], x @ turns[:, there] / np.sqrt(values[there])
 
 
-def probes(
-    features: tuple[np.ndarray, np.ndarray], samples: tuple[Samples, Samples], camera: int = 0
-) -> dict[str, dict[str, float]]:
-    """Return the errors, centimetres, of linear probes for PROBED and the gripper: mean, median, and of how many.
+Probes = dict[str, Callable[[np.ndarray], np.ndarray] | None]
+
+
+def fit_probes(features: Float[np.ndarray, "N F"], samples: Samples, camera: int = 0) -> Probes:
+    """Return linear probes for PROBED and, of the agentview, the gripper, fitted on the pictures of one camera.
 
     Of pictures with one such thing: which of two is meant is no question of where it is.
-
-    Args:
-        features: of the pictures of one camera of both sets of samples, (N, F) and (M, F).
-        samples: to fit on, and to measure on.
     """
+    return {name: linear_probe(features, places) for name, places in _probed(samples, camera).items()}
+
+
+def probe_errors(
+    probes: Probes, features: Float[np.ndarray, "N F"], samples: Samples, camera: int = 0
+) -> dict[str, dict[str, float]]:
+    """Return the errors of probes on other pictures, centimetres: mean, median, and of how many."""
     found = {}
-    for noun in PROBED:
-        found[noun] = linear_probe(features, (_alone(samples[0], camera, noun), _alone(samples[1], camera, noun)))
-    if camera == list(CAMERAS).index("agentview"):
-        found["gripper"] = linear_probe(features, (samples[0].hand[:, :3], samples[1].hand[:, :3]))
-    return {
-        name: {
-            "mean_cm": round(float(errors.mean()) * 100, 3),
-            "median_cm": round(float(np.median(errors)) * 100, 3),
+    for name, places in _probed(samples, camera).items():
+        known, probe = ~np.isnan(places).any(1), probes[name]
+        if probe is None or not known.any():
+            continue
+        errors = 100 * np.linalg.norm(probe(features[known]) - places[known], axis=1)
+        found[name] = {
+            "mean_cm": round(float(errors.mean()), 3),
+            "median_cm": round(float(np.median(errors)), 3),
             "n": len(errors),
         }
-        for name, errors in found.items()
-        if len(errors)
-    }
+    return found
+
+
+def _probed(samples: Samples, camera: int) -> dict[str, Float32[np.ndarray, "N 3"]]:
+    places = {noun: _alone(samples, camera, noun) for noun in PROBED}
+    if camera == list(CAMERAS).index("agentview"):
+        places["gripper"] = samples.hand[:, :3]
+    return places
 
 
 def _alone(samples: Samples, camera: int, noun: str) -> Float32[np.ndarray, "N 3"]:

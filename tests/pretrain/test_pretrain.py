@@ -1,7 +1,7 @@
 """The project's own CLIP in training: what it is told is so, it is open_clip's model, and a kill changes nothing."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pipeline.pretrain import job, vocabulary
 from pipeline.pretrain.batches import Batches
 from pipeline.pretrain.captions import Tokens, Writer, distinct
 from pipeline.pretrain.data import NOUNS, Samples, _truth, load
-from pipeline.pretrain.evaluate import linear_probe, matching, probes
+from pipeline.pretrain.evaluate import RIDGES, fit_probes, linear_probe, matching, probe_errors
 from pipeline.pretrain.settings import PretrainParams
 from pipeline.scenes.facts import CENTRE_SUITES, Fact
 from pipeline.scenes.state import THINGS
@@ -202,15 +202,38 @@ def test_a_missing_shard_is_no_black_picture(tmp_path: Path, monkeypatch: pytest
         Pictures(tmp_path / "scenes.zarr")
 
 
-def test_a_linear_probe_finds_what_is_linear() -> None:
+@pytest.mark.parametrize("columns", [6, 250], ids=["fewer features than rows", "more"])
+def test_a_linear_probe_finds_what_is_linear(columns: int) -> None:
     rng = np.random.default_rng(0)
-    weights, x = rng.normal(size=(6, 3)), rng.normal(size=(300, 6))
-    y = x @ weights + 0.5
+    weights, x = rng.normal(size=(6, 3)), rng.normal(size=(300, columns))
+    y = x[:, :6] @ weights + 0.5
     y[::7] = np.nan
-    errors = linear_probe((x[:200], x[200:]), (y[:200], y[200:]))
-    assert len(errors) == 86 and errors.max() < 0.01
-    noise = linear_probe((rng.normal(size=(200, 6)), x[200:]), (y[:200], y[200:]))
-    assert noise.mean() > 1
+    probe, blind = linear_probe(x[:200], y[:200]), linear_probe(rng.normal(size=(200, columns)), y[:200])
+    assert probe is not None and blind is not None
+
+    def error(found: Callable[[np.ndarray], np.ndarray]) -> float:
+        errors = np.linalg.norm(found(x[200:]) - y[200:], axis=1)
+        return float(errors[~np.isnan(errors)].mean())
+
+    assert error(probe) < (0.01 if columns == 6 else 0.75 * error(blind))
+    assert linear_probe(x, np.full((300, 3), np.nan)) is None
+
+
+def test_a_probes_strength_is_the_one_that_errs_least_on_rows_left_out() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(30, 40))
+    x = (x - x.mean(0)) / x.std(0)
+    y = x[:, :5] @ rng.normal(size=(5, 3)) + 0.3 * rng.normal(size=(30, 3))
+    y -= y.mean(0)
+
+    def solved(ridge: float, rows: np.ndarray) -> np.ndarray:
+        return np.linalg.solve(x[rows].T @ x[rows] + ridge * 40 * np.eye(40), x[rows].T @ y[rows])
+
+    each = [np.delete(np.arange(30), i) for i in range(30)]
+    errors = [np.mean([np.linalg.norm(x[i] @ solved(r, rows) - y[i]) for i, rows in enumerate(each)]) for r in RIDGES]
+    probe = linear_probe(x, y)
+    assert probe is not None
+    np.testing.assert_allclose(probe(x), x @ solved(RIDGES[int(np.argmin(errors))], np.arange(30)), atol=1e-3)
 
 
 def test_retrieval_by_features_that_hold_the_truth_and_by_others(samples: Samples) -> None:
@@ -245,9 +268,9 @@ def test_retrieval_by_features_that_hold_the_truth_and_by_others(samples: Sample
 def test_probes_of_pictures(samples: Samples, store: Path) -> None:
     held_out = load(store, [HELD_OUT], 8)
     plate = NOUNS.index("plate")
-    features = samples.place[:, 0, plate], held_out.place[:, 0, plate]
-    found = probes(features, (samples, held_out))
+    of_these, of_those = samples.place[:, 0, plate], held_out.place[:, 0, plate]
+    found = probe_errors(fit_probes(of_these, samples), of_those, held_out)
     assert found["plate"]["mean_cm"] < 0.1 and found["plate"]["n"] == len(held_out)
     assert "black bowl" not in found, "there are two in each picture"
-    one = tuple(replace(some, shown=np.ones_like(some.shown)) for some in (samples, held_out))
-    assert found["plate"]["mean_cm"] < probes(features, one)["black bowl"]["mean_cm"]  # type: ignore[arg-type]
+    one, other = (replace(some, shown=np.ones_like(some.shown)) for some in (samples, held_out))
+    assert found["plate"]["mean_cm"] < probe_errors(fit_probes(of_these, one), of_those, other)["black bowl"]["mean_cm"]
