@@ -33,8 +33,8 @@ def baseline(condition: str, asked: Mapping[str, float | None]) -> str:
     displaced+blank_cameras is compared with displaced; all else, and if that is not asked for, with the plain one.
     """
     scene = "+".join(part for part in condition_parts(condition) if part not in OF_THE_AGENT)
-    alike = scene not in ("", condition) and asked.get(scene) == asked[condition]
-    return scene if alike else PLAIN
+    others = (name for name, amount in asked.items() if name != condition and amount == asked[condition])
+    return next((name for name in others if scene and condition_parts(name) == condition_parts(scene)), PLAIN)
 
 
 def alter_agent(agent: Agent, condition: str, amount: float | None, sim: Sim) -> Agent:

@@ -152,7 +152,7 @@ def whether_it_looks(report: Mapping[str, Any]) -> str | None:
         return None
     counts = f"With its cameras blanked it succeeds in {blind['successes']} of {blind['n']} episodes"
     if blind["condition"] != "blank_cameras":
-        counts += f" ({blind['condition'].replace('+', ', ')})"
+        counts += f" ({', '.join(condition_parts(blind['condition']))})"
     seeing = blind["lost"] + blind["successes"] - blind["gained"]  # successes with cameras, of the same episodes
     if binomtest(seeing, max(seeing, 1)).pvalue >= SIGNIFICANT:
         return f"{counts}, and with them in {seeing}: too few to tell whether it looks."

@@ -206,6 +206,7 @@ class PolicyServer:
                     await self._send(ws, await self._answer(message, started, last_ms))
                 finally:
                     self._busy -= 1
+                self._heard[ws] = perf_counter()  # again: the policy may have taken its time
                 last_ms = 1e3 * (perf_counter() - started)
         except _Refused as refusal:
             self.metrics.count(refusal.outcome, 0.0)
@@ -219,7 +220,7 @@ class PolicyServer:
             self.metrics.count("stalled", 0.0)
             await self._hang_up(ws, 1008, f"idle for {limits.idle_s:g} s, or a message for {limits.message_s:g} s")
         except ConnectionClosed as closed:  # the end of most clients
-            if closed.sent is not None and closed.sent.code == TOO_LARGE:
+            if closed.sent is not None and closed.sent.code == TOO_LARGE and not closed.rcvd_then_sent:
                 self.metrics.count("oversized", 0.0)
         finally:
             self._clients -= 1

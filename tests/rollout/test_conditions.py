@@ -88,6 +88,9 @@ def test_what_a_condition_is_compared_with() -> None:
     against = {name: baseline(name, asked) for name in asked}
     assert against == dict.fromkeys(asked, "plain") | {"displaced+blank_cameras": "displaced"}
     assert baseline("displaced+blank_cameras", asked | {"displaced+blank_cameras": 0.05}) == "plain", "another distance"
+    several = {f"{name}={x}": x for name in ("displaced", "displaced+blank_cameras") for x in (0.04, 0.08)}
+    assert baseline("displaced+blank_cameras=0.08", several) == "displaced=0.08"
+    assert baseline("displaced=0.08", several) == "plain"
 
 
 @pytest.mark.sim

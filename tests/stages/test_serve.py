@@ -35,7 +35,6 @@ START = """
 import sys
 from pathlib import Path
 from tests.encode import tiny
-from tests.environments import environment
 tiny.register(Path(sys.argv.pop(1)))
 from stages import cli, serve
 cli.run(serve.main)
