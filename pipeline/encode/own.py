@@ -62,19 +62,21 @@ def architecture() -> dict[str, Any]:
         raise AssetError(f"{CONFIG}: damaged or not there ({error}). Check it out again") from None
 
 
-def weights() -> Path:
-    """Return the file of the weights.
+def weights(directory: Path | None = None) -> Path:
+    """Return the file of the weights in a directory that `stages.pretrain_clip` wrote; without one the published.
 
     Raises:
         AssetError: it is not there, or not what was published; or architecture or vocabulary is another than it had.
     """
     remedy = "Check it out again, or make it anew: python -m stages.pretrain_clip (hours)"
+    directory = directory or WEIGHTS.parent
+    file, about = directory / WEIGHTS.name, directory / RECIPE.name
     try:
-        recipe = json.loads(RECIPE.read_text())
-        found, wanted, learnt = _sha256(WEIGHTS), recipe["sha256"], recipe["identity"]
+        recipe = json.loads(about.read_text())
+        found, wanted, learnt = _sha256(file), recipe["sha256"], recipe["identity"]
         others = [
-            file.name
-            for file, same in (
+            part.name
+            for part, same in (
                 (VOCABULARY, _sha256(VOCABULARY) == learnt["vocabulary"]),
                 (CONFIG, architecture() == learnt["architecture"]),
             )
@@ -84,13 +86,13 @@ def weights() -> Path:
         raise AssetError(f"{error.filename}: {error.strerror}. {remedy}") from None
     except (ValueError, LookupError, TypeError):
         raise AssetError(
-            f"{RECIPE}: damaged: it does not name the SHA-256 of the weights, and what they learnt by. {remedy}"
+            f"{about}: damaged: it does not name the SHA-256 of the weights, and what they learnt by. {remedy}"
         ) from None
     if found != wanted:
-        raise AssetError(f"{WEIGHTS}: damaged: its SHA-256 is {found}, and {RECIPE.name} says {wanted}. {remedy}")
+        raise AssetError(f"{file}: damaged: its SHA-256 is {found}, and {about.name} says {wanted}. {remedy}")
     if others:
-        raise AssetError(f"{WEIGHTS}: learnt by another {' and '.join(others)} than lies beside it. {remedy}")
-    return WEIGHTS
+        raise AssetError(f"{file}: learnt by another {' and '.join(others)} than lies beside it. {remedy}")
+    return file
 
 
 def _sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int8
 
-from pipeline.libero.paraphrase import paraphrases
+from pipeline.libero.paraphrase import paraphrases, say_otherwise
 from pipeline.pretrain.data import Samples
 from pipeline.scenes.facts import SPATIAL, Fact
 from pipeline.scenes.sentences import say
@@ -128,8 +128,8 @@ def distinct(instructions: Sequence[str]) -> list[str]:
 def instruction_pairs(instructions: Sequence[str], count: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """Return `count` of `distinct` instructions, each said in two ways."""
     some = rng.choice(len(instructions), min(count, len(instructions)), replace=False)
-    ways = [paraphrases(instructions[i]) for i in some]
-    return tuple([w[rng.integers(len(w))] for w in ways] for _ in range(2))  # type: ignore[return-value]
+    one, other = ([say_otherwise(instructions[i], rng) for i in some] for _ in range(2))
+    return one, other
 
 
 class Tokens:

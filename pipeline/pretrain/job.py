@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 import open_clip
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ from pipeline.libero.sim.simulator import CAMERAS
 from pipeline.pretrain.batches import Batches, to
 from pipeline.pretrain.captions import CHANGES
 from pipeline.pretrain.data import Samples, load
-from pipeline.pretrain.model import SCALE_M, Pretraining
+from pipeline.pretrain.model import SCALE_M, TEMPERATURE, Pretraining
 from pipeline.pretrain.settings import PretrainParams
 from pipeline.provenance import code_digest, provenance, versions
 from pipeline.scenes.store import HELD_OUT, TRAIN, Pictures
@@ -79,7 +80,7 @@ def run(cfg: PretrainParams, scenes: Path, scratch: Path, out: Path) -> dict[str
     if accelerator.device.type == "cpu":
         torch.set_num_threads(max(1, cores() // accelerator.num_processes))
     identity = {
-        "pretrain_clip": asdict(cfg),
+        "pretrain_clip": {**asdict(cfg), "pretrained": _recipe(cfg.pretrained)},
         "scenes": Pictures(scenes).fingerprint,
         "architecture": json.loads(own.CONFIG.read_text()),
         "vocabulary": hashlib.sha256(own.VOCABULARY.read_bytes()).hexdigest(),
@@ -97,6 +98,15 @@ def run(cfg: PretrainParams, scenes: Path, scratch: Path, out: Path) -> dict[str
         return _run(accelerator, cfg, scenes, work, out, identity)
 
 
+def _recipe(pretrained: str | None) -> dict[str, Any] | None:
+    """Return digest and identity of the weights that are begun with."""
+    if pretrained is None:
+        return None
+    own.weights(Path(pretrained))
+    recipe = json.loads((Path(pretrained) / own.RECIPE.name).read_text())
+    return {"sha256": recipe["sha256"], "identity": recipe["identity"]}
+
+
 def _made(out: Path, identity: dict[str, Any]) -> dict[str, int | float] | None:
     """Return the last figures of the weights in `out`, if they were made of the same and are whole."""
     try:
@@ -111,7 +121,7 @@ def _made(out: Path, identity: dict[str, Any]) -> dict[str, int | float] | None:
 def _run(
     accelerator: Accelerator, cfg: PretrainParams, scenes: Path, work: Path, out: Path, identity: dict[str, Any]
 ) -> dict[str, int | float]:
-    model = make_model(cfg.seed)
+    model = make_model(cfg)
     preprocess = Preprocess.from_open_clip(model.clip.visual.preprocess_cfg)
     tokenizer = load_tokenizer(own.MODEL)
     learnt, held_out = (load(scenes, [split], model.side) for split in (TRAIN, HELD_OUT))
@@ -126,16 +136,19 @@ def _run(
     return trained[1].history[-1]
 
 
-def make_model(seed: int) -> Pretraining:
-    """Return the model with fresh weights, the same for the same seed."""
+def make_model(cfg: PretrainParams) -> Pretraining:
+    """Return the model with random weights, the same for the same seed, or with those that are begun with."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(cfg.seed)
         logging.disable(logging.ERROR)  # open_clip warns that no weights were loaded
         try:
             clip = open_clip.create_model(own.MODEL)
         finally:
             logging.disable(logging.NOTSET)
-        return Pretraining(clip, len(CAMERAS))
+        torch.nn.init.constant_(clip.logit_scale, math.log(TEMPERATURE))
+        if cfg.pretrained is not None:
+            clip.load_state_dict(load_file(own.weights(Path(cfg.pretrained))))
+        return Pretraining(clip, len(CAMERAS), cfg.lock_image)
 
 
 def _train(
@@ -198,7 +211,7 @@ def _steps(first: int, last: int, shown: bool) -> Iterator[int]:
 def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return parameters in two groups: matrices decay, biases, norms and scales do not."""
     groups: tuple[list[Any], list[Any]] = [], []
-    for parameter in model.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
         groups[parameter.ndim >= DECAYED_DIMENSIONS].append(parameter)
     return [{"params": groups[1], "weight_decay": weight_decay}, {"params": groups[0], "weight_decay": 0.0}]
 
@@ -225,12 +238,14 @@ def check(model: Pretraining, batches: Batches, samples: Samples, device: torch.
         cosine = torch.nn.functional.normalize(pooled, dim=-1) @ torch.nn.functional.normalize(texts, dim=-1).T
         margin = cosine[:, : len(some)].diagonal() - cosine[:, len(some) :].diagonal()
         right.append((margin > 0)[(batch.changed == RELATION) | (batch.changed == PLACES)])
-        told = model.of_tokens[0](tokens.flatten(1)) * SCALE_M
-        near.append((told[:, -4:-1] - batch.hand[:, :3]).norm(dim=-1))
-        far.append((told[:, :-4].unflatten(1, (-1, 3)) - batch.place).norm(dim=-1).flatten())
+        seen = model.of_tokens[0](tokens.flatten(1)) * SCALE_M
+        near.append((seen[:, -4:-1] - batch.hand[:, :3]).norm(dim=-1))
+        far.append((seen[:, :-4].unflatten(1, (-1, 3)) - batch.place).norm(dim=-1).flatten())
+    told = {"held_out/one_relation_changed": round(float(torch.cat(right).float().mean()), 4)}
+    if model.locked:  # whose heads, that tell places, learn nothing
+        return told
     places = torch.cat(far)
-    return {
-        "held_out/one_relation_changed": round(float(torch.cat(right).float().mean()), 4),
+    return told | {
         "held_out/place_cm": round(float(places[~places.isnan()].mean()) * 100, 3),
         "held_out/gripper_cm": round(float(torch.cat(near).mean()) * 100, 3),
     }

@@ -1,6 +1,5 @@
 """A CLIP in training: its towers, heads that tell where things are, and the loss. The heads are dropped afterwards."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,23 +51,28 @@ class Pretraining(nn.Module):
         clip: an open_clip model.
         cameras: how many there are: each has heads of its own, for what they tell is measured in other frames.
 
+        lock_image: only what reads text learns. There is no loss of places then.
+
     Attributes:
         side: patches along a side of a picture.
     """
 
-    def __init__(self, clip: Any, cameras: int) -> None:
+    def __init__(self, clip: Any, cameras: int, lock_image: bool = False) -> None:
         super().__init__()
+        self.locked = lock_image
         self.clip = clip
         tower = patches(clip.visual)
         assert tower is not None
         self.side, dim = tower.side, clip.text_projection.shape[1]
-        nn.init.constant_(clip.logit_scale, math.log(TEMPERATURE))
         self.bias = nn.Parameter(torch.tensor(0.0))
         self.patch_noun = nn.Linear(tower.width, len(NOUNS) + 1)
         self.patch_place = nn.ModuleList(nn.Linear(tower.width, 3) for _ in range(cameras))
         told = 3 * len(NOUNS) + HAND
         self.of_tokens = nn.ModuleList(nn.Linear(tower.width * tower.side**2, told) for _ in range(cameras))
         self.of_pooled = nn.ModuleList(nn.Linear(dim, told) for _ in range(cameras))
+        if lock_image:
+            for part in (clip.visual, self.patch_noun, self.patch_place, self.of_tokens, self.of_pooled):
+                part.requires_grad_(False)
 
     def see(self, images: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B P W"]]:
         """Return pooled features and patch tokens, as a store holds them."""
@@ -91,7 +95,7 @@ class Pretraining(nn.Module):
         with torch.autocast(batch.images.device.type, enabled=False):  # in half precision 60 cm are exact to 3 mm
             pooled, tokens, texts, pairs = (x.float() for x in (pooled, tokens, texts, pairs))
             losses = self._matching(pooled, texts, batch) | {"words": self._words(pairs)}
-            losses |= self._where(pooled, tokens, batch)
+            losses |= {} if self.locked else self._where(pooled, tokens, batch)
         total = sum(WEIGHTS[name] * value for name, value in losses.items())
         return losses | {"loss": torch.as_tensor(total)}
 

@@ -10,6 +10,8 @@ from pipeline.ranges import Count, Natural, Positive, Seed
 class PretrainParams:
     """Contrastive training on pictures of scenes, with positions told beside."""
 
+    pretrained: str | None  # a directory as this stage writes it, whose weights are begun with; null: random ones
+    lock_image: bool  # the image tower stays as it is, and the text tower alone learns (LiT, Zhai et al. 2022)
     steps: Count
     batch_size: Count  # pictures, over all processes; each is compared with the sentences of its own process
     learning_rate: Positive

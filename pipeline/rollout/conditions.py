@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.libero.depth import is_depth
-from pipeline.libero.paraphrase import paraphrases
+from pipeline.libero.paraphrase import say_otherwise
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.displacement import displaced
 from pipeline.libero.sim.simulator import CAMERAS, Observation, Simulator
@@ -149,5 +149,4 @@ def next_instruction(task: Task, seed: int) -> str:
 
 def paraphrase(task: Task, seed: int) -> str:
     """Return the same instruction in other words, of those that no text encoder was trained on."""
-    ways = paraphrases(task.language, held_out=True)
-    return ways[int(np.random.default_rng(seed).integers(len(ways)))]
+    return say_otherwise(task.language, np.random.default_rng(seed), held_out=True)

@@ -15,7 +15,7 @@ from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.encode.weights import load_tokenizer
-from pipeline.errors import DataError
+from pipeline.errors import AssetError, DataError
 from pipeline.pretrain import job, vocabulary
 from pipeline.pretrain.batches import Batches
 from pipeline.pretrain.captions import Tokens, Writer, distinct
@@ -28,6 +28,8 @@ from pipeline.scenes.store import HELD_OUT, TRAIN, Pictures
 from tests.scenes.made import write_store
 
 SETTINGS = PretrainParams(
+    pretrained=None,
+    lock_image=False,
     steps=4,
     batch_size=6,
     learning_rate=1e-3,
@@ -125,7 +127,7 @@ def test_what_is_not_judged_in_a_scene_is_not_said_to_be_untrue(samples: Samples
 
 
 def test_texts_are_read_as_open_clip_reads_them() -> None:
-    model, tokenizer = job.make_model(0).eval(), load_tokenizer(own.MODEL)
+    model, tokenizer = job.make_model(SETTINGS).eval(), load_tokenizer(own.MODEL)
     texts = ["the plate", "pick up the black bowl next to the ramekin and place it on the plate", "xylophone quartz"]
     with torch.no_grad():
         short = model.read(torch.from_numpy(Tokens(tokenizer)(texts)))
@@ -172,10 +174,33 @@ def test_stopped_and_started_again_it_makes_the_same_weights(
     assert job.run(SETTINGS, store, tmp_path / "c", whole)["step"] == 4, "it is there: nothing is trained again"
 
 
+@pytest.mark.slow
+def test_with_the_image_tower_locked_text_alone_learns(store: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    job.run(SETTINGS, store, tmp_path / "a", first)
+    settings = replace(SETTINGS, pretrained=str(first), lock_image=True)
+    last = job.run(settings, store, tmp_path / "b", second)
+    assert "held_out/place_cm" not in last, "of heads that learnt nothing"
+    before, after = (load_file(folder / own.WEIGHTS.name) for folder in (first, second))
+    text = ("transformer.", "token_embedding", "positional_embedding", "ln_final", "text_projection", "logit_scale")
+    for name, value in before.items():
+        learns = name.startswith(text)
+        assert learns or name.startswith("visual."), name
+        if "logit_scale" not in name:  # which moves by less than half precision shows
+            assert torch.equal(after[name], value) != learns, name
+    recipes = [json.loads((folder / own.RECIPE.name).read_text()) for folder in (first, second)]
+    begun = {"sha256": recipes[0]["sha256"], "identity": recipes[0]["identity"]}
+    assert recipes[1]["identity"]["pretrain_clip"]["pretrained"] == begun, "whatever the directory is called"
+    weights = first / own.WEIGHTS.name
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(AssetError, match=r"first/.*safetensors: damaged"):
+        job.run(settings, store, tmp_path / "c", tmp_path / "third")
+
+
 def _is_loaded_like_any_other(weights: Path) -> None:
     encoder = ClipEncoder(EncoderParams(own.MODEL, str(weights), 0, "fp32"), grid=GridParams(8, -1))
     frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
-    model = job.make_model(0).eval()
+    model = job.make_model(SETTINGS).eval()
     model.clip.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
     with torch.no_grad():
         pooled, tokens = model.see(
