@@ -148,7 +148,7 @@ def paraphrases(instruction: str, held_out: bool = False) -> tuple[str, ...]:
 
 
 def say_otherwise(instruction: str, rng: np.random.Generator, held_out: bool = False) -> str:
-    """Return one of an instruction's `paraphrases`; for training, now and then with words around it that say nothing."""
+    """Return one of an instruction's `paraphrases`; for training at times with words around it that say nothing."""
     ways = paraphrases(instruction, held_out)
     said = ways[rng.integers(len(ways))]
     if held_out:
