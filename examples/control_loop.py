@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,15 +87,21 @@ def drive(
     """
     own = None if pool else ThreadPoolExecutor(1)
     try:
-        report = _drive(robot, act, n_action_steps, ticks, still, limits, wait, pool or own, clock, sleep)  # type: ignore[arg-type]
+        report, request = _drive(robot, act, n_action_steps, ticks, still, limits, wait, pool or own, clock, sleep)  # type: ignore[arg-type]
+        if request and not _ends(request):  # the next episode is not to begin while a chunk is computed
+            raise WatchdogError(f"a chunk took more than {WATCHDOG_S:g} s: the robot was stopped")
     except BaseException:
         robot.stop()
+        raise
+    finally:
         if own:
             own.shutdown(wait=False, cancel_futures=True)
-        raise
-    if own:
-        own.shutdown(wait=True, cancel_futures=True)  # the next episode is not to begin while a chunk is computed
     return report
+
+
+def _ends(request: Future) -> bool:
+    """Wait for a chunk that nobody needs any more, its failure too; return whether it came to an end in time."""
+    return request.cancel() or bool(wait_for([request], WATCHDOG_S).done)
 
 
 def _drive(
@@ -108,7 +115,7 @@ def _drive(
     pool: Executor,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
-) -> Report:
+) -> tuple[Report, Future | None]:
     report, chunk, played = Report(), np.zeros((0, len(still))), 0
     request: Future | None = None
     asked_at, asked, start = 0, 0.0, clock()
@@ -136,7 +143,7 @@ def _drive(
             start -= left  # a robot that lagged is not to be rushed
         else:
             sleep(left)
-    return report
+    return report, request
 
 
 def _checked(chunk: np.ndarray, limits: Limits) -> np.ndarray:

@@ -16,7 +16,7 @@ from vla_eval.model_servers.base import SessionContext
 from vla_eval.model_servers.predict import PredictModelServer
 from vla_eval.model_servers.serve import run_server
 from vla_eval.specs import GRIPPER_CLOSE_POS, IMAGE_RGB, LANGUAGE, POSITION_DELTA, ROTATION_AA, STATE_EEF_POS_AA_GRIP
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from pipeline.inference.codec import pack, unpack
 
@@ -31,8 +31,8 @@ class VlaFlow(PredictModelServer):
     """
 
     def __init__(self, url: str = "ws://127.0.0.1:8000") -> None:
-        self._server = connect(url, max_size=None, compression=None)
-        told = unpack(self._server.recv())  # type: ignore[arg-type]
+        self._url = url
+        told = self._connect()
         if lacking := set(told["inputs"]) - SENT:
             raise ValueError(
                 f"{url}: the policy takes {', '.join(sorted(lacking))}, which vla-eval does not send. Train with "
@@ -43,6 +43,15 @@ class VlaFlow(PredictModelServer):
         self._n_obs_steps: int = history["n_obs_steps"]
         self._stride: int = max(1, history["control_steps_apart"] // told["n_action_steps"])
         self._past: dict[str, deque[dict[str, np.ndarray]]] = {}  # per session, of the chunks before
+
+    def _connect(self) -> dict[str, Any]:
+        """Connect, and return what the server says of its policy."""
+        self._server: ClientConnection | None = connect(self._url, max_size=None, compression=None)
+        return unpack(self._server.recv())  # type: ignore[arg-type]
+
+    async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
+        self._past.pop(ctx.session_id, None)
+        await super().on_episode_end(result, ctx)
 
     def get_observation_params(self) -> dict[str, Any]:
         return {"send_wrist_image": True, "send_state": True}
@@ -67,11 +76,19 @@ class VlaFlow(PredictModelServer):
             newest = len(past) - 1
             rows = [past[max(0, newest - i * self._stride)] for i in reversed(range(self._n_obs_steps))]
             seen = {name: np.stack([row[name] for row in rows]) for name in seen}
-        self._server.send(pack({**seen, "prompt": obs["task_description"]}))
-        reply = self._server.recv()
+        return {"actions": self._ask({**seen, "prompt": obs["task_description"]})}
+
+    def _ask(self, request: dict[str, Any]) -> np.ndarray:
+        if self._server is None:
+            self._connect()
+        server, self._server = self._server, None  # after a failure the server has hung up: the next call connects anew
+        assert server is not None
+        server.send(pack(request))
+        reply = server.recv()
         if isinstance(reply, str):  # openpi's way to say what is wrong
             raise RuntimeError(reply)
-        return {"actions": unpack(reply)["actions"]}
+        self._server = server
+        return unpack(reply)["actions"]
 
 
 if __name__ == "__main__":

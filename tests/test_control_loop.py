@@ -1,5 +1,6 @@
 """The control loop of the example, on a clock that the test turns."""
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -91,6 +92,15 @@ def test_no_chunk_is_computed_any_more_when_it_returns() -> None:
 
     report = drive(Recorder(done_after=2), slow, STEPS, 20, STILL)
     assert report.done and asked == [0] and not under_way
+
+
+def test_a_last_chunk_that_never_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.control_loop.WATCHDOG_S", 0.2)
+    ends, robot = threading.Event(), Recorder(done_after=1)
+    with pytest.raises(WatchdogError, match=r"a chunk took more than 0\.2 s: the robot was stopped"):
+        drive(robot, lambda observation: ends.wait(30) and act(observation), STEPS, 20, STILL)
+    ends.set()
+    assert robot.stopped
 
 
 def test_without_latency_each_action_is_carried_out_at_its_time() -> None:

@@ -23,6 +23,7 @@ import json, sys
 import anyio
 import numpy as np
 from vla_eval.connection import Connection
+from vla_eval.model_servers.base import SessionContext
 from vla_eval.model_servers.serve import serve_async
 from examples.vla_eval_server import VlaFlow
 
@@ -30,6 +31,12 @@ async def main():
     model = VlaFlow(sys.argv[1])
     given = np.load(sys.argv[2], allow_pickle=False)
     found = []
+    seen = {"images": {name: given[name][0] for name in ("agentview", "wrist")}, "task_description": sys.argv[4]}
+    try:
+        model.predict({**seen, "states": given["states"][0] * np.nan}, SessionContext("one", "1"))
+    except RuntimeError as error:
+        print(error)
+    model.predict({**seen, "states": given["states"][0]}, SessionContext("one", "2"))  # it has connected anew
     async with anyio.create_task_group() as tasks:
         port = await tasks.start(serve_async, model, "127.0.0.1", 0)
         async with Connection(f"ws://127.0.0.1:{port}") as client:
@@ -42,6 +49,7 @@ async def main():
                 await client.end_episode({"success": True})
             print(json.dumps(client.server_info["observation_params"]))
         tasks.cancel_scope.cancel()
+    assert list(model._past) == ["one"], "of sessions that have ended nothing is kept"
     np.save(sys.argv[3], np.array(found))
 
 anyio.run(main)
@@ -78,7 +86,9 @@ def test_vla_eval_gets_the_policys_actions(n_obs_steps: int, python: Path, tmp_p
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"send_wrist_image": True, "send_state": True}
+    refused, told = done.stdout.splitlines()
+    assert refused == "'observation/state' holds nan in component 0; every number must be finite"
+    assert json.loads(told) == {"send_wrist_image": True, "send_state": True}
     policy.reset(0)
     steps, expected = policy.n_action_steps, []
     for i in range(0, STEPS, steps):

@@ -241,14 +241,17 @@ class ClipEncoder:
 
     def _check_length(self, text: str) -> None:
         """Refuse a text whose end the tokenizer would cut off without a word."""
-        ends = self._tokens("")
-        tokens, most = self._tokens(text) - ends, self.tokenizer.context_length - ends
-        if tokens > most:
+        context = self.tokenizer.context_length
+        read, whole = self._tokens(text, context), self._tokens(text, UNCUT * context)
+        if read != whole:
+            ends = len(self._tokens("", context))
             raise DataError(
-                f"{self.name} reads texts of {most} tokens, and this one has {tokens}: {text!r}. Shorten it"
+                f"{self.name} reads texts of {len(read) - ends} tokens, and this one has {len(whole) - ends}: "
+                f"{text!r}. Shorten it"
             )
 
-    def _tokens(self, text: str) -> int:
-        """Return how many tokens a text has, by any of open_clip's tokenizers: all before the padding."""
-        row = self.tokenizer([text], context_length=UNCUT * self.tokenizer.context_length)[0]
-        return int((row != row[-1]).sum())
+    def _tokens(self, text: str, context_length: int) -> list[int]:
+        """Return the tokens of a text, by any of open_clip's tokenizers: without the padding, wherever that is."""
+        nothing, tokens = (self.tokenizer([said], context_length=context_length)[0] for said in ("", text))
+        padding = nothing.mode().values
+        return tokens[tokens != padding].tolist()

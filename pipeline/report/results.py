@@ -52,7 +52,7 @@ def conditions(result: Tree) -> Table:
     for row in changed:
         change = pairs(row if "lost" in row else None)
         if (against := row.get("against", "plain")) != "plain":
-            change += f"; against {condition_name(against, None)}"
+            change += f"; against {condition_name(against, row['amount'])}"
         rows.append((condition_name(row["condition"], row["amount"]), Rate(row), change))
     caption = "The first init states of each task again, with something changed; p: McNemar's, of the same states"
     return Table(caption, ("what is changed", SUCCESS, "episodes that end otherwise"), rows)

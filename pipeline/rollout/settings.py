@@ -37,7 +37,7 @@ def each_condition(asked: Mapping[str, Amount]) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for name, amount in asked.items():
         if isinstance(amount, tuple):
-            found |= {f"{name}={one:g}": one for one in amount}
+            found |= {f"{name}={one!r}": one for one in amount}
         else:
             found[name] = amount
     return found

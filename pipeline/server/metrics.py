@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-OUTCOMES = ("ok", "refused", "failed", "busy", "stalled", "oversized")
+OUTCOMES = ("ok", "refused", "failed", "busy", "stalled", "oversized", "idle")
 
 
 class Metrics:
@@ -21,10 +21,10 @@ class Metrics:
         self._seconds = 0.0
 
     def count(self, outcome: str, seconds: float) -> None:
-        """Count a request and how long it took, or a client that was closed for sending too slowly or too much.
+        """Count a request and how long it took, or a client that was closed for what it sent, or did not.
 
         Args:
-            outcome: ok, refused (the client's fault), failed (the policy's), busy, stalled or oversized.
+            outcome: ok, refused (the client's fault), failed (the policy's), busy, stalled, oversized or idle.
         """
         self.outcomes[outcome] += 1
         if outcome == "ok":

@@ -38,7 +38,7 @@ TOKEN = "VLA_FLOW_TOKEN"
 """Environment variable of the token that clients have to show."""
 WATCH_S = 1.0  # how often the server sees whether its inference thread is well
 LATELY_S = 2.0  # a robot asks several times a second
-TOO_LARGE, ERROR, TRY_LATER = 1009, 1011, 1013  # RFC 6455 and its registry of close codes
+POLICY, TOO_LARGE, ERROR, TRY_LATER = 1008, 1009, 1011, 1013  # RFC 6455 and its registry of close codes
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,8 @@ class PolicyServer:
             await self._hang_up(ws, refusal.code, str(refusal))
         except TimeoutError:
             log.info("%s: stalled", ws.remote_address)
-            limits = self.limits
             self.metrics.count("stalled", 0.0)
-            await self._hang_up(ws, 1008, f"idle for {limits.idle_s:g} s, or a message for {limits.message_s:g} s")
+            await self._hang_up(ws, POLICY, f"a message took more than {self.limits.message_s:g} s")
         except ConnectionClosed as closed:  # the end of most clients
             if closed.sent is not None and closed.sent.code == TOO_LARGE and not closed.rcvd_then_sent:
                 self.metrics.count("oversized", 0.0)
@@ -232,17 +231,22 @@ class PolicyServer:
         return sum(at > since for at in list(self._heard.values()))
 
     async def _receive(self, ws: ServerConnection) -> bytes:
-        """Return the next message. Raises TimeoutError for one that does not come, or not to an end."""
+        """Return the next message. Raises _Refused; TimeoutError for one that does not come to an end."""
         fragments: list[bytes] = []
-        async with asyncio.timeout(self.limits.idle_s) as limit:
-            async for fragment in ws.recv_streaming():
-                if isinstance(fragment, str):
-                    raise _Refused("a text frame; an observation is sent as binary msgpack, as openpi-client does")
-                if not fragments:  # the whole of it counts: every fragment may come in time, and the last one never
-                    limit.reschedule(asyncio.get_running_loop().time() + self.limits.message_s)
-                elif len(fragments) == self.limits.fragments:
-                    raise _Refused(f"a message of more than {self.limits.fragments} fragments")
-                fragments.append(fragment)
+        try:
+            async with asyncio.timeout(self.limits.idle_s) as limit:
+                async for fragment in ws.recv_streaming():
+                    if isinstance(fragment, str):
+                        raise _Refused("a text frame; an observation is sent as binary msgpack, as openpi-client does")
+                    if not fragments:  # the whole of it counts: every fragment may come in time, and the last one never
+                        limit.reschedule(asyncio.get_running_loop().time() + self.limits.message_s)
+                    elif len(fragments) == self.limits.fragments:
+                        raise _Refused(f"a message of more than {self.limits.fragments} fragments")
+                    fragments.append(fragment)
+        except TimeoutError:
+            if fragments:
+                raise
+            raise _Refused(f"idle for {self.limits.idle_s:g} s", "idle", POLICY) from None
         return b"".join(fragments) if len(fragments) != 1 else fragments[0]
 
     async def _send(self, ws: ServerConnection, reply: bytes | str) -> None:

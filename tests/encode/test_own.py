@@ -10,7 +10,11 @@ import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import load_file, save_file
-from transformers import BertTokenizerFast
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from pipeline.encode import own
 from pipeline.encode.clip import ClipEncoder
@@ -114,6 +118,24 @@ def test_a_text_that_a_tokenizer_of_another_kind_would_cut_off_is_refused(tmp_pa
     fits = " ".join(["plate"] * 46)
     assert encoder.text([fits]).shape == (1, 256)
     with pytest.raises(DataError, match="reads texts of 46 tokens, and this one has 47"):
+        encoder.text([f"{fits} plate"])
+
+
+@pytest.mark.parametrize(("mode", "most"), [(None, 47), ("clips", 45)])
+def test_nor_does_one_that_pads_by_its_last_token_or_adds_one_behind(
+    mode: str | None, most: int, tmp_path: Path
+) -> None:
+    words = {word: i for i, word in enumerate(("plate", "</s>", "<s>", "<cls>"))}
+    inner = Tokenizer(WordLevel(words, unk_token="plate"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    inner.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    ends = {"pad_token": "</s>", "eos_token": "</s>", "bos_token": "<s>", "cls_token": "<cls>"}  # SigLIP pads so
+    PreTrainedTokenizerFast(tokenizer_object=inner, **ends).save_pretrained(tmp_path)
+    encoder = ClipEncoder(RANDOM)
+    encoder.tokenizer = HFTokenizer(str(tmp_path), context_length=48, tokenizer_mode=mode)
+    fits = " ".join(["plate"] * most)
+    assert encoder.text([fits]).shape == (1, 256)
+    with pytest.raises(DataError, match=f"reads texts of {most} tokens, and this one has {most + 1}"):
         encoder.text([f"{fits} plate"])
 
 
