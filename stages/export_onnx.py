@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         speed, cosine = told["int8"]["ms_per_frame"], told["int8"]["cosine_to_fp32"]
         print(
             f"{Path(args.out) / told['int8']['file']}: {speed['int8']:.1f} ms a frame, fp32 {speed['fp32']:.1f} ms; "
-            f"cosine to fp32 at least {cosine['min']:.4f}"
+            f"cosine to fp32, of random pictures, at least {cosine['min']:.4f}"
         )
 
 

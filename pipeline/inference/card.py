@@ -41,6 +41,10 @@ policy = Policy.load("{place}")
 policy.reset(seed=0)
 actions = policy.act({{{inputs}}}, "{instruction}")  # ({horizon}, {action_dim}): carry out the first {n_action_steps}
 ```"""
+UNKNOWN = (
+    "Not in this card, which training wrote. `python -m stages.push` writes one with the results of "
+    "`stages.eval_libero`, to a file or to the hub."
+)
 LIMITS = (
     "It was trained and measured in simulation. On a robot: clamp speeds and the workspace, and keep a stop at hand.",
     "It acts on what it learnt: these cameras where they stood in training, this arm, these units and frames.",
@@ -75,7 +79,7 @@ def card(spec: PolicySpec, results: Mapping[str, Any] | None = None, place: str 
         "## Training",
         _training(spec),
         "## Results",
-        _results(results) if results else "Not evaluated yet.",
+        _results(results) if results else UNKNOWN,
         "## Limits",
         _lines([*(LIMITS if own_data(spec) is None else LIMITS_OF_OWN), *_particular_limits(spec)]),
     ]

@@ -75,7 +75,7 @@ def test_it_says_what_is_recorded(spec: bundle.PolicySpec) -> None:
         "rendered in quality “fast”",
     ):
         assert said in text
-    assert "Not evaluated yet." in card(spec)
+    assert "Not in this card, which training wrote." in card(spec)
     local = replace(spec, encoder={**spec.encoder, "pretrained": "mine.safetensors"})
     assert "a file that is not in the bundle (mine.safetensors, SHA-256" in card(local)
     libero = card(replace(spec, encoder={**spec.encoder, "model": own.MODEL, "pretrained": own.TAG}))

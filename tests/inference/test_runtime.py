@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,28 +30,22 @@ from pipeline.rollout.agent import PolicyAgent
 from pipeline.server.request import Inputs, parse
 from tests.encode import tiny
 from tests.encode.test_preprocess import pictures
+from tests.environments import environment
 from tests.imports import ROOT
 from tests.inference import exports, make
 
 pytestmark = pytest.mark.slow  # for the export
 TASK = tasks("libero_spatial", [0])[0]
-# A script, where nothing can be imported but what an exported policy needs, the standard library and this project.
+NEEDED = ("numpy", "onnxruntime", "pillow")
+# A script for an environment that has nothing but these and this project's source.
 ALONE = """
-import importlib.abc, sys
-from pathlib import Path
-class Nothing(importlib.abc.MetaPathFinder):
-    allowed = {"numpy", "onnxruntime", "PIL", "pipeline"}
-    def find_spec(self, name, path=None, target=None):
-        top = name.partition(".")[0]
-        if top not in sys.stdlib_module_names and top not in self.allowed and not top.startswith("_"):
-            raise ModuleNotFoundError(f"{name} is not here", name=name)
-sys.meta_path.insert(0, Nothing())
+import importlib.util, sys
 import numpy as np
 from pipeline.inference.runtime import OnnxPolicy
 given = np.load(sys.argv[2])
 policy = OnnxPolicy.load(sys.argv[1])
 actions = policy.act({n: given[n] for n in given.files if n != "noise"}, "pick up the teapot", noise=given["noise"])
-assert not {"torch", "open_clip", "zarr", "jaxtyping"} & set(sys.modules)
+assert not any(map(importlib.util.find_spec, ("torch", "open_clip", "zarr", "jaxtyping")))
 np.save(sys.argv[3], actions)
 """
 
@@ -117,13 +111,20 @@ def test_a_batch_is_answered_as_the_policy_does(exported: Path) -> None:
     assert described == torch_side.describe()
 
 
+@pytest.mark.slow
 def test_it_runs_without_torch(exported: Path, clip: ClipEncoder, tmp_path: Path) -> None:
     bundle, obs = load(exported / "policy"), exports.observation(3)
     given = noise(bundle, torch.Generator().manual_seed(8))
     np.savez(tmp_path / "given.npz", noise=given, **exports.named(obs))
-    command = [sys.executable, "-c", ALONE, exported / "onnx", tmp_path / "given.npz", tmp_path / "actions.npy"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True, timeout=300)
+    python = environment(tmp_path / "env", *(f"{name}=={version(name)}" for name in NEEDED))
+    command = [python, "-c", ALONE, exported / "onnx", tmp_path / "given.npz", tmp_path / "actions.npy"]
+    done = subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     agent = agent_of(bundle, clip)
     agent.reset(told("pick up the teapot"), 8)
