@@ -193,12 +193,9 @@ class ClipEncoder:
 
         On a GPU this returns at once, so that several passes can be queued there. On a CPU it computes.
         """
-        rows, done = len(images), None
+        done = None
         with torch.inference_mode(), self._on_device():
-            if self._batch_size and rows < self._batch_size:
-                images = torch.nn.functional.pad(images, (0,) * 7 + (self._batch_size - rows,))
-                images = images.contiguous(memory_format=torch.channels_last)
-            outputs = {kind: x[:rows].to(torch.float16) for kind, x in self._run(images).items()}
+            outputs = self.features(images)
             features = {kind: x.to("cpu", non_blocking=True) for kind, x in outputs.items()}  # into pinned memory
             if self.device.type == "cuda":
                 done = torch.cuda.Event()
@@ -213,6 +210,15 @@ class ClipEncoder:
             return found
 
         return wait
+
+    def features(self, images: Float[torch.Tensor, "B 3 S S"]) -> dict[str, Float16[torch.Tensor, "B ..."]]:
+        """Return what `forward` gives on the encoder's device, as soon as it is queued there: nothing is checked."""
+        rows = len(images)
+        with torch.inference_mode(), self._on_device():
+            if self._batch_size and rows < self._batch_size:
+                images = torch.nn.functional.pad(images, (0,) * 7 + (self._batch_size - rows,))
+                images = images.contiguous(memory_format=torch.channels_last)
+            return {kind: x[:rows].to(torch.float16) for kind, x in self._run(images).items()}
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         """Make the encoder's GPU this thread's: pinned memory and kernels would open a context on the first one."""

@@ -17,6 +17,8 @@ from pipeline.inference.observation import IMAGE_AXES, checked, instructions_of,
 TEXTS_KEPT = 1024  # features of instructions that were asked for lately
 Rows = Mapping[str, np.ndarray]
 """Arrays of B rows by name."""
+Encoded = Mapping[str, Any]
+"""The same as arrays, or as tensors on the policy's device."""
 
 
 class BasePolicy(ABC):
@@ -56,7 +58,7 @@ class BasePolicy(ABC):
         # A policy with a history learnt from observations that are so many control steps apart.
         self.stride = int(history["control_steps_apart"]) // self.n_action_steps if self.n_obs_steps > 1 else 1
         self._text = lru_cache(TEXTS_KEPT)(self._features_of)
-        self._past: deque[dict[str, np.ndarray]] = deque(maxlen=1 + (self.n_obs_steps - 1) * self.stride)
+        self._past: deque[Encoded] = deque(maxlen=1 + (self.n_obs_steps - 1) * self.stride)
         self.reset()
 
     def describe(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class BasePolicy(ABC):
         past = list(self._past)
         if past and _count(past[-1]) != 1:
             raise DataError("one observation after a batch of them: call reset() between episodes")
-        window = {name: np.repeat(x, n, axis=0) for name, x in self._window([*past, newest]).items()}
+        window = {name: self._repeat(x, n) for name, x in self._window([*past, newest]).items()}
         return self.actions(window, instructions_of(instruction, n), given)
 
     def infer(
@@ -163,16 +165,16 @@ class BasePolicy(ABC):
         """Return for each seed the noise of the first call of `act` after `reset(seed)`: (B, H, A)."""
         return np.concatenate([self._draw(self._seeded(seed)) for seed in seeds])
 
-    def actions(self, encoded: Rows, instructions: Sequence[str], noise: np.ndarray) -> np.ndarray:
+    def actions(self, encoded: Encoded, instructions: Sequence[str], noise: np.ndarray) -> np.ndarray:
         """Return chunks for what `encode` gave; for a policy with a history (B, L, ...), oldest first."""
         return self._chunks(encoded, [self._text(each) for each in instructions], noise)
 
     @abstractmethod
-    def encode(self, observations: Rows) -> dict[str, np.ndarray]:
+    def encode(self, observations: Rows) -> dict[str, Any]:
         """Return what the network takes of a sound batch (B, ...): features of images, and the signals, float32."""
 
     @abstractmethod
-    def _chunks(self, encoded: Rows, texts: Sequence[Any], noise: np.ndarray) -> np.ndarray:
+    def _chunks(self, encoded: Encoded, texts: Sequence[Any], noise: np.ndarray) -> np.ndarray:
         """Do as `actions` with the features of each row's instruction."""
 
     @abstractmethod
@@ -196,7 +198,7 @@ class BasePolicy(ABC):
             raise DataError(f"noise has shape {given.shape}, not {shape}")
         return given
 
-    def _window(self, past: Sequence[Rows]) -> dict[str, np.ndarray]:
+    def _window(self, past: Sequence[Encoded]) -> dict[str, Any]:
         """Return the L observations that the policy sees when the last of `past` is the newest, (B, [L,] ...).
 
         Of fewer the oldest stands in for those before it.
@@ -205,7 +207,15 @@ class BasePolicy(ABC):
             return dict(past[-1])
         newest = len(past) - 1
         seen = [past[max(0, newest - i * self.stride)] for i in reversed(range(self.n_obs_steps))]
-        return {name: np.stack([before[name] for before in seen], axis=1) for name in seen[0]}
+        return {name: self._stack([before[name] for before in seen]) for name in seen[0]}
+
+    def _stack(self, rows: Sequence[Any]) -> Any:
+        """Return what observations have of one name, (B, ...) each, as (B, L, ...)."""
+        return np.stack(rows, axis=1)
+
+    def _repeat(self, row: Any, n: int) -> Any:
+        """Return the one row (1, ...) n times."""
+        return np.repeat(row, n, axis=0)
 
 
 def steps_carried_out(
@@ -229,5 +239,5 @@ def steps_carried_out(
     return steps
 
 
-def _count(rows: Rows) -> int:
+def _count(rows: Encoded) -> int:
     return len(next(iter(rows.values())))

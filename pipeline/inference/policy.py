@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Float32
 
 from pipeline.encode.clip import ClipEncoder, pick_device
+from pipeline.errors import DataError
 from pipeline.inference.base import BasePolicy, steps_carried_out
 from pipeline.inference.describe import describe
 from pipeline.inference.encoder import check_encoder, check_transform, make_encoder
-from pipeline.inference.graph import NOISE, TEXT
+from pipeline.inference.graph import NOISE, TEXT, act
 from pipeline.inference.graphed import graphed
 from pipeline.inference.observation import centre_crop
 from pipeline.inference.source import local_bundle
@@ -82,28 +83,37 @@ class Policy(BasePolicy):
         bundle = load(local_bundle(source), device)
         return cls(bundle, make_encoder(bundle.spec, device, encoder_weights), steps, n_action_steps)
 
-    def encode(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return what the network takes of a sound batch (B, ...): features of images, and the signals, float32."""
+    def encode(self, observations: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """Return what the network takes of a sound batch (B, ...), on its device: features of images, and the signals.
+
+        All is float32. Features never leave the device.
+        """
         arch = self.spec.architecture
         frames = [centre_crop(observations[camera]) for camera in arch.cameras]
         pixels = torch.cat([self.encoder.prepare(each) for each in frames])
-        features = self.encoder.forward(pixels)["grid" if arch.patches else "image"].astype(np.float32)
-        by_camera = np.split(features, len(frames))
-        signals = {name: observations[name] for name in arch.proprio}
-        return signals | dict(zip(arch.cameras, by_camera, strict=True))
+        features = self.encoder.features(pixels)["grid" if arch.patches else "image"].float()
+        signals = {name: torch.as_tensor(observations[name], device=self.device) for name in arch.proprio}
+        return signals | dict(zip(arch.cameras, features.chunk(len(frames)), strict=True))
+
+    def _stack(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(list(rows), 1)
+
+    def _repeat(self, row: torch.Tensor, n: int) -> torch.Tensor:
+        return row.repeat_interleave(n, 0)
 
     def _chunks(
-        self, encoded: Mapping[str, np.ndarray], texts: Sequence[Float[torch.Tensor, "1 D"]], noise: np.ndarray
+        self, encoded: Mapping[str, torch.Tensor], texts: Sequence[Float[torch.Tensor, "1 D"]], noise: np.ndarray
     ) -> Float32[np.ndarray, "B H A"]:
-        given = {name: torch.as_tensor(x, device=self.device) for name, x in {**encoded, NOISE: noise}.items()}
         with torch.no_grad():
-            text = torch.cat(list(texts))
-            if self._graphed:
-                return self._graphed({**given, TEXT: text}).float().cpu().numpy()
-            arch = self.spec.architecture
-            images, signals = ({name: given[name] for name in part} for part in (arch.cameras, arch.proprio))
-            chunk = self.network.head.sample(self.network.condition(images, text, signals), given[NOISE], self._steps)
-            return self.network.actions(chunk).float().cpu().numpy()
+            given = {**encoded, NOISE: torch.as_tensor(noise, device=self.device), TEXT: torch.cat(list(texts))}
+            chunks = self._graphed(given) if self._graphed else act(self.network, given, self._steps)
+            found = chunks.float().cpu().numpy()  # waits for the device, once
+        if not np.isfinite(found).all():
+            raise DataError(
+                f"actions that are not finite: {self.encoder.name} gives features that half precision cannot hold, or "
+                "the network has diverged"
+            )
+        return found
 
     def _features_of(self, instruction: str) -> Float[torch.Tensor, "1 D"]:
         """Return the bundle's features of an instruction, or those of the text tower for one that it does not know."""
