@@ -356,5 +356,5 @@ def test_a_damaged_or_missing_bundle_is_refused(path: Path, tmp_path: Path) -> N
 def test_features_that_half_precision_cannot_hold_are_told(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     huge = {"image": torch.full((2, policy.encoder.dim), torch.inf, dtype=torch.float16)}
     monkeypatch.setattr(policy.encoder, "features", lambda images: huge)
-    with pytest.raises(DataError, match="actions that are not finite: .* half precision cannot hold"):
+    with pytest.raises(DataError, match=r"actions that are not finite: .* half precision cannot hold"):
         policy.act(observation(0), BOWL)
