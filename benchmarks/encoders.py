@@ -4,7 +4,8 @@
 
 On states that no encoder was trained on, of known and of unknown scenes, as the agentview camera shows them: which of
 100 sentences is a picture's and the other way round; how often what is so is preferred to the same with one relation
-changed; the errors of linear probes for the places of things, fitted on and measured on pictures as LIBERO draws them
+changed; how often an instruction in words held out lies nearest to the same in LIBERO's words, among those of its
+suite; the errors of linear probes for the places of things, fitted on and measured on pictures as LIBERO draws them
 (a camera that stands elsewhere puts things elsewhere); images per second. Writes benchmarks/results/encoders.json.
 """
 
@@ -25,6 +26,8 @@ from pipeline.encode import own
 from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.files import write_atomic
+from pipeline.libero.paraphrase import paraphrases
+from pipeline.libero.suites import tasks
 from pipeline.pretrain.data import Samples, load
 from pipeline.pretrain.evaluate import fit_probes, matching, probe_errors
 from pipeline.provenance import cpu_name
@@ -42,6 +45,7 @@ ENCODERS: dict[str, tuple[EncoderParams, GridParams]] = {
     "ViT-S-32, random weights": (EncoderParams("ViT-S-32", "seeded", 0, "bf16"), GridParams(7, -1)),
 }
 OPENAI = {"ViT-B-16, OpenAI": (EncoderParams("ViT-B-16-quickgelu", "openai", 0, "bf16"), GridParams(7, -1))}
+TEN_TASKS = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 Features = dict[str, np.ndarray]
 
 
@@ -76,6 +80,8 @@ def measure(
     of_fit, rate = features(fit)
     probes = {kind: fit_probes(values, fit) for kind, values in of_fit.items()}
     result: dict[str, Any] = {"images_per_s": rate and round(rate, 1)}
+    if text is not None:
+        result["instructions in words held out"] = _rates(instructions(text))
     for name, samples in tests.items():
         of_test, plain = features(samples)[0], np.flatnonzero(~samples.varied)
         told: dict[str, Any] = {
@@ -88,6 +94,23 @@ def measure(
                 way: _rates(matching(samples, of_test["pooled"], text, 0, held_out)) for way, held_out in ways.items()
             }
     return result
+
+
+def instructions(text: Callable[[list[str]], np.ndarray]) -> dict[str, dict[str, int]]:
+    """Return how many instructions of each suite, in words held out, lie nearest to themselves in LIBERO's words."""
+    found = {}
+    for suite in TEN_TASKS:
+        told = [task.language for task in tasks(suite)]
+        ways = [(i, way) for i, each in enumerate(told) for way in paraphrases(each, held_out=True)]
+        known, others = (normalised(text(texts)) for texts in (told, [way for _, way in ways]))
+        right = (others @ known.T).argmax(1) == np.array([i for i, _ in ways])
+        found[suite] = {"n": len(ways), "right": int(right.sum())}
+    return found
+
+
+def normalised(rows: np.ndarray) -> np.ndarray:
+    """Return rows of length 1."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _rates(counts: dict[str, Any]) -> dict[str, Any]:

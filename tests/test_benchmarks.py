@@ -150,6 +150,8 @@ def test_encoders(measured: Callable[..., dict[str, Any]], tmp_path: Path, monke
     found = result["encoders"][name]
     assert found["images_per_s"] > 0
     assert set(found["known scenes"]["probe"]) == {"pooled", "patch tokens"}
+    spatial = found["instructions in words held out"]["libero_spatial"]
+    assert spatial["n"] == 30 and 0 <= spatial["right"] < 15, "of random weights"
     told = found["known scenes"]["words held out"]["one_relation_changed"]
     assert 0 <= told["wilson_low"] <= told["rate"] == told["right"] / told["n"] <= told["wilson_high"]
 

@@ -7,6 +7,7 @@ from pipeline.report.table import NONE, Table, interval, number, percent
 
 Tree = Mapping[str, Any]
 WORDS = ("usual words", "words held out")
+HELD_OUT = "instructions in words held out"
 MATCHES = {
     "sentence_to_picture": "picture of a sentence, among 100",
     "picture_to_sentence": "sentence of a picture, among 100",
@@ -29,6 +30,14 @@ def matching(figures: Tree) -> Table:
 
 def _rate(row: Tree) -> str:
     return f"{percent(row['rate'])} ({interval(row)})"
+
+
+def instructions(figures: Tree) -> Table:
+    """How often an instruction in words held out lies nearest to the same in LIBERO's words."""
+    found = {name: each[HELD_OUT] for name, each in figures["encoders"].items() if HELD_OUT in each}
+    rows = [(name, *(f"{rate['right']} of {rate['n']}" for rate in suites.values())) for name, suites in found.items()]
+    head = ("encoder", *dict.fromkeys(suite for suites in found.values() for suite in suites))
+    return Table("Instructions in words held out that lie nearest to the same in LIBERO's words", head, rows)
 
 
 def probes(figures: Tree) -> Table:

@@ -32,6 +32,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], Table]] = {
     "expert": results.expert,
     "matching": encoders.matching,
     "probes": encoders.probes,
+    "instructions": encoders.instructions,
     "comparison": comparison.comparison,
     "steps": comparison.steps,
     "compared_conditions": comparison.conditions_changed,
