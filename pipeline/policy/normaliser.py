@@ -41,10 +41,10 @@ class Moments:
         self._squares = torch.zeros(())  # sum of squared deviations from the mean
 
     def add(self, rows: Num[Tensor, "N *shape"]) -> None:
-        """Take more rows in, by the pairwise update of Chan, Golub and LeVeque."""
+        """Take more rows in, from any device, by the pairwise update of Chan, Golub and LeVeque."""
         wide = rows.double()
-        mean = wide.mean(0)
-        squares = (wide - mean).square().sum(0)
+        there = wide.mean(0)
+        mean, squares = there.cpu(), (wide - there).square().sum(0).cpu()
         if self.count == 0:
             self._mean, self._squares = torch.zeros_like(mean), torch.zeros_like(mean)
         total = self.count + len(rows)

@@ -93,6 +93,8 @@ def run(
         cfg.data_mode,
         cfg.memory_mib,
     )
+    if cfg.encoder.tune == "none":  # which reads frames, not features
+        table = table.to(accelerator.device)  # of what fits there, the host keeps no copy
     source = next(iter(stores.values())).identity
     grid = source.get("grid")
     arch = architecture(policy, table, source)

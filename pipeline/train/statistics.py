@@ -77,7 +77,7 @@ def measure(table: Table, train_rows: Int[Tensor, " N"]) -> Statistics:
 
 
 def _not_finite(table: Table, name: str, values: Tensor, rows: Tensor) -> list[str]:
-    wrong = rows[~torch.isfinite(values).flatten(1).all(1)]
+    wrong = rows[~torch.isfinite(values).flatten(1).all(1).cpu()]
     return sorted({f"{name} of {table.episode_of(row)}" for row in wrong.tolist()})
 
 

@@ -90,21 +90,18 @@ class Update:
     def draw(self, size: int, step: int) -> "RandomNumbers":
         """Return a global batch's noise, times, views and levels of feature noise.
 
-        They are a function of (seed, step) and the kind of device.
+        They are a function of (seed, step) and the kind of device, and drawn there.
         """
-        seed = step_seed(self.cfg.seed, step)
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(size, self.arch.horizon, self.arch.action_dim, generator=generator)
-        u = torch.rand(size, generator=generator)
+        device = self.accelerator.device
+        generator = torch.Generator(device).manual_seed(step_seed(self.cfg.seed, step))
+        noise = torch.randn(size, self.arch.horizon, self.arch.action_dim, generator=generator, device=device)
+        u = torch.rand(size, generator=generator, device=device)
         views = None
         if (count := self.table.images.views) > 1:
             time = () if self.table.past is None else (self.arch.n_obs_steps,)
             views = draw_views(count, self.arch.cameras, (size, *time), generator)
         if self.arch.feature_noise == 0:
             return RandomNumbers(noise, u, views, None)
-        device = self.accelerator.device
-        if device.type != "cpu":  # millions of numbers a step, for patch tokens
-            generator = torch.Generator(device).manual_seed(seed)
         shape = (size, *self.arch.image_shape)
         return RandomNumbers(noise, u, views, {c: noise_levels(shape, generator) for c in self.arch.cameras})
 
@@ -139,7 +136,9 @@ def draw_views(
     count: int, cameras: Sequence[str], shape: Sequence[int], generator: torch.Generator
 ) -> dict[str, Int[Tensor, "*shape"]]:
     """Return numbers of views, 0 to `count` - 1, for each camera by itself."""
-    return {camera: torch.randint(count, tuple(shape), generator=generator) for camera in cameras}
+    return {
+        camera: torch.randint(count, tuple(shape), generator=generator, device=generator.device) for camera in cameras
+    }
 
 
 def noise_levels(shape: Sequence[int], generator: torch.Generator) -> Int8[Tensor, "*shape"]:
