@@ -16,6 +16,7 @@ from vla_eval.model_servers.base import SessionContext
 from vla_eval.model_servers.predict import PredictModelServer
 from vla_eval.model_servers.serve import run_server
 from vla_eval.specs import GRIPPER_CLOSE_POS, IMAGE_RGB, LANGUAGE, POSITION_DELTA, ROTATION_AA, STATE_EEF_POS_AA_GRIP
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from pipeline.inference.codec import pack, unpack
@@ -32,7 +33,8 @@ class VlaFlow(PredictModelServer):
 
     def __init__(self, url: str = "ws://127.0.0.1:8000") -> None:
         self._url = url
-        told = self._connect()
+        self._server: ClientConnection | None = None
+        self._told = told = self._connect()
         if lacking := set(told["inputs"]) - SENT:
             raise ValueError(
                 f"{url}: the policy takes {', '.join(sorted(lacking))}, which vla-eval does not send. Train with "
@@ -46,8 +48,10 @@ class VlaFlow(PredictModelServer):
 
     def _connect(self) -> dict[str, Any]:
         """Connect, and return what the server says of its policy."""
-        self._server: ClientConnection | None = connect(self._url, max_size=None, compression=None)
-        return unpack(self._server.recv())  # type: ignore[arg-type]
+        server = connect(self._url, max_size=None, compression=None)
+        told = unpack(server.recv())  # type: ignore[arg-type]
+        self._server = server
+        return told
 
     async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
         self._past.pop(ctx.session_id, None)
@@ -69,26 +73,36 @@ class VlaFlow(PredictModelServer):
             "observation/state": np.asarray(obs["states"], np.float64),
         }
         if ctx.is_first or ctx.session_id not in self._past:
-            self._past[ctx.session_id] = deque(maxlen=1 + (self._n_obs_steps - 1) * self._stride)
-        past = self._past[ctx.session_id]
-        past.append(seen)
+            self._past[ctx.session_id] = deque(maxlen=(self._n_obs_steps - 1) * self._stride)
+        past = [*self._past[ctx.session_id], seen]
         if self._n_obs_steps > 1:
             newest = len(past) - 1
             rows = [past[max(0, newest - i * self._stride)] for i in reversed(range(self._n_obs_steps))]
             seen = {name: np.stack([row[name] for row in rows]) for name in seen}
-        return {"actions": self._ask({**seen, "prompt": obs["task_description"]})}
+        actions = self._ask({**seen, "prompt": obs["task_description"]})
+        self._past[ctx.session_id].append(past[-1])  # not what was refused
+        return {"actions": actions}
 
     def _ask(self, request: dict[str, Any]) -> np.ndarray:
-        if self._server is None:
-            self._connect()
-        server, self._server = self._server, None  # after a failure the server has hung up: the next call connects anew
-        assert server is not None
-        server.send(pack(request))
-        reply = server.recv()
+        message = pack(request)
+        try:
+            reply = self._exchange(message)
+        except ConnectionClosed:  # the server was started again, or has waited for an hour
+            reply = self._exchange(message)
         if isinstance(reply, str):  # openpi's way to say what is wrong
             raise RuntimeError(reply)
-        self._server = server
         return unpack(reply)["actions"]
+
+    def _exchange(self, message: bytes) -> str | bytes:
+        if self._server is None and self._connect() != self._told:
+            raise RuntimeError(f"{self._url}: serves something else by now. Start this server anew")
+        server, self._server = self._server, None  # after a failure there is none: the next call connects anew
+        assert server is not None
+        server.send(message)
+        reply = server.recv()
+        if isinstance(reply, bytes):  # after a text the server hangs up
+            self._server = server
+        return reply
 
 
 if __name__ == "__main__":

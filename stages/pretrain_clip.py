@@ -3,6 +3,7 @@
     accelerate launch -m stages.pretrain_clip
     accelerate launch -m stages.pretrain_clip --out pipeline/encode/models    # puts the weights where they are used
 
+With pretrain_clip.pretrained it goes on from weights that it made; with lock_image only their text tower does.
 Reads data/scenes.zarr; writes weights, recipe and curves.csv to runs/clip. Stopped at any time and started again it
 goes on from its last checkpoint in .scratch/clip/. Not part of `dvc repro`.
 """

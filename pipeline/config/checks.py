@@ -24,11 +24,20 @@ def contradictions(p: Params) -> Iterator[str]:
     yield from _embed(p)
     yield from _policy(p)
     yield from _training(p)
+    yield from _pretraining(p)
     yield from _demos(p)
     for name, amount in p.eval_libero.conditions.items():
         yield from _condition(name, amount)
     yield from _comparison(p)
     yield from _compute(p)
+
+
+def _pretraining(p: Params) -> Iterator[str]:
+    if p.pretrain_clip.lock_image and p.pretrain_clip.pretrained is None:
+        yield (
+            "pretrain_clip.lock_image is true, but pretrain_clip.pretrained is null: the image tower would stay "
+            "random. Name a directory with weights"
+        )
 
 
 def _data(p: Params) -> Iterator[str]:

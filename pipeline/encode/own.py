@@ -69,6 +69,10 @@ def weights(directory: Path | None = None) -> Path:
         AssetError: it is not there, or not what was published; or architecture or vocabulary is another than it had.
     """
     remedy = "Check it out again, or make it anew: python -m stages.pretrain_clip (hours)"
+    if directory is not None:
+        remedy = (
+            "Make it by python -m stages.pretrain_clip, where pretrain_clip.pretrained is null, or name another one"
+        )
     directory = directory or WEIGHTS.parent
     file, about = directory / WEIGHTS.name, directory / RECIPE.name
     try:

@@ -100,7 +100,7 @@ class BasePolicy(ABC):
         encoded = self.encode(observations)
         texts = [self._text(each) for each in instructions]
         given = self._drawn(self._generator, len(texts)) if noise is None else noise
-        chunk = self._chunks(self._window([*self._past, encoded]), texts, given)
+        chunk = self._finite(self._chunks(self._window([*self._past, encoded]), texts, given))
         self._past.append(encoded)
         return chunk
 
@@ -167,7 +167,7 @@ class BasePolicy(ABC):
 
     def actions(self, encoded: Encoded, instructions: Sequence[str], noise: np.ndarray) -> np.ndarray:
         """Return chunks for what `encode` gave; for a policy with a history (B, L, ...), oldest first."""
-        return self._chunks(encoded, [self._text(each) for each in instructions], noise)
+        return self._finite(self._chunks(encoded, [self._text(each) for each in instructions], noise))
 
     @abstractmethod
     def encode(self, observations: Rows) -> dict[str, Any]:
@@ -188,6 +188,14 @@ class BasePolicy(ABC):
     @abstractmethod
     def _draw(self, generator: Any) -> np.ndarray:
         """Return the generator's next noise, (1, H, A) float32."""
+
+    def _finite(self, chunks: np.ndarray) -> np.ndarray:
+        if not np.isfinite(chunks).all():
+            raise RuntimeError(
+                "the policy gives actions that are not finite: its training has diverged, or a signal is far beyond "
+                "what it has seen. Look at the observation, then train again"
+            )
+        return chunks
 
     def _drawn(self, generator: Any, rows: int) -> np.ndarray:
         return np.concatenate([self._draw(generator) for _ in range(rows)])

@@ -107,11 +107,11 @@ class Policy(BasePolicy):
         with torch.no_grad():
             given = {**encoded, NOISE: torch.as_tensor(noise, device=self.device), TEXT: torch.cat(list(texts))}
             chunks = self._graphed(given) if self._graphed else act(self.network, given, self._steps)
-            found = chunks.float().cpu().numpy()  # waits for the device, once
-        if not np.isfinite(found).all():
+            sound = torch.stack([given[camera].isfinite().all() for camera in self.cameras]).all()
+            found = chunks.float().cpu().numpy()
+        if not sound:
             raise DataError(
-                f"actions that are not finite: {self.encoder.name} gives features that half precision cannot hold, or "
-                "the network has diverged"
+                f"{self.encoder.name} gives features that are not finite in half precision; use another one"
             )
         return found
 

@@ -42,7 +42,7 @@ class Moments:
 
     def add(self, rows: Num[Tensor, "N *shape"]) -> None:
         """Take more rows in, from any device, by the pairwise update of Chan, Golub and LeVeque."""
-        wide = rows.double()
+        wide = (rows.cpu() if rows.device.type == "mps" else rows).double()  # which Apple's GPUs do not have
         there = wide.mean(0)
         mean, squares = there.cpu(), (wide - there).square().sum(0).cpu()
         if self.count == 0:

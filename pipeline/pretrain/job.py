@@ -71,9 +71,12 @@ def run(cfg: PretrainParams, scenes: Path, scratch: Path, out: Path) -> dict[str
     What is there already, made of the same, is left as it is.
 
     Raises:
-        ConfigError: the batch can't be shared among the processes.
+        ConfigError: the batch can't be shared among the processes, or `out` has the weights that are begun with.
+        AssetError: those are damaged or not there.
         DataError: there are no pictures, or another process is at the same training.
     """
+    if cfg.pretrained is not None and Path(cfg.pretrained).resolve() == out.resolve():
+        raise ConfigError(f"--out {out}: has the weights that pretrain_clip.pretrained names. Give another directory")
     accelerator = Accelerator(
         mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
     )

@@ -50,7 +50,6 @@ class Pretraining(nn.Module):
     Args:
         clip: an open_clip model.
         cameras: how many there are: each has heads of its own, for what they tell is measured in other frames.
-
         lock_image: only what reads text learns. There is no loss of places then.
 
     Attributes:

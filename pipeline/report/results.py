@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.report.table import NONE, Code, Rate, Table, number
 from pipeline.rollout.results import EpisodeRecord
-from pipeline.rollout.settings import condition_parts
+from pipeline.rollout.settings import amount_text, condition_parts
 
 Tree = Mapping[str, Any]
 SUCCESS = "success, 95 % interval"
@@ -61,7 +61,7 @@ def conditions(result: Tree) -> Table:
 def condition_name(condition: str, amount: float | None) -> str:
     """Return what is changed, in words: displaced and blank cameras, 0.08."""
     name = " and ".join(condition_parts(condition)).replace("_", " ")
-    return name if amount is None else f"{name}, {amount:g}"
+    return name if amount is None else f"{name}, {amount_text(amount)}"
 
 
 def pairs(row: Tree | None) -> str:

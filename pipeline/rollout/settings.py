@@ -32,12 +32,18 @@ def condition_parts(condition: str) -> tuple[str, ...]:
     return tuple(condition.partition("=")[0].split("+"))
 
 
+def amount_text(amount: float) -> str:
+    """Return a number in six digits, or as many as it has."""
+    short = f"{amount:g}"
+    return short if float(short) == amount else repr(amount)
+
+
 def each_condition(asked: Mapping[str, Amount]) -> dict[str, float | None]:
     """Return a condition for each number, by the name that it has in results."""
     found: dict[str, float | None] = {}
     for name, amount in asked.items():
         if isinstance(amount, tuple):
-            found |= {f"{name}={one!r}": one for one in amount}
+            found |= {f"{name}={amount_text(one)}": one for one in amount}
         else:
             found[name] = amount
     return found

@@ -50,8 +50,8 @@ class Limits:
         clients: connected at a time.
         fragments: of one message.
         ping_s: a client that does not answer a ping for so long is gone.
-        message_s: for a whole message to arrive once it has begun, and for a reply to be taken.
-        idle_s: for the next message to begin.
+        message_s: for the fragments of a message to arrive once the first has, and for a reply to be taken.
+        idle_s: for the next message, or its first fragment, to be there.
         close_s: for a client to answer a close frame; then the connection is dropped.
         grace_s: for requests under way when the server is stopped. It ends within grace_s + 3 close_s, even if the
             device or a client hangs.
@@ -210,7 +210,7 @@ class PolicyServer:
                 last_ms = 1e3 * (perf_counter() - started)
         except _Refused as refusal:
             self.metrics.count(refusal.outcome, 0.0)
-            log.info("refused a message of %s: %s", ws.remote_address, refusal)
+            log.info("closing %s: %s", ws.remote_address, refusal)
             with suppress(ConnectionClosed, TimeoutError):
                 await self._send(ws, str(refusal))
             await self._hang_up(ws, refusal.code, str(refusal))
@@ -246,7 +246,7 @@ class PolicyServer:
         except TimeoutError:
             if fragments:
                 raise
-            raise _Refused(f"idle for {self.limits.idle_s:g} s", "idle", POLICY) from None
+            raise _Refused(f"no whole message for {self.limits.idle_s:g} s", "idle", POLICY) from None
         return b"".join(fragments) if len(fragments) != 1 else fragments[0]
 
     async def _send(self, ws: ServerConnection, reply: bytes | str) -> None:

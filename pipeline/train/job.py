@@ -94,7 +94,7 @@ def run(
         cfg.memory_mib,
     )
     if cfg.encoder.tune == "none":  # which reads frames, not features
-        table = table.to(accelerator.device)  # of what fits there, the host keeps no copy
+        table = on_device(table, accelerator.device)
     source = next(iter(stores.values())).identity
     grid = source.get("grid")
     arch = architecture(policy, table, source)
@@ -131,6 +131,18 @@ def run(
             checkpoint.remove(scratch)
     accelerator.end_training()
     return told
+
+
+def on_device(table: Table, device: torch.device) -> Table:
+    """Return the table on the device, so that the host keeps no copy. Raises ConfigError: it has no room there."""
+    try:
+        return table.to(device)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"the features of {len(table)} rows do not fit into the memory of {device}. Stream them: "
+            "train_flow.data_mode=streaming, or a smaller train_flow.memory_mib; or learn from smaller ones: "
+            "policy.features=pooled"
+        ) from None
 
 
 def architecture(policy: PolicyParams, table: Table, source: Mapping[str, Any]) -> Architecture:

@@ -62,7 +62,7 @@ class Update:
         """Add the gradient of these rows' part of the mean loss of `size` rows; return their sum, times `weight`."""
         accelerator = self.accelerator
         batch = self.table.batch(rows, self.arch.horizon, images, random.views)
-        noise, u = random.noise.to(accelerator.device), random.u.to(accelerator.device)
+        noise, u = random.noise, random.u
         extra = None
         if random.levels is not None:
             extra = {name: Noise.of(x, self.arch.feature_noise) for name, x in random.levels.items()}
@@ -117,8 +117,9 @@ class RandomNumbers:
 
     def at(self, part: Int[Tensor, " b"]) -> "RandomNumbers":
         """Return that of some of the rows."""
+        part = part.to(self.u.device)
         views = self.views and {name: x[part] for name, x in self.views.items()}
-        levels = self.levels and {name: x[part.to(x.device)] for name, x in self.levels.items()}
+        levels = self.levels and {name: x[part] for name, x in self.levels.items()}
         return RandomNumbers(self.noise[part], self.u[part], views, levels)
 
     def to(self, device: torch.device) -> "RandomNumbers":

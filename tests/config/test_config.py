@@ -148,6 +148,7 @@ def test_reference_experiment_has_the_reference_settings() -> None:
             {"policy": {"head": "l1"}, "train_flow": {"teacher": "x"}},
             "teacher x needs policy.head flow, which is l1",
         ),
+        ({"pretrain_clip": {"lock_image": True}}, "pretrained is null: the image tower would stay random"),
         ({"demos": {"source": "path", "path": "data/demos/mine"}}, "where the stage writes"),
         ({"demos": {"source": "official"}, "train_flow": {"action": "action"}}, "Use sim=full"),
     ],

@@ -353,8 +353,20 @@ def test_a_damaged_or_missing_bundle_is_refused(path: Path, tmp_path: Path) -> N
         Policy.load(broken)
 
 
-def test_features_that_half_precision_cannot_hold_are_told(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head", ["flow", "tokens"])
+def test_features_that_half_precision_cannot_hold_are_told(
+    head: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy.load(make_bundle(tmp_path / "policy", head=head), "cpu")
     huge = {"image": torch.full((2, policy.encoder.dim), torch.inf, dtype=torch.float16)}
     monkeypatch.setattr(policy.encoder, "features", lambda images: huge)
-    with pytest.raises(DataError, match=r"actions that are not finite: .* half precision cannot hold"):
+    with pytest.raises((DataError, RuntimeError), match="not finite"):
         policy.act(observation(0), BOWL)
+
+
+def test_actions_that_are_not_finite_are_the_policys_fault(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "_chunks", lambda *given: np.full((1, 4, 7), np.nan, np.float32))
+    with pytest.raises(RuntimeError, match="actions that are not finite: its training has diverged"):
+        policy.act(observation(0), BOWL)
+    with pytest.raises(RuntimeError, match="actions that are not finite"):
+        policy.sample(observation(0), BOWL, 1)

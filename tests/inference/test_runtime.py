@@ -111,7 +111,6 @@ def test_a_batch_is_answered_as_the_policy_does(exported: Path) -> None:
     assert described == torch_side.describe()
 
 
-@pytest.mark.slow
 def test_it_runs_without_torch(exported: Path, clip: ClipEncoder, tmp_path: Path) -> None:
     bundle, obs = load(exported / "policy"), exports.observation(3)
     given = noise(bundle, torch.Generator().manual_seed(8))

@@ -15,7 +15,7 @@ from pipeline.encode.clip import ClipEncoder
 from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.encode.weights import load_tokenizer
-from pipeline.errors import AssetError, DataError
+from pipeline.errors import AssetError, ConfigError, DataError
 from pipeline.pretrain import job, vocabulary
 from pipeline.pretrain.batches import Batches
 from pipeline.pretrain.captions import Tokens, Writer, distinct
@@ -191,9 +191,11 @@ def test_with_the_image_tower_locked_text_alone_learns(store: Path, tmp_path: Pa
     recipes = [json.loads((folder / own.RECIPE.name).read_text()) for folder in (first, second)]
     begun = {"sha256": recipes[0]["sha256"], "identity": recipes[0]["identity"]}
     assert recipes[1]["identity"]["pretrain_clip"]["pretrained"] == begun, "whatever the directory is called"
+    with pytest.raises(ConfigError, match=r"--out .*first: has the weights that pretrain_clip.pretrained names"):
+        job.run(settings, store, tmp_path / "c", first)
     weights = first / own.WEIGHTS.name
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(AssetError, match=r"first/.*safetensors: damaged"):
+    with pytest.raises(AssetError, match=r"first/.*safetensors: damaged.* pretrain_clip.pretrained is null"):
         job.run(settings, store, tmp_path / "c", tmp_path / "third")
 
 

@@ -111,8 +111,9 @@ def test_each_latency_is_a_condition(task: Task, sim: Sim) -> None:
     asked = {"light": 0.5, "latency": (0.05, 0.1), "blank_cameras": None}
     found = conditions_for("policy", asked)
     assert found == {"light": 0.5, "latency=0.05": 0.05, "latency=0.1": 0.1, "blank_cameras": None}
-    close = each_condition({"light": (0.5, 0.5000001)})
+    close = conditions_for("policy", {"light": (0.5, 0.5000001)})
     assert list(close) == ["light=0.5", "light=0.5000001"], "each by a name of its own"
+    assert condition_name(*list(close.items())[1]) == "light, 0.5000001"
     late = alter_agent(Counting(), "latency=0.1", found["latency=0.1"], sim)
     assert late.n_action_steps == 6
     assert condition_name("latency=0.1", 0.1) == "latency, 0.1"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.libero.paraphrase import paraphrases
+from pipeline.libero.paraphrase import paraphrases, say_otherwise
 from pipeline.libero.suites import SUITES, tasks
 from pipeline.scenes.facts import Fact
 from pipeline.scenes.sentences import WAYS, say
@@ -38,6 +38,17 @@ def test_every_instruction_of_libero_has_paraphrases_that_keep_its_objects() -> 
             assert held_out and not set(known) & set(held_out), task.language
             objects = [word for word in ("bowl", "mug", "plate", "stove", "drawer", "basket") if word in task.language]
             assert all(word in text for text in (*known, *held_out) for word in objects), task.language
+
+
+def test_verbs_that_are_held_out_are_never_trained_on() -> None:
+    rng = np.random.default_rng(0)
+    every = [task.language for suite in SUITES for task in tasks(suite)]
+    told = [way for each in every for way in paraphrases(each)] + [say_otherwise(each, rng) for each in every * 20]
+    words = {word for text in told for word in text.split()}
+    assert not words & {"get", "drop", "want", "transfer", "shove", "pile", "could"}
+    around = [text for text in told if text.startswith("please ") or text.endswith(" for us")]
+    assert around, "words that say nothing"
+    assert say_otherwise("open the drawer", rng, held_out=True) in {"get the drawer opened", "I want the drawer open"}
 
 
 def test_two_tasks_in_one_are_each_said_in_other_words() -> None:
