@@ -48,8 +48,10 @@ async def main():
                     found.append((await client.act(seen))["actions"])
                 await client.end_episode({"success": True})
             print(json.dumps(client.server_info["observation_params"]))
+        with anyio.fail_after(10):  # the server hears of an episode's end a little later, and keeps nothing of it
+            while list(model._past) != ["one"]:
+                await anyio.sleep(0.01)
         tasks.cancel_scope.cancel()
-    assert list(model._past) == ["one"], "of sessions that have ended nothing is kept"
     np.save(sys.argv[3], np.array(found))
 
 anyio.run(main)
