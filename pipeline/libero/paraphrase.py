@@ -12,6 +12,24 @@ import numpy as np
 PREPOSITIONS = {"on": "onto", "in": "into", "on top of": "on top of", "under": "under", "to": "to"}
 PLACES = r"(?P<prep>on top of|on|in|under|to the \w+ (?:side )?of) (?P<place>.+)"
 
+PLACED = (
+    "set {thing} {prep} {place}",
+    "use your hand to pick up {thing} and set it {prep} {place}",
+    "find {thing} and put it {prep} {place}",
+    "look for {thing}, then place it {prep} {place}",
+    "have {thing} put {prep} {place}",
+    "i need {thing} {prep} {place}",
+    "{thing} should be {prep} {place}",
+    "{thing} has to be {prep} {place}",
+    "see that {thing} is {prep} {place}",
+    "make sure {thing} is {prep} {place} when you are done",
+)
+PLACED_HELD_OUT = (
+    "get {thing} and drop it {prep} {place}",
+    "I want {thing} {prep} {place}",
+    "transfer {thing} {onto} {place}",
+)
+
 # pattern -> ways to say it, and ways held out. {onto} is {prep} as said of a motion.
 RULES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
@@ -25,18 +43,9 @@ RULES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             "move {thing} {onto} {place}",
             "lift {thing} and place it {prep} {place}",
             "place {thing} {prep} {place}",
-            "set {thing} {prep} {place}",
-            "use your hand to pick up {thing} and set it {prep} {place}",
-            "find {thing} and put it {prep} {place}",
-            "look for {thing}, then place it {prep} {place}",
-            "have {thing} put {prep} {place}",
-            "i need {thing} {prep} {place}",
-            "{thing} should be {prep} {place}",
-            "{thing} has to be {prep} {place}",
-            "see that {thing} is {prep} {place}",
-            "make sure {thing} is {prep} {place} when you are done",
+            *PLACED,
         ),
-        ("get {thing} and drop it {prep} {place}", "I want {thing} {prep} {place}", "transfer {thing} {onto} {place}"),
+        PLACED_HELD_OUT,
     ),
     (
         rf"(?:put|place) (?P<thing>.+?) {PLACES}",
@@ -47,18 +56,9 @@ RULES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             "pick up {thing} and put it {prep} {place}",
             "take {thing} and place it {prep} {place}",
             "set {thing} down {prep} {place}",
-            "set {thing} {prep} {place}",
-            "use your hand to pick up {thing} and set it {prep} {place}",
-            "find {thing} and put it {prep} {place}",
-            "look for {thing}, then place it {prep} {place}",
-            "have {thing} put {prep} {place}",
-            "i need {thing} {prep} {place}",
-            "{thing} should be {prep} {place}",
-            "{thing} has to be {prep} {place}",
-            "see that {thing} is {prep} {place}",
-            "make sure {thing} is {prep} {place} when you are done",
+            *PLACED,
         ),
-        ("get {thing} and drop it {prep} {place}", "I want {thing} {prep} {place}", "transfer {thing} {onto} {place}"),
+        PLACED_HELD_OUT,
     ),
     (
         r"open (?P<thing>.+)",
