@@ -343,7 +343,7 @@ assert os.waitpid(start("runs/flow", ".scratch/train"), 0)[1] == 0
 def test_killed_ten_times_and_started_again_ends_in_the_same_policy(project: Path, mode: str) -> None:
     change(project, epochs=16, data_mode=mode)
     output = finish(project, [sys.executable, "-c", KILLER])
-    assert output.count("going on after epoch") >= 1, "killed before every checkpoint: the machine sped up meanwhile"
+    assert output.count("going on after epoch") >= 3
     for name, tensor in weights(project, "runs/whole").items():
         assert torch.equal(weights(project)[name], tensor), name
     histories = [json.loads((project / f"runs/{n}/train.json").read_text())["epochs"] for n in ("whole", "flow")]
