@@ -29,7 +29,7 @@ from pipeline.files import write_atomic
 from pipeline.libero.paraphrase import paraphrases
 from pipeline.libero.suites import tasks
 from pipeline.pretrain.data import Samples, load
-from pipeline.pretrain.evaluate import fit_probes, matching, probe_errors
+from pipeline.pretrain.evaluate import fit_probes, matching, probe_errors, unit
 from pipeline.provenance import cpu_name
 from pipeline.rollout.metrics import wilson
 from pipeline.scenes.store import HELD_OUT, TRAIN, UNSEEN, Pictures
@@ -102,15 +102,10 @@ def instructions(text: Callable[[list[str]], np.ndarray]) -> dict[str, dict[str,
     for suite in TEN_TASKS:
         told = [task.language for task in tasks(suite)]
         ways = [(i, way) for i, each in enumerate(told) for way in paraphrases(each, held_out=True)]
-        known, others = (normalised(text(texts)) for texts in (told, [way for _, way in ways]))
+        known, others = (unit(text(texts)) for texts in (told, [way for _, way in ways]))
         right = (others @ known.T).argmax(1) == np.array([i for i, _ in ways])
         found[suite] = {"n": len(ways), "right": int(right.sum())}
     return found
-
-
-def normalised(rows: np.ndarray) -> np.ndarray:
-    """Return rows of length 1."""
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _rates(counts: dict[str, Any]) -> dict[str, Any]:

@@ -36,13 +36,13 @@ def matching(
     """
     rng = np.random.default_rng(seed)
     writer = Writer(samples)
-    image = _unit(image)
+    image = unit(image)
     picture_of, sentence_of, chance = [], [], []
     told: dict[str, list[np.bool_]] = {kind: [] for kind in CHANGES}
     sayable = np.flatnonzero(samples.sayable[:, 0])
     for rows in np.array_split(rng.permutation(sayable), max(1, len(sayable) // AMONG)):
         captions = writer.write(rows, np.zeros_like(rows), rng, held_out)
-        features = _unit(text(captions.texts))
+        features = unit(text(captions.texts))
         cosine = image[rows] @ features.T
         count = len(rows)
         right, changed = cosine[:, :count].diagonal(), cosine[:, count:].diagonal()
@@ -62,7 +62,8 @@ def matching(
     }
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def unit(features: np.ndarray) -> np.ndarray:
+    """Return features (N, F) of length 1."""
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 

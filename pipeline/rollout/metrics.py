@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from pipeline.rollout.results import EpisodeRecord
-from pipeline.rollout.settings import condition_parts
+from pipeline.rollout.settings import amount_text, condition_parts
 
 SIGNIFICANT = 0.05
 
@@ -123,7 +123,7 @@ def headline(report: Mapping[str, Any]) -> str:
     if report.get("held_out"):
         lines.append(f"  {on_held_out(report['held_out'])}")
     for row in report.get("conditions", ()):
-        amount = "" if row["amount"] is None else f" {row['amount']:g}"
+        amount = "" if row["amount"] is None else f" {amount_text(row['amount'])}"
         name = "+".join(condition_parts(row["condition"]))
         lines.append(f"  {name}{amount}: {row['successes']} of {row['n']}{_interval(row)}, {_errors(row)}")
     if words := whether_it_looks(report):
