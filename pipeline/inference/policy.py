@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 from pipeline.inference.base import BasePolicy, steps_carried_out
 from pipeline.inference.describe import describe
 from pipeline.inference.encoder import check_encoder, check_transform, make_encoder
-from pipeline.inference.graph import NOISE, TEXT, act
+from pipeline.inference.graph import NOISE, TEXT
 from pipeline.inference.graphed import graphed
 from pipeline.inference.observation import centre_crop
 from pipeline.inference.source import local_bundle
@@ -104,10 +104,16 @@ class Policy(BasePolicy):
     def _chunks(
         self, encoded: Mapping[str, torch.Tensor], texts: Sequence[Float[torch.Tensor, "1 D"]], noise: np.ndarray
     ) -> Float32[np.ndarray, "B H A"]:
+        arch, text = self.spec.architecture, torch.cat(list(texts))
+        start = torch.as_tensor(noise, device=self.device)
+        images, proprio = ({name: encoded[name] for name in part} for part in (arch.cameras, arch.proprio))
         with torch.no_grad():
-            given = {**encoded, NOISE: torch.as_tensor(noise, device=self.device), TEXT: torch.cat(list(texts))}
-            chunks = self._graphed(given) if self._graphed else act(self.network, given, self._steps)
-            sound = torch.stack([given[camera].isfinite().all() for camera in self.cameras]).all()
+            if self._graphed:
+                chunks = self._graphed({**encoded, NOISE: start, TEXT: text})
+            else:
+                condition = self.network.condition(images, text, proprio)
+                chunks = self.network.actions(self.network.head.sample(condition, start, self._steps))
+            sound = torch.stack([x.isfinite().all() for x in images.values()]).all()
             found = chunks.float().cpu().numpy()
         if not sound:
             raise DataError(
