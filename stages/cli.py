@@ -67,6 +67,8 @@ def setup_logging() -> None:
         "numba",
         "httpx",
         "matplotlib",
+        "onnx_ir",
+        "onnxscript",
         "PIL",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,5 +1,6 @@
 """The export stage as a user starts it."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipeline.errors import DataError
 from pipeline.inference import manifest
 from pipeline.inference.runtime import OnnxPolicy
 from pipeline.policy.bundle import weights_digest
-from stages import export_onnx
+from stages import cli, export_onnx
 from tests import base
 from tests.encode import tiny
 from tests.inference import exports
@@ -33,8 +34,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_trained_policy_is_exported(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_trained_policy_is_exported(
+    project: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cli.setup_logging()
     export_onnx.main(["--int8", "--steps", "2", "--instruction", "push the plate"])
+    assert not [r for r in caplog.records if r.name.startswith("onnx")], "a line for each node is no progress"
     said = capsys.readouterr().out
     for name in ("policy.onnx: differs from PyTorch by", "text.onnx: differs", "image.int8.onnx: "):
         assert f"runs/flow/onnx/{name}" in said
