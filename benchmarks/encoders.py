@@ -76,16 +76,16 @@ def measure(
     fit: Samples,
     tests: dict[str, Samples],
 ) -> dict[str, Any]:
-    """Return the figures of one encoder."""
-    of_fit, rate = features(fit)
-    probes = {kind: fit_probes(values, fit) for kind, values in of_fit.items()}
-    result: dict[str, Any] = {"images_per_s": rate and round(rate, 1)}
+    """Return the figures of one encoder; without anything to fit, none of probes."""
+    probes = {kind: fit_probes(values, fit) for kind, values in features(fit)[0].items()} if len(fit) else {}
+    result: dict[str, Any] = {"images_per_s": None}
     if text is not None:
         result["instructions in words held out"] = _rates(instructions(text))
     for name, samples in tests.items():
-        of_test, plain = features(samples)[0], np.flatnonzero(~samples.varied)
+        (of_test, rate), plain = features(samples), np.flatnonzero(~samples.varied)
+        result["images_per_s"] = rate and round(rate, 1)
         told: dict[str, Any] = {
-            kind: probe_errors(probes[kind], values[plain], samples.rows(plain)) for kind, values in of_test.items()
+            kind: probe_errors(probe, of_test[kind][plain], samples.rows(plain)) for kind, probe in probes.items()
         }
         result[name] = {"probe": told}
         if text is not None:
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, default=Path("data/scenes.zarr"))
-    parser.add_argument("--fit", type=int, default=6000, help="states that probes are fitted on")
+    parser.add_argument("--fit", type=int, default=6000, help="states that probes are fitted on; 0: no probes")
     parser.add_argument("--openai", action="store_true", help="also OpenAI's ViT-B-16, from the hub or its cache")
     parser.add_argument("--only", nargs="+", help="of the encoders, these")
     parser.add_argument("--out", type=Path, default=RESULT)
