@@ -4,7 +4,7 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline import __version__
@@ -42,8 +42,12 @@ def parser(doc: str | None, params: bool = True) -> argparse.ArgumentParser:
 
 def settings(args: argparse.Namespace) -> Params:
     """Return the settings that the command line asks for. Raises ConfigError as `load`."""
-    changes = dict(_change(text) for text in args.set)
-    return load(args.params, changes, getattr(args, "variant", None))
+    return load(args.params, changes(args.set), getattr(args, "variant", None))
+
+
+def changes(given: Sequence[str]) -> dict[str, Any]:
+    """Return what `--set` asks for, by name. Raises ConfigError for what is no KEY=VALUE."""
+    return dict(_change(text) for text in given)
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -1,10 +1,12 @@
 """The README is true: its commands are run by tests, its paths exist, its figures are those that the stages wrote."""
 
+import argparse
 import json
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config import load
 from pipeline.libero.installation import own_digest
 from pipeline.report.markdown import fill
 from pipeline.rollout.metrics import wilson
+from stages.cli import changes
 from tests.encode import tiny
 from tests.imports import ROOT
 from tests.inference import make
@@ -42,7 +46,7 @@ RUN_ELSEWHERE = {
 
 def commands(text: str = TEXT) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line]
 
 
@@ -72,6 +76,29 @@ def test_composing_commands_work(command: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "experiment:" in (done.stdout if "-" in words else (tmp_path / "params.yaml").read_text())
+
+
+STAGES = sorted({c for text in PAGES for c in commands(text) if re.search(r"-m stages\.\w+ ", c)})
+
+
+class Parsed(Exception):
+    """Ends a stage once its arguments are read."""
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_stages_take_the_arguments_that_documents_give_them(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parsed(*args: Any) -> None:
+        found = parse(*args)
+        monkeypatch.undo()
+        load(ROOT / "params.yaml", changes(getattr(found, "set", [])))
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    name, words = re.search(r"-m stages\.(\w+) (.*)", command).groups()  # type: ignore[union-attr]
+    with pytest.raises(Parsed):
+        import_module(f"stages.{name}").main(shlex.split(words))
 
 
 def test_paths_that_are_named_exist() -> None:
