@@ -51,6 +51,7 @@ CAMERAS: tuple[Camera, ...] = ("agentview", "eye_in_hand")
 SUITE = "libero_spatial"
 SIDE = 128
 SIM = Sim(assets_path=None, render="fast", gl="auto", image_size=SIDE, settle_steps=10, seed=0)
+SHARD_ROWS = {"cpu": 256, "cuda": 4096}  # configs/embed has the latter for OpenAI's models, which are for a GPU
 STEPS = 128  # of a demonstration
 SERIAL = Compute("serial", None, 1)
 MODELS = {"cpu": {"ViT-B-32": 64, SMALLEST: 192}, "cuda": {"ViT-B-16": 16384}}
@@ -95,17 +96,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def share_of_bare(folder: Path, model: str, device: str, rows: int, rounds: int = 3) -> dict[str, Any]:
     """Return images per second of the encoder alone, of the build, and the ratio."""
-    factory, demos = job(folder, model, device, rows, default_batch_size(model, device, rows))
-    encoder = shared_encoder(factory.settings.encoder, device, None, factory.settings.batch_size)
-    size = min(factory.settings.batch_size or rows, rows)
-    frames = read(demos[0], CAMERAS[:1], 0, size)["images"][CAMERAS[0]]
+    shard = SHARD_ROWS[torch.device(device).type]
+    size = min(default_batch_size(model, device, shard), rows)
+    factory, demos = job(folder, model, device, rows, size)
+    encoder = shared_encoder(factory.settings.encoder, device, None, size)
+    shown = [read(demo, CAMERAS[:1], 0, demo.length)["images"][CAMERAS[0]] for demo in demos[: -(-size // STEPS)]]
+    frames = np.concatenate(shown)[:size]
     batches = [encoder.prepare(frames), encoder.prepare(frames[::-1])]
     encoder.forward(batches[0])
     images = rows * len(CAMERAS)
     bare, whole = [], []
     for turn in range(rounds):
         bare.append(seconds(lambda: [encoder.forward(batches[i % 2]) for i in range(images // size)]))
-        whole.append(seconds(partial(make, folder / str(turn), plan(demos, factory.fields), factory, SERIAL)))
+        whole.append(seconds(partial(make, folder / str(turn), plan(demos, factory.fields, shard), factory, SERIAL)))
     shares = [statistics.median(b[clock] / w[clock] for b, w in zip(bare, whole, strict=True)) for clock in range(2)]
     return {
         "precision": encoder.precision,

@@ -1,4 +1,4 @@
-"""A policy on a clock of 20 Hz: the next chunk is computed while the last one plays. The robot here is the simulator.
+"""A policy on its clock (LIBERO: 20 Hz): the next chunk is computed while the last one plays. The robot: the simulator.
 
     python -m examples.control_loop                               # runs/flow/policy, task 0 of params.yaml
     python -m examples.control_loop --latency 0.1 --wait          # slower by 100 ms, and the robot waits for each chunk
@@ -65,13 +65,14 @@ def drive(
     ticks: int,
     still: np.ndarray,
     *,
+    hz: float = HZ,
     limits: Limits = LIBERO,
     wait: bool = False,
     pool: Executor | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Report:
-    """Drive the robot for so many ticks, or until it is done. Whatever goes wrong, it is stopped.
+    """Drive the robot for so many ticks, or until it is done. Then, and whatever goes wrong, it is stopped.
 
     Every n_action_steps actions a new chunk is asked for. Of a chunk that comes late, the actions whose time has passed
     are left out; or, with `wait`, none, and the robot stands still meanwhile. Ticks that come late are not caught up.
@@ -79,6 +80,7 @@ def drive(
     Args:
         act: from an observation to a chunk (H, A), such as `policy.act` with an instruction.
         still: the action that changes nothing; its last component is the gripper's, which is kept as it is.
+        hz: ticks a second: `describe()["control_hz"]` of the policy.
         limits: what actions are clamped to.
 
     Raises:
@@ -87,12 +89,13 @@ def drive(
     """
     own = None if pool else ThreadPoolExecutor(1)
     try:
-        report, request = _drive(robot, act, n_action_steps, ticks, still, limits, wait, pool or own, clock, sleep)  # type: ignore[arg-type]
+        try:
+            parts = (limits, wait, pool or own, clock, sleep)
+            report, request = _drive(robot, act, n_action_steps, ticks, still, hz, *parts)  # type: ignore[arg-type]
+        finally:
+            robot.stop()
         if request and not _ends(request):  # the next episode is not to begin while a chunk is computed
             raise WatchdogError(f"a chunk took more than {WATCHDOG_S:g} s: the robot was stopped")
-    except BaseException:
-        robot.stop()
-        raise
     finally:
         if own:
             own.shutdown(wait=False, cancel_futures=True)
@@ -110,6 +113,7 @@ def _drive(
     n_action_steps: int,
     ticks: int,
     still: np.ndarray,
+    hz: float,
     limits: Limits,
     wait: bool,
     pool: Executor,
@@ -137,7 +141,7 @@ def _drive(
         if robot.send(action):
             report.done = True
             break
-        left = start + (tick + 1) / HZ - clock()
+        left = start + (tick + 1) / hz - clock()
         if left < 0:
             report.late += 1
             start -= left  # a robot that lagged is not to be rushed
@@ -160,7 +164,8 @@ class Simulated:
 
     def observe(self) -> dict[str, Any]:
         seen = self._simulator.observe()
-        return {name: seen.images[name] if name in seen.images else getattr(seen, name) for name in self._inputs}
+        pictures = {**seen.images, **seen.depths}  # depth in millimetres, as a policy takes it
+        return {name: pictures[name] if name in pictures else getattr(seen, name) for name in self._inputs}
 
     def send(self, action: np.ndarray) -> bool:
         return bool(self._simulator.step(action))
@@ -183,8 +188,10 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.inference.policy import Policy
     from pipeline.libero.sim.simulator import NO_OP, Simulator
     from pipeline.libero.suites import SUITES, init_states, tasks
+    from pipeline.rollout.agent import check_pictures
 
     params, policy = load(args.params), Policy.load(args.policy)
+    check_pictures(policy.spec, params.sim)
     suite = params.data.suites[0]
     task = tasks(suite, params.data.tasks.get(suite))[0]
     arch = policy.spec.architecture
@@ -199,7 +206,8 @@ def main(argv: list[str] | None = None) -> None:
             policy.reset(episode)
             robot = Simulated(simulator, (*arch.cameras, *arch.proprio))
             limit = args.ticks or SUITES[suite].max_steps
-            report = drive(robot, act, policy.n_action_steps, limit, NO_OP, wait=args.wait)
+            hz = policy.describe()["control_hz"]
+            report = drive(robot, act, policy.n_action_steps, limit, NO_OP, hz=hz, wait=args.wait)
             print(f"episode {episode}: {'solved' if report.done else 'not solved'}, {report}")
 
 

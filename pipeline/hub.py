@@ -1,6 +1,7 @@
 """Files of the Hugging Face hub: from the cache, or downloaded, or uploaded; a missing network told in seconds."""
 
 import hashlib
+import logging
 import re
 import urllib.error
 import urllib.request
@@ -10,9 +11,16 @@ from typing import Literal
 
 REACH_TIMEOUT_S = 8.0
 SHA256 = re.compile("[0-9a-f]{64}")
+log = logging.getLogger(__name__)
 
 
-def fetch(repository: str, name: str, revision: str | None = None, kind: Literal["model", "dataset"] = "model") -> Path:
+def fetch(
+    repository: str,
+    name: str,
+    revision: str | None = None,
+    kind: Literal["model", "dataset"] = "model",
+    newest: bool = False,
+) -> Path:
     """Return the path of a file in the hub's cache, downloaded if it is not there, after a look at what it holds.
 
     The cache is asked before the network, unlike in huggingface_hub, which retries for a minute when there is none.
@@ -20,8 +28,10 @@ def fetch(repository: str, name: str, revision: str | None = None, kind: Literal
     Args:
         repository: "organisation/name".
         name: of the file in it.
-        revision: commit hash; None is what the main branch is when the file is first downloaded.
+        revision: commit hash, tag or branch; None is the main branch.
         kind: of repository.
+        newest: ask the hub whether the branch has moved since; if it does not answer, a file in the cache is taken, and
+            the log says so. Otherwise a branch is what it was when the file was first downloaded.
 
     Raises:
         OSError: the hub cannot be reached, or does not have the file (then an EntryNotFoundError), or the content is
@@ -30,6 +40,12 @@ def fetch(repository: str, name: str, revision: str | None = None, kind: Literal
     import huggingface_hub
 
     path = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision, repo_type=kind)
+    if newest and isinstance(path, str):
+        try:
+            require_hub()
+            path = None
+        except OSError as error:
+            log.warning("%s: taken as it was fetched before, which may not be the newest: %s", repository, error)
     if not isinstance(path, str):
         require_hub()
         path = huggingface_hub.hf_hub_download(repository, name, revision=revision, repo_type=kind)

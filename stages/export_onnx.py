@@ -18,12 +18,13 @@ from stages import cli
 def main(argv: list[str] | None = None) -> None:
     """Export by params.yaml and say what was written."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--policy", default="runs/flow/policy", help="bundle to export (default: %(default)s)")
+    parser.add_argument("--policy", default="runs/flow/policy", help="bundle, or hf://user/name (default: %(default)s)")
     parser.add_argument("--out", default="runs/flow/onnx", help="directory to write (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="of sampling (default: the policy's own number)")
     parser.add_argument("--int8", action="store_true", help="write the image tower in 8 bits, too")
     parser.add_argument(
-        "--encoder-weights", help="file of the encoder's weights (default: embed.encoder.pretrained, if it is a file)"
+        "--encoder-weights",
+        help="file of the encoder's weights, if it has no name (default: embed.encoder.pretrained, if it is a file)",
     )
     parser.add_argument(
         "--instruction",
@@ -33,16 +34,19 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     params = cli.settings(args)
-    from pipeline.inference.encoder import make_encoder  # torch and open_clip take seconds to import
+    from pipeline.encode.weights import has_name  # torch and open_clip take seconds to import
+    from pipeline.inference.encoder import make_encoder
     from pipeline.inference.export import export
     from pipeline.inference.manifest import FILES
+    from pipeline.inference.source import local_bundle
     from pipeline.policy.bundle import load
 
     refuse_foreign(Path(args.out), FILES)
     configured = params.embed.encoder.pretrained
-    bundle = load(Path(args.policy))
+    bundle = load(local_bundle(args.policy))
     in_fp32 = replace(bundle.spec, encoder={**bundle.spec.encoder, "precision": "fp32"})
-    weights = args.encoder_weights or (configured if Path(configured).is_file() else None)
+    named = has_name(bundle.spec.encoder["model"], bundle.spec.encoder["pretrained"])
+    weights = args.encoder_weights or (configured if Path(configured).is_file() and not named else None)
     encoder = make_encoder(in_fp32, "cpu", weights)
     told = export(bundle, encoder, args.instruction, Path(args.out), args.steps, args.int8)
     for name, found in told["checks"].items():

@@ -70,13 +70,21 @@ def act(observation: dict[str, Any]) -> np.ndarray:
     return chunk
 
 
-def run(seconds: float, ticks: int = 20, wait: bool = False, robot: Recorder | None = None) -> tuple[Recorder, Any]:
+def run(
+    seconds: float, ticks: int = 20, wait: bool = False, robot: Recorder | None = None, hz: float = HZ
+) -> tuple[Recorder, Any]:
     clock, robot = Clock(), robot or Recorder()
     report = drive(
-        robot, act, STEPS, ticks, STILL, wait=wait, pool=Late(clock, seconds), clock=clock, sleep=clock.sleep
+        robot, act, STEPS, ticks, STILL, hz=hz, wait=wait, pool=Late(clock, seconds), clock=clock, sleep=clock.sleep
     )
-    assert clock.now == pytest.approx(report.ticks / HZ, abs=1 / HZ)
+    assert clock.now == pytest.approx(report.ticks / hz, abs=1 / hz)
+    assert robot.stopped
     return robot, report
+
+
+def test_another_robot_has_a_clock_of_its_own() -> None:
+    """A chunk that takes 0.1 s is one tick late at 10 Hz."""
+    assert run(0.1, hz=10.0)[1].starved == 1 and run(0.1)[1].starved == 2
 
 
 def test_no_chunk_is_computed_any_more_when_it_returns() -> None:

@@ -37,7 +37,9 @@ RUN_ELSEWHERE = {
     "python -m stages.serve": "tests/stages/test_serve.py",
     "python -m stages.export_onnx": "tests/stages/test_export_onnx.py",
     "python -m stages.push runs/flow/policy user/name": "tests/stages/test_push.py",
-    "python -m stages.eval_libero --agent ws://127.0.0.1:8000": "tests/stages/test_eval_agents.py",
+    "python -m stages.eval_libero --agent ws://127.0.0.1:8000 --set sim.image_size=256 --set sim.render=full": (
+        "tests/stages/test_eval_agents.py"
+    ),
     "python -m stages.eval_libero --agent my_package.my_module:MyAgent --export lerobot": (
         "tests/stages/test_eval_agents.py"
     ),

@@ -132,6 +132,9 @@ class Hdf5Files:
             yield naming.inventory({name: f"{data.dtype} {_each(data)}" for name, data in there.items()})
         if self.keys.action in lacking:
             return
+        if not there[self.keys.action].shape:
+            yield f"{self.keys.action} is a single number, but keys.action takes a row for each step"
+            return
         length = len(there[self.keys.action])
         for setting, key in wanted.items():
             if key not in lacking and (wrong := _misshapen(there[key], setting in naming.pictures(self.keys), length)):

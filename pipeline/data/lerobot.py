@@ -249,7 +249,10 @@ class LeRobotDataset:
         if self._info["features"][key]["dtype"] == "image":
             return Clip(None), []
         file = self._path("video_path", row, key)
-        start = float(row.get(f"videos/{key}/from_timestamp") or 0.0)
+        start = row.get(f"videos/{key}/from_timestamp", 0.0 if self._old else None)
+        if start is None:  # one file holds many episodes: 0 would give it another one's frames
+            return Clip(file), [f"the table of episodes lacks videos/{key}/from_timestamp: where in {file} it begins"]
+        start = float(start)
         if file not in self._times:
             try:
                 self._times[file] = frame_times(file)

@@ -51,15 +51,16 @@ def relight(
 ) -> UInt8[torch.Tensor, "B H W 3"]:
     """Change brightness, then contrast, each frame by its own factors, as torchvision does it on bytes."""
     brightness, contrast = (factors[:, i] for i in range(2))
-    bright = _blend(frames, torch.zeros(()), brightness)
+    bright = _blend(frames, torch.zeros((), device=frames.device), brightness)
     red, green, blue = (bright[..., i] for i in range(3))
     grey = (GREY[0] * red + GREY[1] * green + GREY[2] * blue).to(torch.uint8)
     return _blend(bright, grey.float().mean((1, 2)).view(-1, 1, 1, 1), contrast)
 
 
 def _blend(frames: torch.Tensor, other: torch.Tensor, share: np.ndarray) -> torch.Tensor:
-    of_frames, of_other = (
-        torch.from_numpy(x.astype(np.float32)).to(frames.device).view(-1, 1, 1, 1) for x in (share, 1 - share)
-    )
-    mixed = of_frames * frames + of_other * other.to(frames.device)
+    shares = torch.from_numpy(np.stack([share, 1 - share]).astype(np.float32))
+    if frames.is_cuda:  # only a copy from pinned memory does not wait for what the GPU is computing
+        shares = shares.pin_memory().to(frames.device, non_blocking=True)
+    of_frames, of_other = shares.view(2, -1, 1, 1, 1)
+    mixed = of_frames * frames + of_other * other
     return mixed.clamp_(0, 255).to(torch.uint8)

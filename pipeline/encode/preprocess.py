@@ -61,9 +61,10 @@ class Preprocess:
         if height != width:
             raise DataError(f"frames are {height}x{width}; the transform takes square ones, as LIBERO renders them")
         images = _resize(frames.permute(0, 3, 1, 2), self.size)
-        mean = torch.tensor(self.mean, device=frames.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=frames.device).view(1, 3, 1, 1)
-        return images.float().div_(255).sub_(mean).div_(std)
+        images = images.float()
+        # Filled there: a copy from the host would wait for what the GPU is computing.
+        mean, std = (torch.cat([images.new_full((1, 1, 1, 1), x) for x in each], 1) for each in (self.mean, self.std))
+        return images.div_(255).sub_(mean).div_(std)
 
 
 def _resize(images: UInt8[torch.Tensor, "B 3 H W"], size: int) -> torch.Tensor:

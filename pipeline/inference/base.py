@@ -97,8 +97,8 @@ class BasePolicy(ABC):
 
     def advance(self, observations: Rows, instructions: Sequence[str], noise: np.ndarray | None = None) -> np.ndarray:
         """Do as `act` for a batch that is known to be sound, depth being pictures: nothing is checked."""
+        texts = [self._text(each) for each in instructions]  # first: one that is refused costs no image tower
         encoded = self.encode(observations)
-        texts = [self._text(each) for each in instructions]
         given = self._drawn(self._generator, len(texts)) if noise is None else noise
         chunk = self._finite(self._chunks(self._window([*self._past, encoded]), texts, given))
         self._past.append(encoded)
@@ -150,16 +150,16 @@ class BasePolicy(ABC):
         inputs = checked(self._described, observations, axes=(2 if self.n_obs_steps > 1 else 1,))
         count = _count(inputs)
         given = self._checked_noise(noise, count)
-        texts = instructions_of(instructions, count)
+        texts = [self._text(each) for each in instructions_of(instructions, count)]
         if self.n_obs_steps == 1:
-            return self.actions(self.encode(inputs), texts, given)
+            return self._finite(self._chunks(self.encode(inputs), texts, given))
         length = next(iter(inputs.values())).shape[1]
         if length > self.n_obs_steps:
             raise DataError(f"{length} observations at a time; the policy sees {self.n_obs_steps}")
         flat = self.encode({name: x.reshape(-1, *x.shape[2:]) for name, x in inputs.items()})
         seen = {name: x.reshape(count, length, *x.shape[1:]) for name, x in flat.items()}
         places = np.maximum(np.arange(self.n_obs_steps) - (self.n_obs_steps - length), 0)
-        return self.actions({name: x[:, places] for name, x in seen.items()}, texts, given)
+        return self._finite(self._chunks({name: x[:, places] for name, x in seen.items()}, texts, given))
 
     def noise(self, seeds: Sequence[int]) -> np.ndarray:
         """Return for each seed the noise of the first call of `act` after `reset(seed)`: (B, H, A)."""

@@ -1,5 +1,6 @@
 """Where a policy is read from: a directory, or a repository of the Hugging Face hub."""
 
+import logging
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
@@ -9,6 +10,8 @@ from pipeline.hub import commit, fetch
 from pipeline.policy.bundle import JSON, load_spec
 
 HUB = "hf://"
+COMMIT = 40  # hexadecimal digits: what never moves
+log = logging.getLogger(__name__)
 
 
 def local_bundle(source: str | Path) -> Path:
@@ -16,7 +19,7 @@ def local_bundle(source: str | Path) -> Path:
 
     Args:
         source: a directory, or hf://user/name[@revision], where a revision is a commit, a tag or a branch. Without one
-            the main branch is taken, as it was when it was first fetched.
+            the main branch is taken, as it is now.
 
     Raises:
         AssetError: the hub cannot be reached, or has no such bundle.
@@ -26,8 +29,9 @@ def local_bundle(source: str | Path) -> Path:
         return Path(source)
     repository, _, revision = str(source).removeprefix(HUB).partition("@")
     try:
-        description = fetch(repository, JSON, revision or None)
+        description = fetch(repository, JSON, revision or None, newest=len(revision) != COMMIT)
         folder = description.parent
+        log.info("%s: commit %s", source, commit(description))
         for name in load_spec(folder).files:  # all of one commit
             fetch(repository, name, commit(description))
     except (OSError, HFValidationError) as error:

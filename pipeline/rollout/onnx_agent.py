@@ -62,10 +62,11 @@ class OnnxAgent:
     def act(self, obs: Observation) -> Float[np.ndarray, "H 7"]:
         if self._task is None:
             raise RuntimeError("reset() comes before act()")
-        given = {camera: obs.depths.get(camera, obs.images[camera]) for camera in self.cameras}
+        given = {name: obs.images[name] for name in self.cameras}
         given |= {name: getattr(obs, name) for name in self._policy.signals}
-        noise = torch.randn(1, *self._policy.noise_shape, generator=self._generator)[0].numpy()
-        return self._policy.act(given, self._task.language, noise)
+        noise = torch.randn(1, *self._policy.noise_shape, generator=self._generator).numpy()
+        # As `PolicyAgent` does: what is wrong with an observation is the simulator's fault.
+        return self._policy.advance({name: x[None] for name, x in given.items()}, [self._task.language], noise)[0]
 
 
 class Int8OnnxAgent(OnnxAgent):

@@ -4,6 +4,7 @@ A server of ours is sent our own inputs, which its metadata frame names, and the
 gives the same episodes. Any other is sent openpi's LIBERO observation, with our inputs beside it under their own names.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -33,6 +34,8 @@ RECONNECT_S, RETRY_S = 30.0, 1.0  # for a server that is being restarted, and be
 LATER = (1001, 1012, 1013)  # close codes: going away, service restart, try again later
 PROTOCOL = (1002, 1003, 1007, 1009, 1010)  # what the other side does not speak, or finds too large: again it would not
 UNAUTHORISED = (401, 403)
+log = logging.getLogger(__name__)
+ELSEWHERE = {"image_size": 256, "render": "full"}  # what policies of others learnt from: openpi's, OpenVLA's, LeRobot's
 STATES = ("joint_pos", "ee_pose", "gripper", "ee_wrench")
 
 
@@ -173,7 +176,19 @@ def plan_remote(
     if is_ours(told):
         check_ours(told, shown)
         check_fits(told, shown, sim, steps)
+    else:
+        warn_of_pictures(sim)
     return partial(RemoteAgent, url, told, steps, timeout_s), {"url": shown, "metadata": told, "n_action_steps": steps}
+
+
+def warn_of_pictures(sim: Sim) -> None:
+    """Log it if the simulator draws other pictures than most policies of others learnt from."""
+    if other := {name: value for name, value in ELSEWHERE.items() if getattr(sim, name) != value}:
+        log.warning(
+            "the policy gets pictures of sim.%s; if it learnt from LIBERO's own, its rate is of other pictures. Add %s",
+            ", sim.".join(f"{name} {getattr(sim, name)}" for name in other),
+            " ".join(f"--set sim.{name}={value}" for name, value in other.items()),
+        )
 
 
 def check_fits(told: Mapping[str, Any], url: str, sim: Sim, steps: int) -> None:

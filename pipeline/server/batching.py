@@ -62,7 +62,7 @@ class Batcher(Generic[Item, Result]):
 
     Args:
         compute: gives the results of some items, in their order. If it raises, or gives another number of results,
-            each item is tried alone, so that only the one at fault gets the error.
+            halves of them are tried, and so on, so that only the one at fault gets the error.
         alike: items that give the same value can be in one batch.
         expected: how many items may be waiting at most, if all who may ask do.
     """
@@ -180,8 +180,9 @@ class Batcher(Generic[Item, Result]):
                 with suppress(InvalidStateError):  # abandoned
                     batch[0][1].set_exception(error)
                 return
-            for pair in batch:
-                self._finish([pair])
+            half = len(batch) // 2
+            self._finish(batch[:half])
+            self._finish(batch[half:])
             return
         seconds = perf_counter() - started
         self.batches += 1

@@ -5,12 +5,15 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.policy.cuda_graph import WARM_UP, Capture, Replay, captured
 from pipeline.train.images import Features, ResidentImages
+from pipeline.train.plan import accumulation_steps
+from pipeline.train.settings import TrainFlow
 from pipeline.train.update import RandomNumbers, Update
 
 
@@ -24,13 +27,13 @@ class GraphedUpdate:
         capture: makes the replay of a function; None: as a CUDA graph.
 
     Raises:
-        ConfigError: the update is not one that a graph can hold.
+        ConfigError: features are streamed; see also `check_fit`.
     """
 
     def __init__(self, update: Update, capture: Capture | None = None) -> None:
         device = update.accelerator.device
-        if capture is None and (why := unfit(update)) is not None:
-            raise ConfigError(f"train_flow.cuda_graph is true, but {why}. Set train_flow.cuda_graph to false")
+        if capture is None and not isinstance(update.table.images, ResidentImages):
+            raise unfit("features are streamed (train_flow.data_mode, memory_mib)")
         self._update, self._capture = update, capture or captured
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._rate, self._loss = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -109,17 +112,23 @@ class GraphedUpdate:
         usual.wait_stream(self._side)
 
 
-def unfit(update: Update) -> str | None:
-    """Return why an update cannot be a CUDA graph; None if it can."""
-    accelerator, cfg = update.accelerator, update.cfg
+def check_fit(cfg: TrainFlow, accelerator: Accelerator) -> None:
+    """Refuse a training whose updates no CUDA graph can hold, as far as it is known before the store is read.
+
+    Raises:
+        ConfigError: tells why.
+    """
+    passes = accelerator.num_processes * accumulation_steps(cfg, accelerator.num_processes)
     if accelerator.device.type != "cuda":
-        return f"training is on {accelerator.device.type}"
-    if accelerator.num_processes > 1 or update.accumulation > 1:
-        return f"a batch is shared by {accelerator.num_processes * update.accumulation} forward passes"
+        raise unfit(f"training is on {accelerator.device.type}")
+    if passes > 1:
+        raise unfit(f"a batch is shared by {passes} forward passes")
     if cfg.precision == "fp16":
-        return "train_flow.precision is fp16, whose scaling depends on what overflows"
-    if update.teacher is not None or cfg.encoder.tune != "none":
-        return "train_flow.teacher or train_flow.encoder.tune is set"
-    if not isinstance(update.table.images, ResidentImages):
-        return "features are streamed (train_flow.data_mode, memory_mib)"
-    return None
+        raise unfit("train_flow.precision is fp16, whose scaling depends on what overflows")
+    if cfg.teacher is not None or cfg.encoder.tune != "none":
+        raise unfit("train_flow.teacher or train_flow.encoder.tune is set")
+
+
+def unfit(why: str) -> ConfigError:
+    """Return the error of a training whose updates no CUDA graph can hold."""
+    return ConfigError(f"train_flow.cuda_graph is true, but {why}. Set train_flow.cuda_graph to false")

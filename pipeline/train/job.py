@@ -28,6 +28,7 @@ from pipeline.train import checkpoint, curves
 from pipeline.train.curves import make_trackers
 from pipeline.train.data import FeatureSpec, Table, load_stores
 from pipeline.train.finetune import Tower, load_tower
+from pipeline.train.graphed import check_fit
 from pipeline.train.instructions import learnt_texts
 from pipeline.train.loop import train
 from pipeline.train.publish import publish
@@ -83,6 +84,8 @@ def run(
         require_writable(folder)
     keep_freed_memory()
     accelerator = make_accelerator(cfg, trackers, places.out)
+    if cfg.cuda_graph:
+        check_fit(cfg, accelerator)
     stores = {suite: open_store(places.embeddings / f"{suite}.zarr") for suite in tasks}
     check_encoder(encoder, stores)
     learnt = {suite: learnt_tasks(cfg, suite, tasks[suite], store) for suite, store in stores.items()}

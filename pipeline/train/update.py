@@ -40,12 +40,17 @@ class Update:
 
         `images` are the features of all of it, if they were read already.
         """
-        random = self.draw(len(rows), step)
+        size, random = len(rows), self.draw(len(rows), step)
         total = torch.zeros((), device=self.accelerator.device)
-        for part, weight, sync in self._parts(len(rows)):
-            features = images and {name: x[part.to(x.device)] for name, x in images.items()}
+        if total.is_cuda and images is None:
+            rows = rows.pin_memory().to(total.device, non_blocking=True)  # which does not wait for the step before
+        for part, weight, sync in self._parts(size):
             with sync:
-                total += self.backward(rows[part], features, random.at(part), weight, len(rows))
+                if len(part) == size:
+                    total += self.backward(rows, images, random, weight, size)
+                    continue
+                features = images and {name: x[part.to(x.device)] for name, x in images.items()}
+                total += self.backward(rows[part.to(rows.device)], features, random.at(part), weight, size)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.cfg.clip_norm)
         self.optimizer.step()
         stepped = not self.accelerator.optimizer_step_was_skipped  # fp16 leaves out a step whose gradients overflow

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from pipeline.encode import preprocess
 from pipeline.encode.clip import ClipEncoder, default_batch_size, resolve_precision
 from pipeline.encode.hub import REVISIONS
+from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.encode.weights import hub_source, load_model, weights_sha256
 from pipeline.errors import AssetError, ConfigError
 from tests.encode import tiny
@@ -147,6 +148,32 @@ def test_padded_batches_give_the_same_features(encoder: ClipEncoder) -> None:
     found = np.concatenate([wait()["image"] for wait in waiting])
     assert seen == [(5, 3, 32, 32)] * 2
     np.testing.assert_allclose(found, encoder.images(frames), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("grid", [None, GridParams(7, -1)])
+def test_on_a_gpu_features_are_those_of_the_cpu(grid: GridParams | None) -> None:
+    """In bf16, compiled, its batch filled up, as a build has it; to fp32."""
+    params = EncoderParams("ViT-S-32", "seeded", 0, "fp32")
+    usual, there = ClipEncoder(params, "cpu", grid), ClipEncoder(replace(params, precision="bf16"), "cuda", grid, 8)
+    frames = np.random.default_rng(0).integers(0, 256, (5, 128, 128, 3), np.uint8)
+    wanted, found = usual.forward(usual.prepare(frames)), there.forward(there.prepare(frames))
+    for kind, features in wanted.items():
+        a, b = (x.reshape(5, -1).astype(np.float64) for x in (features, found[kind]))
+        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert cosine.min() >= 0.9995, kind
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_preparing_waits_for_nothing() -> None:
+    encoder = ClipEncoder(tiny.PARAMS, "cuda", None, 8)
+    frames, light = np.zeros((8, 128, 128, 3), np.uint8), np.full((8, 2), 0.9)
+    encoder.prepare(frames, light)  # loads kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        encoder.prepare(frames, light)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_batches_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,16 @@ def test_every_input_counts(policy: Policy) -> None:
     assert not np.allclose(plain, act(seen | {"gripper": np.array([0.0, 0.0])}), atol=1e-6)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_it_acts_as_on_a_cpu(path: Path) -> None:
+    """The first call is captured as a CUDA graph, those after it are replayed."""
+    here, there = (Policy.load(path, device) for device in ("cpu", "cuda"))
+    for call in range(3):
+        wanted, found = (each.act(observation(call), BOWL) for each in (here, there))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=0.01)
+    assert there._graphed and all(there._graphed._graphs.values()), "nothing was captured"
+
+
 def test_a_batch_is_its_rows(policy: Policy) -> None:
     seen, texts = [observation(i) for i in range(3)], [BOWL, DRAWER, "push the plate"]
     batch = policy.act(stacked(seen), texts)

@@ -65,6 +65,14 @@ def test_the_one_at_fault_gets_the_error() -> None:
     assert [futures[i].result().result for i in (0, 2)] == [10, 20]
 
 
+def test_the_others_of_its_batch_still_come_together() -> None:
+    gated = Gated()
+    futures = gated.queued(13, 1, 2, 3)
+    assert isinstance(futures[0].exception(), ValueError)
+    assert [future.result().result for future in futures[1:]] == [10, 20, 30]
+    assert gated.batches == [[0], [13, 1, 2, 3], [13, 1], [13], [1], [2, 3]]
+
+
 def test_a_full_queue_refuses() -> None:
     gated = Gated(queue=2)
     gated.batcher.submit(0)

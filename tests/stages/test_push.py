@@ -1,11 +1,13 @@
 """`stages.push`: what goes to the hub is what anyone loads from there."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from pipeline.errors import AssetError, ConfigError, DataError
 from pipeline.inference.policy import Policy
@@ -48,9 +50,25 @@ def test_a_policy_comes_back_as_it_was(
     for source in ("hf://me/bowls", f"hf://me/bowls@{hub.commit}"):
         np.testing.assert_array_equal(Policy.load(source, "cpu").act(observation(), BOWL), expected)
     hub.files.clear()
-    assert Policy.load("hf://me/bowls", "cpu"), "from the cache"
+    assert Policy.load(f"hf://me/bowls@{hub.commit}", "cpu"), "from the cache"
     push.main([str(path), "me/bowls"])
     assert Policy.load("hf://me/bowls", "cpu"), "a repository that is there is added to"
+
+
+def test_what_was_pushed_since_is_loaded_and_without_the_hub_what_was_fetched(
+    path: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    push.main([str(path), "me/bowls"])
+    first, pinned = Policy.load("hf://me/bowls", "cpu").act(observation(), BOWL), f"hf://me/bowls@{hub.commit}"
+    hub.commit = "1" * 40
+    push.main([str(make_bundle(tmp_path / "policy", head_width=24)), "me/bowls"])
+    second = Policy.load("hf://me/bowls", "cpu").act(observation(), BOWL)
+    assert np.abs(second - first).max() > 0.01 and f"hf://me/bowls: commit {hub.commit}" in caplog.text
+    np.testing.assert_array_equal(Policy.load(pinned, "cpu").act(observation(), BOWL), first)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    np.testing.assert_array_equal(Policy.load("hf://me/bowls", "cpu").act(observation(), BOWL), second)
+    assert "me/bowls: taken as it was fetched before, which may not be the newest" in caplog.text
 
 
 def test_the_card_has_the_results_and_the_bundle_stays_as_it_is(

@@ -343,6 +343,16 @@ assert os.waitpid(start("runs/flow", ".scratch/train"), 0)[1] == 0
 """
 
 
+def test_what_no_cuda_graph_can_hold_is_refused_before_the_store_is_read(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(project, cuda_graph=True)
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("pipeline.train.job.load_stores", None)
+    with pytest.raises(ConfigError, match=r"cuda_graph is true, but training is on cpu\."):
+        train_flow.main([])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
 def test_killed_ten_times_and_started_again_ends_in_the_same_policy(project: Path, mode: str) -> None:

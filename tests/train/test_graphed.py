@@ -13,8 +13,7 @@ from accelerate.state import AcceleratorState
 
 from pipeline.errors import ConfigError
 from pipeline.policy.network import PolicyNetwork
-from pipeline.train.graphed import GraphedUpdate, unfit
-from pipeline.train.images import ResidentImages
+from pipeline.train.graphed import GraphedUpdate, check_fit
 from pipeline.train.loop import Progress, train
 from pipeline.train.settings import TrainFlow
 from pipeline.train.update import Update
@@ -75,37 +74,33 @@ def test_a_training_that_was_interrupted_makes_the_same_updates(
     assert same(whole, run(tmp_path / "cut", cfg)[0])
 
 
-def test_a_cpu_has_none(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"train_flow\.cuda_graph is true, but training is on cpu\. Set .*cuda_graph to false"
-    ):
-        run(tmp_path, replace(CFG, cuda_graph=True))
-
-
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "processes", "device", "why"),
     [
-        ({"processes": 2}, "a batch is shared by 2 forward passes"),
-        ({"accumulation": 4}, "a batch is shared by 4 forward passes"),
-        ({"precision": "fp16"}, "precision is fp16"),
-        ({"teacher": object()}, "teacher or train_flow.encoder.tune is set"),
-        ({"tune": "lora"}, "teacher or train_flow.encoder.tune is set"),
-        ({"images": None}, "features are streamed"),
-        ({}, None),
+        ({}, 1, "cpu", "training is on cpu"),
+        ({}, 2, "cuda", "a batch is shared by 2 forward passes"),
+        ({"microbatch_size": 2}, 1, "cuda", "a batch is shared by 8 forward passes"),
+        ({"precision": "fp16"}, 1, "cuda", "train_flow.precision is fp16"),
+        ({"teacher": "runs/flow/policy"}, 1, "cuda", "train_flow.teacher or train_flow.encoder.tune is set"),
+        ({}, 1, "cuda", None),
     ],
 )
-def test_what_no_graph_can_be_made_of(changes: dict[str, Any], why: str | None) -> None:
-    given = {"processes": 1, "accumulation": 1, "precision": "bf16", "teacher": None, "tune": "none"} | changes
+def test_what_no_graph_can_be_made_of(changes: dict[str, Any], processes: int, device: str, why: str | None) -> None:
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
+    if why is None:
+        return check_fit(replace(CFG, **changes), accelerator)  # type: ignore[arg-type]
+    told = rf"train_flow\.cuda_graph is true, but {why}.*\. Set train_flow\.cuda_graph to false"
+    with pytest.raises(ConfigError, match=told):
+        check_fit(replace(CFG, **changes), accelerator)  # type: ignore[arg-type]
+
+
+def test_streamed_features_are_refused() -> None:
     update = object.__new__(Update)
     vars(update).update(
-        accelerator=SimpleNamespace(device=torch.device("cuda"), num_processes=given["processes"]),
-        accumulation=given["accumulation"],
-        cfg=SimpleNamespace(precision=given["precision"], encoder=SimpleNamespace(tune=given["tune"])),
-        teacher=given["teacher"],
-        table=SimpleNamespace(images=given.get("images", object.__new__(ResidentImages))),
+        accelerator=SimpleNamespace(device=torch.device("cuda")), table=SimpleNamespace(images=object())
     )
-    found = unfit(update)
-    assert found is None if why is None else why in str(found)
+    with pytest.raises(ConfigError, match="features are streamed"):
+        GraphedUpdate(update)
 
 
 @pytest.fixture
