@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -112,15 +111,15 @@ class GraphedUpdate:
         usual.wait_stream(self._side)
 
 
-def check_fit(cfg: TrainFlow, accelerator: Accelerator) -> None:
+def check_fit(cfg: TrainFlow, device: torch.device, processes: int) -> None:
     """Refuse a training whose updates no CUDA graph can hold, as far as it is known before the store is read.
 
     Raises:
         ConfigError: tells why.
     """
-    passes = accelerator.num_processes * accumulation_steps(cfg, accelerator.num_processes)
-    if accelerator.device.type != "cuda":
-        raise unfit(f"training is on {accelerator.device.type}")
+    passes = processes * accumulation_steps(cfg, processes)
+    if device.type != "cuda":
+        raise unfit(f"training is on {device.type}")
     if passes > 1:
         raise unfit(f"a batch is shared by {passes} forward passes")
     if cfg.precision == "fp16":

@@ -85,7 +85,7 @@ def run(
     keep_freed_memory()
     accelerator = make_accelerator(cfg, trackers, places.out)
     if cfg.cuda_graph:
-        check_fit(cfg, accelerator)
+        check_fit(cfg, accelerator.device, accelerator.num_processes)
     stores = {suite: open_store(places.embeddings / f"{suite}.zarr") for suite in tasks}
     check_encoder(encoder, stores)
     learnt = {suite: learnt_tasks(cfg, suite, tasks[suite], store) for suite, store in stores.items()}

@@ -247,6 +247,15 @@ def test_pictures_of_other_formats_or_too_large_are_refused(content: str, tmp_pa
     assert ("8200 x 8200 pixels; 67,108,864 are the most" in reasons["episode_000000"]) == (content == "bomb")
 
 
+def test_an_episode_that_may_be_anywhere_in_its_video_is_left_out(tmp_path: Path) -> None:
+    """From 0 s on it would be another one's frames."""
+    root, key = make.write_v3(tmp_path / "data"), f"videos/{make.CAMERA}/from_timestamp"
+    edit_table(root, "meta/episodes/chunk-000/file-000.parquet", lambda rows: rows[1].update({key: None}))
+    demos, reasons = scan(root)
+    assert [demo.number for demo in demos] == [0, 2] and reasons.keys() == {"episode_000001"}
+    assert f"the table of episodes lacks {key}" in reasons["episode_000001"]
+
+
 @pytest.mark.parametrize("version", ["v3", "v2.1"])
 def test_an_episode_whose_video_is_shorter_than_its_table_is_left_out(version: str, tmp_path: Path) -> None:
     root = make.WRITERS[version][0](tmp_path / "data")

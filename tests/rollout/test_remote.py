@@ -81,6 +81,17 @@ def test_another_policy_is_sent_openpis_observation_and_ours(foreign: Foreign, t
     assert actions[1, 0] == len(task.language)
 
 
+def test_other_pictures_than_policies_of_others_learn_from_are_told(
+    foreign: Foreign, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(Known()) as (_, address):
+        planned(address, replace(tiny.SIM, image_size=256, render="full"))
+        assert "the policy gets pictures of" not in caplog.text
+        planned(address)
+    assert "pictures of sim.image_size 24, sim.render fast; if it learnt from LIBERO's own" in caplog.text
+    assert "Add --set sim.image_size=256 --set sim.render=full" in caplog.text
+
+
 @pytest.mark.parametrize("n_obs_steps", [1, 2])
 def test_our_own_policy_does_the_same_as_in_the_simulator(tmp_path: Path, task: Task, n_obs_steps: int) -> None:
     tiny.register(tmp_path)
