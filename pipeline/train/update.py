@@ -42,7 +42,7 @@ class Update:
         """
         size, random = len(rows), self.draw(len(rows), step)
         total = torch.zeros((), device=self.accelerator.device)
-        if total.is_cuda and images is None:
+        if self.table.action.is_cuda and images is None:
             rows = rows.pin_memory().to(total.device, non_blocking=True)  # which does not wait for the step before
         for part, weight, sync in self._parts(size):
             with sync:

@@ -98,7 +98,7 @@ def project(tmp_path_factory) -> Path:
     (root / "runs/flow").mkdir(parents=True)
     (root / "runs/flow/train.json").write_text(json.dumps(training))
     (root / "docs/results").mkdir(parents=True)
-    for name in ("single_task_overfit_scripted", "expert", "quickstart-against-flow"):
+    for name in ("single_task_overfit_scripted", "expert", "quickstart-against-random_weights"):
         (root / f"docs/results/{name}.json").write_text("of another day")
     return root
 
