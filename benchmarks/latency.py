@@ -49,8 +49,9 @@ THREADS, BLOCK, SIDE = 2, 20, 128
 STEPS = (1, 2, 4, 10, 50)
 WHOLE_STEPS = 10
 QUICKSTART = "the quickstart"
+ONE_CAMERA = "one camera, one action"
 POLICIES = {
-    "one camera, one action": ["policy=reference"],
+    ONE_CAMERA: ["policy=reference"],
     "two cameras, 16 actions": ["policy=chunk"],
     "two cameras, 16 actions, residual": ["policy=chunk", "policy.head_network=residual"],
     QUICKSTART: ["experiment=quickstart"],
@@ -223,7 +224,7 @@ def held(result: dict[str, Any], limit: str) -> dict[str, float]:
     heads, wholes = result["head"], result["image_to_action"]
     if limit.startswith("head"):
         return {name: times["10"]["ONNX Runtime"]["median"] for name, times in heads.items() if "10" in times}
-    return {name: wholes[name]["ONNX Runtime fp32"]["median"] for name in ("one camera, one action",) if name in wholes}
+    return {name: ways["ONNX Runtime fp32"]["median"] for name, ways in wholes.items() if name == ONE_CAMERA}
 
 
 def show(result: dict[str, Any]) -> None:

@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     check_pictures(policy.spec, params.sim)
     suite = params.data.suites[0]
     task = tasks(suite, params.data.tasks.get(suite))[0]
-    arch = policy.spec.architecture
+    arch, hz = policy.spec.architecture, policy.describe()["control_hz"]
 
     def act(observation: dict[str, Any]) -> np.ndarray:
         time.sleep(args.latency)
@@ -206,7 +206,6 @@ def main(argv: list[str] | None = None) -> None:
             policy.reset(episode)
             robot = Simulated(simulator, (*arch.cameras, *arch.proprio))
             limit = args.ticks or SUITES[suite].max_steps
-            hz = policy.describe()["control_hz"]
             report = drive(robot, act, policy.n_action_steps, limit, NO_OP, hz=hz, wait=args.wait)
             print(f"episode {episode}: {'solved' if report.done else 'not solved'}, {report}")
 

@@ -40,15 +40,15 @@ def fetch(
     import huggingface_hub
 
     path = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision, repo_type=kind)
-    if newest and isinstance(path, str):
+    if newest or not isinstance(path, str):
         try:
             require_hub()
-            path = None
         except OSError as error:
+            if not isinstance(path, str):
+                raise
             log.warning("%s: taken as it was fetched before, which may not be the newest: %s", repository, error)
-    if not isinstance(path, str):
-        require_hub()
-        path = huggingface_hub.hf_hub_download(repository, name, revision=revision, repo_type=kind)
+        else:
+            path = huggingface_hub.hf_hub_download(repository, name, revision=revision, repo_type=kind)
     blob = Path(path).resolve()  # the cache calls a large file by its SHA-256
     if SHA256.fullmatch(blob.name):
         with blob.open("rb") as file:

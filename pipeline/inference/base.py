@@ -151,15 +151,18 @@ class BasePolicy(ABC):
         count = _count(inputs)
         given = self._checked_noise(noise, count)
         texts = [self._text(each) for each in instructions_of(instructions, count)]
-        if self.n_obs_steps == 1:
-            return self._finite(self._chunks(self.encode(inputs), texts, given))
-        length = next(iter(inputs.values())).shape[1]
+        encoded = self.encode(inputs) if self.n_obs_steps == 1 else self._encoded_histories(inputs)
+        return self._finite(self._chunks(encoded, texts, given))
+
+    def _encoded_histories(self, inputs: Rows) -> dict[str, Any]:
+        """Return `encode` of sound observations (B, L', ...), L of them: the oldest stands in for those before it."""
+        count, length = next(iter(inputs.values())).shape[:2]
         if length > self.n_obs_steps:
             raise DataError(f"{length} observations at a time; the policy sees {self.n_obs_steps}")
         flat = self.encode({name: x.reshape(-1, *x.shape[2:]) for name, x in inputs.items()})
         seen = {name: x.reshape(count, length, *x.shape[1:]) for name, x in flat.items()}
         places = np.maximum(np.arange(self.n_obs_steps) - (self.n_obs_steps - length), 0)
-        return self._finite(self._chunks({name: x[:, places] for name, x in seen.items()}, texts, given))
+        return {name: x[:, places] for name, x in seen.items()}
 
     def noise(self, seeds: Sequence[int]) -> np.ndarray:
         """Return for each seed the noise of the first call of `act` after `reset(seed)`: (B, H, A)."""

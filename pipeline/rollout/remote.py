@@ -34,9 +34,9 @@ RECONNECT_S, RETRY_S = 30.0, 1.0  # for a server that is being restarted, and be
 LATER = (1001, 1012, 1013)  # close codes: going away, service restart, try again later
 PROTOCOL = (1002, 1003, 1007, 1009, 1010)  # what the other side does not speak, or finds too large: again it would not
 UNAUTHORISED = (401, 403)
-log = logging.getLogger(__name__)
-ELSEWHERE = {"image_size": 256, "render": "full"}  # what policies of others learnt from: openpi's, OpenVLA's, LeRobot's
+USUAL_PICTURES = {"image_size": 256, "render": "full"}  # that openpi's, OpenVLA's and LeRobot's policies learnt from
 STATES = ("joint_pos", "ee_pose", "gripper", "ee_wrench")
+log = logging.getLogger(__name__)
 
 
 class RemoteAgent:
@@ -183,7 +183,7 @@ def plan_remote(
 
 def warn_of_pictures(sim: Sim) -> None:
     """Log it if the simulator draws other pictures than most policies of others learnt from."""
-    if other := {name: value for name, value in ELSEWHERE.items() if getattr(sim, name) != value}:
+    if other := {name: value for name, value in USUAL_PICTURES.items() if getattr(sim, name) != value}:
         log.warning(
             "the policy gets pictures of sim.%s; if it learnt from LIBERO's own, its rate is of other pictures. Add %s",
             ", sim.".join(f"{name} {getattr(sim, name)}" for name in other),
