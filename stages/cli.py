@@ -20,7 +20,7 @@ def parser(doc: str | None, params: bool = True) -> argparse.ArgumentParser:
 
     The name in its usage is that of the first command in the docstring.
     """
-    command = re.search(r"-m (\S+)", doc or "")
+    command = re.search(r"^\s*(?:python|accelerate launch) .*?-m (\S+)", doc or "", re.MULTILINE)
     made = argparse.ArgumentParser(
         prog=f"python -m {command[1]}" if command else None,
         description=doc,

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.config.compose import compose, groups
+from pipeline.config.compose import compose, groups, replaced
 from pipeline.errors import ConfigError
 from pipeline.files import write_atomic
 
@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", default="params.yaml", help="file to write, - for standard output")
     args = parser.parse_intermixed_args(argv)
     text = compose(args.overrides, CONFIGS)
+    for told in replaced(args.overrides, text, CONFIGS):
+        print(f"note: {told}", file=sys.stderr)
     if args.output == "-":
         print(text, end="")
         return

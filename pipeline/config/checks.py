@@ -1,7 +1,9 @@
 """What settings have to satisfy together. What one has to satisfy alone stands beside it, in its room's settings.py."""
 
+import json
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -43,20 +45,19 @@ def _pretraining(p: Params) -> Iterator[str]:
 def _data(p: Params) -> Iterator[str]:
     suites, own = list(p.data.suites), p.demos.source == "own"
     sizes = dict.fromkeys(suites, 0) if own else SUITE_SIZES
-    for suite in {*suites, *p.data.tasks} - {*sizes}:
-        yield f"data has the suite {suite!r}.{did_you_mean(suite, sizes)}"
+    for suite in {*suites} - {*sizes}:
+        yield f"data.suites has {suite!r}.{did_you_mean(suite, sizes)}"
         return
     if len({*suites}) < len(suites):
         yield f"data.suites {suites} names one twice"
-    if {*suites} != {*p.data.tasks}:
-        tasks = ", ".join(f"{suite}: null" for suite in suites)
-        additions = [f"+data.tasks.{suite}=null" for suite in suites if suite not in p.data.tasks]
-        removals = [f"~data.tasks.{suite}" for suite in p.data.tasks if suite not in suites]
-        yield (
-            f"data.tasks is of {', '.join(p.data.tasks) or 'no suite'}, but data.suites is {suites}. Write "
-            f"tasks: {{{tasks}}} (null: all tasks), or give compose {' '.join([*additions, *removals])}"
-        )
     for suite, ids in p.data.tasks.items():
+        if suite not in suites:
+            if ids is not None:
+                yield (
+                    f"data.tasks.{suite} is {list(ids)}, but data.suites is {suites}: add the suite there, or take the "
+                    f"entry out (compose: ~data.tasks.{suite})"
+                )
+            continue
         if ids == ():
             yield f"data.tasks.{suite} is empty; name tasks, or write null for all"
         if ids and len({*ids}) < len(ids):
@@ -66,10 +67,10 @@ def _data(p: Params) -> Iterator[str]:
                 yield f"data.tasks.{suite} has {task}; ids go from 0" + ("" if own else f" to {SUITE_SIZES[suite] - 1}")
     for suite, held_out in p.train_flow.held_out_tasks.items():
         where = f"train_flow.held_out_tasks.{suite} {list(held_out)}"
-        if suite not in p.data.tasks:
+        if suite not in suites:
             yield f"{where}: data.suites is {suites}"
             continue
-        learnt = p.data.tasks[suite] or range(sizes[suite])
+        learnt = p.data.tasks.get(suite) or range(sizes[suite])
         if learnt and not {*held_out} < {*learnt}:
             yield f"{where} must be some, not all, of data.tasks {list(learnt)}"
 
@@ -78,6 +79,9 @@ def _embed(p: Params) -> Iterator[str]:
     if p.embed.shard_rows % p.embed.chunk_rows:
         yield f"embed.shard_rows {p.embed.shard_rows} is not a multiple of embed.chunk_rows {p.embed.chunk_rows}"
     known = p.demos.keys.cameras if p.demos.keys else get_args(Camera)
+    for camera in p.demos.keys.cameras if p.demos.keys else ():
+        if camera not in p.embed.cameras:
+            yield f"demos.keys.cameras has {camera!r}, which nobody uses: add it to embed.cameras, or take it out"
     for camera in p.embed.cameras:
         if camera not in known:
             yield f"embed.cameras has {camera!r}; it can have {', '.join(known)}"
@@ -87,6 +91,26 @@ def _embed(p: Params) -> Iterator[str]:
             f"embed.cameras has {', '.join(depth)}, but demos.depth is false: set it to true to have depth recorded, "
             "or, with demos.source path, if your files have it"
         )
+
+    side = None if p.embed.grid is None else _patches(p.embed.encoder.model)
+    if p.embed.grid and side and side % p.embed.grid.size:
+        fits = " or ".join(str(k) for k in range(1, side + 1) if side % k == 0)
+        yield (
+            f"embed.grid.size is {p.embed.grid.size}, but {p.embed.encoder.model} has {side} x {side} patches: use "
+            f"{fits}"
+        )
+
+
+def _patches(model: str) -> int | None:
+    """Return the patches along a side of one of open_clip's own vision transformers; None of any other model."""
+    package = find_spec("open_clip")  # whose files are read: importing it takes seconds
+    folders = package.submodule_search_locations if package else None
+    file = Path(folders[0]) / "model_configs" / f"{model}.json" if folders else Path()
+    if not file.is_file():
+        return None
+    vision = json.loads(file.read_text())["vision_cfg"]
+    sizes = vision.get("image_size"), vision.get("patch_size")
+    return sizes[0] // sizes[1] if all(isinstance(size, int) for size in sizes) else None
 
 
 def _policy(p: Params) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """configs/ -> params.yaml, by Hydra, exactly as `dvc exp run -S experiment=...` composes it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -30,8 +32,9 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path = "configs") -
         OmegaConf.resolve(config)
         text = OmegaConf.to_yaml(config)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of a group=3
-        wrong = [found for text in overrides if (found := _what_is_wrong(text, directory))]
-        raise ConfigError(f"compose {' '.join(overrides)}: " + "\n  ".join(wrong or [str(error).strip()])) from None
+        said = str(error).strip()
+        wrong = [found for text in overrides if (found := _what_is_wrong(text, directory, said))]
+        raise ConfigError(f"compose {' '.join(overrides)}: " + "\n  ".join(wrong or [said])) from None
     from_dict(parse(text, "configs/"), " ".join([f"{directory.name}/", *(["with"] if overrides else []), *overrides]))
     return text
 
@@ -44,8 +47,35 @@ def groups(directory: Path) -> dict[str, list[str]]:
     return {name: found[name] for name in sorted(found) if name != "accelerate"}  # files for `accelerate launch`
 
 
-def _what_is_wrong(override: str, directory: Path) -> str | None:
-    """Return why Hydra refuses an override, in words that lead on; None if nothing is found."""
+def replaced(overrides: Sequence[str], text: str, config_dir: str | Path = "configs") -> list[str]:
+    """Return which values of the options that `overrides` choose the experiment has replaced in the composed `text`."""
+    directory, tree = Path(config_dir), parse(text, "configs/")
+    given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    chosen = {name: option for name, option in given.items() if name in groups(directory) and name != "experiment"}
+    return [
+        f"{name} is {json.dumps(now)} by experiment {tree['experiment']}, not {json.dumps(value)} as {group}={option} "
+        f"has it. To have that, add {name}={json.dumps(value)}"
+        for group, option in chosen.items()
+        for name, value in _leaves(parse((directory / group / f"{option}.yaml").read_text(), option), group)
+        if name not in given and (now := _at(tree, name)) != value
+    ]
+
+
+def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield each value of an option's file by its dotted name."""
+    for key, value in tree.items():
+        if key != "defaults":
+            yield from _leaves(value, f"{prefix}.{key}") if isinstance(value, dict) else [(f"{prefix}.{key}", value)]
+
+
+def _at(tree: Any, name: str) -> Any:
+    for part in name.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _what_is_wrong(override: str, directory: Path, said: str) -> str | None:
+    """Return why Hydra, which `said` so, refuses an override, in words that lead on; None if nothing is found."""
     name, equals, value = override.lstrip("+~").partition("=")
     known = groups(directory)
     if not equals and not override.startswith("~"):
@@ -54,6 +84,6 @@ def _what_is_wrong(override: str, directory: Path) -> str | None:
         return None if value in known[name] else f"{name} has no option {value!r}.{did_you_mean(value, known[name])}"
     if "." not in name:
         return f"no group {name!r}.{did_you_mean(name, known)} A setting is SECTION.NAME=VALUE: train_flow.epochs=50"
-    if not (found := unknown(name)) and override[0] not in "+~":
+    if not (found := unknown(name)) and override[0] not in "+~" and name in said:
         return f"{name} is not there yet: write +{override}"
     return found or None

@@ -99,10 +99,9 @@ def test_reference_experiment_has_the_reference_settings() -> None:
             "neither depth nor ee_wrench",
         ),
         ({"embed": {"cameras": ["agentview", "eye_in_hand", "agentview_depth"]}}, "but demos.depth is false"),
-        ({"data": {"tasks": {"libero_goal": None}}}, r"give compose ~data\.tasks\.libero_goal$"),
         (
-            {"data": {"suites": ["libero_goal"]}},
-            r"Write tasks: {libero_goal: null} \(null: all tasks\), or give compose \+data\.tasks\.libero_goal=null ~d",
+            {"data": {"tasks": {"libero_goal": [1]}}},
+            r"data.tasks.libero_goal is \[1\], but .*\(compose: ~data\.tasks\.libero_goal\)$",
         ),
         ({"data": {"tasks": {"libero_spatial": [10]}}}, "libero_spatial has 10; ids go from 0 to 9"),
         ({"data": {"suites": ["libero_spacial"]}}, "Did you mean 'libero_spatial'"),
@@ -216,11 +215,51 @@ def test_file_errors_name_the_file(tmp_path: Path) -> None:
         ("train_flow.epochs", "is not NAME=VALUE"),
         ("policy.head=flaw", "it can be flow, diffusion, l1, l2, cvae or tokens. Did you mean 'flow'"),
         ("data.tasks.libero_spatial=[11]", "ids go from 0 to 9"),
+        ("data.suites=[libero_goal]", r"\[0\], but data.suites is .* take the entry out \(compose: ~data.tasks.libero"),
+        ("embed.encoder.model=ViT-B-32", "embed.grid.size is 8, but ViT-B-32 has 7 x 7 patches: use 1 or 7"),
     ],
 )
 def test_compose_says_what_to_write_instead(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose([override], ROOT / "configs")
+
+
+def test_of_two_overrides_the_one_that_is_wrong_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["sim.rendr=full", "demos.path=/x"], ROOT / "configs")
+    assert str(caught.value).endswith("no setting 'sim.rendr'. Did you mean 'render'?")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tasks_of"),
+    [
+        (["data=libero_spatial", "data.suites=[libero_goal,libero_10]"], {"libero_spatial": None}),
+        (["~data.tasks.libero_spatial", "data.suites=[libero_goal]"], {}),
+        (["experiment=own_data", "data.suites=[mine]"], {"own": None}),
+    ],
+)
+def test_a_suite_without_an_entry_in_tasks_is_taken_whole(overrides: list[str], tasks_of: dict) -> None:
+    assert from_dict(parse(compose(overrides, ROOT / "configs"), "")).data.tasks == tasks_of
+
+
+@pytest.mark.parametrize(("model", "side"), [("openai_b16", 7), ("openai_l14", 8), ("seeded", 7), ("libero_clip", 8)])
+def test_any_encoder_of_configs_has_a_grid_for_the_default_policy(model: str, side: int) -> None:
+    params = from_dict(parse(compose([f"embed={model}"], ROOT / "configs"), ""))
+    assert params.policy.features == "grid"
+    assert params.embed.grid is not None
+    assert params.embed.grid.size == side
+
+
+def test_command_tells_which_values_of_an_option_the_experiment_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(ROOT)
+    asked = ["eval_libero=protocol", "eval_libero.condition_episodes=null", "embed=openai_b16"]
+    cli.main(["compose", *asked, "--output", str(tmp_path / "params.yaml")])
+    assert capsys.readouterr().err == (
+        "note: eval_libero.episodes is 20 by experiment quickstart, not 50 as eval_libero=protocol has it. To have "
+        "that, add eval_libero.episodes=50\n"
+    )
 
 
 def test_help_of_compose_lists_groups_and_options(capsys: pytest.CaptureFixture, monkeypatch: Any) -> None:

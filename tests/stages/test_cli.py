@@ -49,6 +49,13 @@ def test_a_command_is_given_the_other_arguments(
     assert stopped.value.code == "error: nowhere.yaml: not found. Run from the repository root, or make it: make params"
 
 
+@pytest.mark.parametrize("name", ["pretrain_clip", "train_flow", "compare"])
+def test_usage_names_the_command(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        dispatcher.main([name, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: python -m stages.{name} ")
+
+
 @pytest.mark.parametrize("main", [dispatcher.main, doctor.main])
 def test_the_version_is_the_package_s(main: object, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
