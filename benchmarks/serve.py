@@ -12,13 +12,7 @@ import argparse
 import asyncio
 import json
 import os
-import re
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +22,7 @@ import numpy as np
 import torch
 from websockets.asyncio.client import connect
 
+from examples.openpi_loop import served
 from pipeline.compute import cores
 from pipeline.config import load
 from pipeline.encode.clip import ClipEncoder, pick_device
@@ -81,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 def measure(policy: Path, device: str, clients: list[int], requests: int) -> dict[str, Any]:
     """Return the figures of one policy."""
     direct, encoder = direct_ms(policy, device, max(10, requests // 8))
-    with served(policy, device) as url:
+    with served(str(policy), "--device", device) as url:
         rows = [asyncio.run(load_with(url, n, requests)) for n in clients]
     return {"encoder": encoder, "direct_ms": direct, "request_bytes": len(message(0)), "clients": rows}
 
@@ -113,27 +108,6 @@ def direct_ms(path: Path, device: str, repeat: int) -> tuple[float, str]:
         policy.infer(observation, [INSTRUCTION], noise)
         found.append(1e3 * (perf_counter() - started))
     return round(float(np.median(found[WARM_UP:])), 3), policy.spec.encoder["model"]
-
-
-@contextmanager
-def served(policy: Path, device: str) -> Iterator[str]:
-    """Yield the address of a server in a process of its own."""
-    command = [sys.executable, "-m", "stages.serve", "--policy", str(policy), "--port", "0", "--device", device]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"at (ws://\S+)", line):
-                break
-        else:
-            raise RuntimeError("".join(said))
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 async def load_with(url: str, clients: int, requests: int) -> dict[str, Any]:

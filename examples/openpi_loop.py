@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-URL, PYTHON = "OPENPI_URL", "OPENPI_PYTHON"
+URL, PYTHON, TOKEN = "OPENPI_URL", "OPENPI_PYTHON", "VLA_FLOW_AGENT_TOKEN"
 ENVIRONMENT = Path(".scratch/openpi")
 REPLAN_STEPS = 5  # actions carried out of each chunk, as openpi's example has it, if the server names no number
 
@@ -57,9 +57,9 @@ def environment(folder: Path = ENVIRONMENT) -> Path:
 
 
 @contextmanager
-def served(policy: str) -> Iterator[str]:
-    """Yield the address of a server of the policy."""
-    command = [sys.executable, "-m", "stages.serve", "--policy", policy, "--port", "0"]
+def served(policy: str, *options: str) -> Iterator[str]:
+    """Yield the address of a server of the policy, in a process of its own."""
+    command = [sys.executable, "-m", "stages.serve", "--policy", policy, "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -79,25 +79,29 @@ def served(policy: str) -> Iterator[str]:
 class OpenpiLoop:
     """An agent for `stages.eval_libero --agent examples.openpi_loop:OpenpiLoop`.
 
-    OPENPI_URL names the server (default: ws://127.0.0.1:8000), OPENPI_PYTHON a Python with openpi-client.
+    OPENPI_URL names the server (default: ws://127.0.0.1:8000), OPENPI_PYTHON a Python with openpi-client,
+    VLA_FLOW_AGENT_TOKEN the token of a server that demands one.
 
     Raises:
+        DataError: the policy that is served learnt from other pictures than those of `sim`.
         PipelineError: also in `act`: the process with openpi-client cannot be started, or has ended.
     """
 
     cameras = ("agentview", "eye_in_hand")
 
-    def __init__(self) -> None:
+    def __init__(self, sim: Any) -> None:
+        from pipeline.errors import PipelineError
+        from pipeline.rollout.agent import check_drawn
+
         python = os.environ.get(PYTHON) or str(environment())
         command = [python, str(Path(__file__).absolute()), address()]
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean)
         except OSError as error:
-            from pipeline.errors import PipelineError
-
             raise PipelineError(f"{PYTHON}: {python} cannot be started ({error}). Unset it, or name a Python") from None
         self.n_action_steps = int(self._exchanged()["n_action_steps"])
+        check_drawn(self.identity(None)["metadata"].get("sim") or {}, sim)
         self._instruction = ""
 
     @staticmethod
@@ -153,9 +157,9 @@ def address() -> str:
 
 def client(url: str) -> None:
     """Do what openpi's example does with each observation: in the environment with openpi-client."""
-    from openpi_client import image_tools, websocket_client_policy  # type: ignore[import-not-found]
+    from openpi_client import image_tools, websocket_client_policy
 
-    policy = websocket_client_policy.WebsocketClientPolicy(url)
+    policy = websocket_client_policy.WebsocketClientPolicy(url, api_key=os.environ.get(TOKEN))
     told = policy.get_server_metadata()
     steps = int(told.get("n_action_steps", REPLAN_STEPS))
     write(sys.stdout.buffer, n_action_steps=np.array(steps))
@@ -182,7 +186,7 @@ def client(url: str) -> None:
 def write(stream: IO[bytes], **arrays: np.ndarray) -> None:
     """Write one message to the other process: its length, and arrays as an .npz file."""
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    np.savez(content, **arrays)  # type: ignore[arg-type]
     stream.write(content.tell().to_bytes(8, "little") + content.getvalue())
     stream.flush()
 

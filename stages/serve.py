@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-clients", type=positive, default=128, help="connected at a time (default: %(default)s)")
     parser.add_argument("--max-message-mib", type=positive, default=16, help="of one request (default: %(default)s)")
     args = parser.parse_args(argv)
-    from pipeline.encode.clip import pick_device  # torch and open_clip take seconds to import
+    from pipeline.encode.clip import pick_device, require_device  # torch and open_clip take seconds to import
     from pipeline.inference.encoder import make_encoder
     from pipeline.inference.policy import Policy
     from pipeline.inference.source import local_bundle
@@ -51,12 +51,19 @@ def main(argv: list[str] | None = None) -> None:
     token = os.environ.get(TOKEN) or None
     require_token(args.host, token)
     device = args.device or pick_device()
+    require_device(device)
     bundle = load(local_bundle(args.policy), device)
     policy = Policy(bundle, make_encoder(bundle.spec, device, args.encoder_weights))
     limits = Limits(message_bytes=args.max_message_mib << 20, clients=args.max_clients)
     batching = Batching(largest=args.max_batch, wait_s=args.max_wait_ms / 1e3, queue=args.max_clients)
     # What two policies of one architecture differ in, for clients who compare.
-    about = {"weights_sha256": bundle.digest, "sim": policy.spec.data.get("sim", {})}
+    about = {
+        "weights_sha256": bundle.digest,
+        "sim": policy.spec.data.get("sim", {}),
+        "sampling_steps": policy.spec.architecture.sampling_steps,
+        "precision": policy.encoder.precision,
+        "device": policy.device.type,
+    }
     server = PolicyServer(policy, limits, batching, token, about)
 
     def started(port: int) -> None:

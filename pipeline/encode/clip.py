@@ -16,7 +16,7 @@ from pipeline.encode.patches import grid_place
 from pipeline.encode.preprocess import Preprocess
 from pipeline.encode.settings import EncoderParams, GridParams
 from pipeline.encode.weights import activation, load_model, load_tokenizer, weights_sha256
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 
 CPU_BATCH = 64
 UNCUT = 8  # times what a model reads, that a text is not cut off at when its tokens are counted
@@ -26,6 +26,14 @@ ACTIVATION_BYTES = 64  # of a token and channel: some ten tensors of two or four
 def pick_device(index: int = 0) -> str:
     """Return the torch device of local worker `index`: the GPUs in turn, or the CPU when there are none."""
     return f"cuda:{index % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+def require_device(device: str) -> None:
+    """Raise ConfigError for a torch device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ConfigError(f"--device {device}: not to be used here ({error}). Use cpu, or leave it out") from None
 
 
 def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: str) -> Literal["fp32", "bf16"]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline.encode.clip import require_device
 from pipeline.encode.settings import EncoderParams
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.libero.settings import Sim
@@ -61,7 +62,8 @@ def plan(
             the policy can't have.
         PipelineError: no server at the address.
     """
-    device = checked_device(device)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    require_device(device)
     check_arguments(agent, cfg, policy, agent_id)
     first, episodes, resumable = cfg.first_init_state, cfg.episodes, True
     make_agent: Callable[[], Agent]
@@ -199,14 +201,3 @@ def conditions_for(agent: str, asked: Mapping[str, Amount]) -> dict[str, float |
         for name, amount in each_condition(asked).items()
         if agent != "expert" or not set(condition_parts(name)) & set(OF_THE_AGENT)
     }
-
-
-def checked_device(asked: str | None) -> str:
-    """Return the torch device to use. Raises ConfigError for one that is not there."""
-    if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=asked)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ConfigError(f"--device {asked}: not to be used here ({error}). Use cpu, or leave it out") from None
-    return asked

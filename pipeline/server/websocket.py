@@ -38,7 +38,14 @@ TOKEN = "VLA_FLOW_TOKEN"
 """Environment variable of the token that clients have to show."""
 WATCH_S = 1.0  # how often the server sees whether its inference thread is well
 LATELY_S = 2.0  # a robot asks several times a second
-POLICY, TOO_LARGE, ERROR, TRY_LATER = 1008, 1009, 1011, 1013  # RFC 6455 and its registry of close codes
+STOPPING = "the server is stopping"
+GOING_AWAY, POLICY, TOO_LARGE, ERROR, TRY_LATER = (
+    1001,
+    1008,
+    1009,
+    1011,
+    1013,
+)  # RFC 6455 and its registry of close codes
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class PolicyServer:
         self._clients = 0
         self._heard: dict[ServerConnection, float] = {}  # when each client came, or sent its newest request
         self._busy = 0  # requests read and not replied to
+        self._stopping = False
         self._batcher: Batcher[Request, np.ndarray] = Batcher(
             self._compute, lambda request: request.shapes, batching or Batching(), self._askers
         )
@@ -147,12 +155,13 @@ class PolicyServer:
                 self._batcher.abandon(trouble)
 
     async def _close(self, listener: Listener) -> None:
+        self._stopping = True
         listener.close(close_connections=False)
         deadline = perf_counter() + self.limits.grace_s
         while self._busy and perf_counter() < deadline:
             await asyncio.sleep(0.01)
-        self._batcher.abandon("the server is stopping")
-        await asyncio.gather(*(self._hang_up(ws, 1001, "the server is stopping") for ws in list(listener.connections)))
+        self._batcher.abandon(STOPPING)
+        await asyncio.gather(*(self._hang_up(ws, GOING_AWAY, STOPPING) for ws in list(listener.connections)))
         with suppress(TimeoutError):
             async with asyncio.timeout(self.limits.close_s):
                 await listener.wait_closed()
@@ -180,8 +189,11 @@ class PolicyServer:
             gauges = {"clients": self._clients, "queue": self._batcher.waiting, "batches_total": self._batcher.batches}
             return ws.respond(http.HTTPStatus.OK, self.metrics.text(gauges))
         if self._clients >= self.limits.clients:
-            return ws.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{self.limits.clients} clients are connected\n")
+            return ws.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{self._full()}\n")
         return None
+
+    def _full(self) -> str:
+        return f"{self.limits.clients} clients are connected"
 
     def _authorised(self, request: HttpRequest) -> bool:
         if self._token is None:
@@ -195,10 +207,12 @@ class PolicyServer:
         self._clients += 1
         self._heard[ws] = perf_counter()
         try:
+            if self._clients > self.limits.clients:  # many came while each was shaking hands
+                raise _Refused(self._full(), "busy", TRY_LATER)
             async with asyncio.timeout(self.limits.message_s):
                 await ws.send(self._metadata)
             last_ms: float | None = None
-            while True:
+            while not self._stopping:
                 message = await self._receive(ws)
                 started = self._heard[ws] = perf_counter()
                 self._busy += 1
@@ -208,6 +222,7 @@ class PolicyServer:
                     self._busy -= 1
                 self._heard[ws] = perf_counter()  # again: the policy may have taken its time
                 last_ms = 1e3 * (perf_counter() - started)
+            await self._hang_up(ws, GOING_AWAY, STOPPING)
         except _Refused as refusal:
             self.metrics.count(refusal.outcome, 0.0)
             log.info("closing %s: %s", ws.remote_address, refusal)

@@ -75,14 +75,22 @@ def test_a_reply_does_not_depend_on_who_else_asks() -> None:
 def test_pictures_of_different_sizes_are_not_mixed() -> None:
     policy = Known()
     small = request(1, observation_image=np.zeros((64, 64, 3), np.uint8))
-    with serving(policy) as (_, address), ThreadPoolExecutor(2) as pool:
+    policy.gate.clear()
+    with serving(policy) as (server, address), ThreadPoolExecutor(7) as pool:
 
         def one(each: dict) -> dict:
             with client(address) as ws:
                 return ask(ws, each)
 
-        assert len(list(pool.map(one, [request(0), small] * 4))) == 8
-    assert all(len({x.shape[0] for x in seen.values()}) == 1 for seen in policy.seen)
+        first = pool.submit(one, request(2))
+        wait_for(lambda: server._busy == 1 and not server._batcher.waiting)
+        others = [pool.submit(one, each) for each in [request(0), small] * 3]
+        wait_for(lambda: server._batcher.waiting == 6)
+        policy.gate.set()
+        for each in (first, *others):
+            assert each.result(30)["actions"].shape == (HORIZON, 7)
+    assert policy.batches == [1, 3, 3], "not computed one by one after a batch that failed"
+    assert {seen["agentview"].shape[1] for seen in policy.seen} == {64, 224}
 
 
 BAD = {
@@ -293,6 +301,17 @@ def test_a_full_queue_is_told() -> None:
     assert server.metrics.outcomes == {"ok": 2, "busy": 1}
 
 
+def test_who_came_while_others_shook_hands_is_told_to_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PolicyServer, "_answer_http", lambda server, ws, http_request: None)  # all came at once
+    with serving(Known(), Limits(clients=1)) as (_, address), client(address) as ws:
+        late = connect(f"ws://{address}", compression=None, proxy=None)
+        assert late.recv(timeout=30) == "1 clients are connected"
+        with pytest.raises(ConnectionClosed) as closed:
+            late.recv(timeout=30)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1013
+        assert ask(ws, request())["actions"].shape == (HORIZON, 7)
+
+
 def test_stopped_it_replies_to_what_was_asked() -> None:
     policy = Known()
     policy.gate.clear()
@@ -308,6 +327,34 @@ def test_stopped_it_replies_to_what_was_asked() -> None:
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
     with pytest.raises(OSError):
         connect(f"ws://{address}", proxy=None)
+
+
+def test_stopped_it_takes_nothing_new_from_clients_that_never_rest() -> None:
+    """Each gets what it asked for, and then the end: not one of them an error."""
+    policy = Known()
+    ends: list[int | None] = []
+
+    def restless(address: str) -> None:
+        ws = connect(f"ws://{address}", compression=None, proxy=None)
+        try:
+            ws.recv()
+            while True:
+                ws.send(pack(request()))
+                assert isinstance(ws.recv(timeout=30), bytes)
+        except ConnectionClosed as closed:
+            ends.append(closed.rcvd.code if closed.rcvd else None)
+
+    threads = []
+    with serving(policy, Limits(grace_s=60.0)) as (_, address):
+        threads = [threading.Thread(target=restless, args=(address,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(policy.batches) > 20)
+        began = time.perf_counter()
+    assert time.perf_counter() - began < 30
+    for thread in threads:
+        thread.join(30)
+    assert ends == [1001] * 6
 
 
 def test_stopped_it_ends_though_device_and_clients_hang() -> None:

@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.sync.client import connect
 
 from examples.openpi_loop import OpenpiLoop
-from pipeline.errors import AssetError, ConfigError, PipelineError
-from pipeline.inference.codec import pack
+from pipeline.errors import AssetError, ConfigError, DataError, PipelineError
+from pipeline.inference.codec import pack, unpack
 from pipeline.inference.openpi import JOINTS, mirrored, padded, to_openpi
 from pipeline.inference.policy import Policy
 from pipeline.libero.sim.simulator import Observation
@@ -165,7 +167,7 @@ def test_openpis_loop_acts_as_the_policy_does(
     _, port = start()
     monkeypatch.setenv("OPENPI_URL", f"ws://127.0.0.1:{port}")
     monkeypatch.setenv("OPENPI_PYTHON", str(openpi_python))
-    loop = OpenpiLoop()
+    loop = OpenpiLoop(tiny.SIM)
     assert isinstance(loop, Agent) and loop.n_action_steps == 2
     seen = observation(3, (224, 224))
     images = {name: seen.pop(name) for name in ("agentview", "eye_in_hand")}
@@ -174,6 +176,28 @@ def test_openpis_loop_acts_as_the_policy_does(
     with client(f"127.0.0.1:{port}") as ws:
         expected = ask(ws, to_openpi(images, seen, task.language))["actions"]
     np.testing.assert_allclose(actions, expected[:2], atol=1e-5)
+
+
+def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="--device gpu: not to be used here"):
+        serve.main(["--policy", str(folder / "policy"), "--device", "gpu"])
+    with pytest.raises(ConfigError, match="--device gpu: not to be used here"):
+        Policy.load(folder / "policy", "gpu")
+
+
+@pytest.mark.slow
+def test_what_decides_the_actions_is_in_the_metadata(folder: Path, start: Start, tmp_path: Path) -> None:
+    """An evaluation that goes on compares them: the same weights can be used otherwise."""
+    told = []
+    bundle(tmp_path / "policy", sampling_steps=2)
+    for path in (folder / "policy", tmp_path / "policy"):
+        _, port = start("--policy", str(path))
+        with connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as ws:
+            told.append(unpack(ws.recv()))  # type: ignore[arg-type]
+    first, second = told
+    assert first["weights_sha256"] == second["weights_sha256"] and first["sampling_steps"] != 2
+    assert {name for name in first if first[name] != second[name]} == {"sampling_steps"}
+    assert (first["device"], first["precision"]) == ("cpu", "fp32")
 
 
 @pytest.mark.parametrize(
@@ -193,14 +217,25 @@ def test_openpis_loop_says_what_is_served(monkeypatch: pytest.MonkeyPatch) -> No
     assert identity["identity"]["metadata"]["inputs"]["gripper"]["shape"] == [2]
 
 
+@pytest.mark.slow
+def test_openpis_loop_refuses_other_pictures_than_the_policys(
+    start: Start, openpi_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, port = start()
+    monkeypatch.setenv("OPENPI_URL", f"ws://127.0.0.1:{port}")
+    monkeypatch.setenv("OPENPI_PYTHON", str(openpi_python))
+    with pytest.raises(DataError, match=r"sim\.image_size"):
+        OpenpiLoop(replace(tiny.SIM, image_size=48))
+
+
 def test_openpis_loop_tells_that_its_client_has_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPENPI_PYTHON", str(tmp_path / "python"))
     with pytest.raises(PipelineError, match=r"OPENPI_PYTHON: .*/python cannot be started .*Unset it"):
-        OpenpiLoop()
+        OpenpiLoop(SIM)
     monkeypatch.setenv("OPENPI_PYTHON", sys.executable)  # which has no openpi-client
     monkeypatch.setenv("OPENPI_URL", "ws://me:secret@127.0.0.1:1")
     with pytest.raises(PipelineError, match=r"openpi-client has ended; .*server at ws://127\.0\.0\.1:1 runs"):
-        OpenpiLoop()
+        OpenpiLoop(SIM)
 
 
 def test_other_machines_are_not_let_in_without_a_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
