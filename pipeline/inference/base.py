@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.observation import IMAGE_AXES, checked, instructions_of, is_image
+from pipeline.inference.observation import IMAGE_AXES, checked, instructions_of, is_image, window
 
 TEXTS_KEPT = 1024  # features of instructions that were asked for lately
 Rows = Mapping[str, np.ndarray]
@@ -83,7 +83,7 @@ class BasePolicy(ABC):
 
         Raises:
             DataError: names what is missing or wrong in the observation, and what is wanted. The episode stays as it
-                was.
+                was. Also if features are not finite, for which noise has been drawn.
         """
         inputs = checked(self._described, observation)
         single = inputs[self.cameras[0]].ndim == IMAGE_AXES
@@ -130,8 +130,8 @@ class BasePolicy(ABC):
         past = list(self._past)
         if past and _count(past[-1]) != 1:
             raise DataError("one observation after a batch of them: call reset() between episodes")
-        window = {name: self._repeat(x, n) for name, x in self._window([*past, newest]).items()}
-        return self.actions(window, instructions_of(instruction, n), given)
+        seen = {name: self._repeat(x, n) for name, x in self._window([*past, newest]).items()}
+        return self.actions(seen, instructions_of(instruction, n), given)
 
     def infer(
         self, observations: Mapping[str, Any], instructions: str | Sequence[str], noise: np.ndarray
@@ -210,14 +210,10 @@ class BasePolicy(ABC):
         return given
 
     def _window(self, past: Sequence[Encoded]) -> dict[str, Any]:
-        """Return the L observations that the policy sees when the last of `past` is the newest, (B, [L,] ...).
-
-        Of fewer the oldest stands in for those before it.
-        """
+        """Return the L observations that the policy sees when the last of `past` is the newest, (B, [L,] ...)."""
         if self.n_obs_steps == 1:
             return dict(past[-1])
-        newest = len(past) - 1
-        seen = [past[max(0, newest - i * self.stride)] for i in reversed(range(self.n_obs_steps))]
+        seen = window(past, self.n_obs_steps, self.stride)
         return {name: self._stack([before[name] for before in seen]) for name in seen[0]}
 
     def _stack(self, rows: Sequence[Any]) -> Any:
@@ -240,9 +236,9 @@ def steps_carried_out(
     Raises:
         ConfigError: a number that the policy can't have.
     """
-    steps = asked or own
-    if steps > horizon:
-        raise ConfigError(f"{setting} is {steps}, but the policy gives chunks of {horizon} actions")
+    steps = own if asked is None else asked
+    if not 1 <= steps <= horizon:
+        raise ConfigError(f"{setting} is {steps}, but the policy gives chunks of {horizon} actions: 1 to {horizon}")
     if n_obs_steps > 1 and own % steps:
         raise ConfigError(
             f"{setting} is {steps}, but the policy learnt from observations {own} steps apart: give a divisor of that"

@@ -5,12 +5,13 @@ Neither torch nor jaxtyping is imported: an exported policy checks by this, too.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pipeline.errors import DataError
 
+T = TypeVar("T")
 IMAGE_AXES = 3
 NORM_TOLERANCE = 0.01  # of a quaternion: float16 keeps it within 0.001, an axis-angle is far off
 MAX_INSTRUCTION = 1000  # characters. CLIP reads 77 tokens; this bounds what a stranger can make the tokenizer do
@@ -49,6 +50,15 @@ def checked(described: Mapping[str, Any], observation: Any, axes: Sequence[int] 
     if wrong:
         raise DataError(f"observation: {'; '.join(wrong)}. This policy takes {wanted(described)}")
     return inputs
+
+
+def window(past: Sequence[T], n_obs_steps: int, stride: int) -> list[T]:
+    """Return what a policy sees when the last of `past` is the newest, oldest first.
+
+    Of fewer than it sees, the oldest stands in for those before it.
+    """
+    newest = len(past) - 1
+    return [past[max(0, newest - i * stride)] for i in reversed(range(n_obs_steps))]
 
 
 def is_image(wants: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """What acts in an episode: the interface, and a policy given what the simulator shows."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,9 @@ from pipeline.libero.sim.simulator import Observation, Simulator
 from pipeline.libero.suites import Task
 from pipeline.policy.bundle import PolicyBundle, PolicySpec, load, load_spec, weights_digest
 from pipeline.policy.network import Architecture
+
+USUAL_PICTURES = {"image_size": 256, "render": "full"}  # that openpi's, OpenVLA's and LeRobot's policies learnt from
+log = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
@@ -193,6 +197,16 @@ def check_pictures(spec: PolicySpec, sim: Sim) -> None:
             "cannot show. Run it on its robot"
         )
     check_drawn(spec.data["sim"], sim)
+
+
+def warn_of_pictures(sim: Sim) -> None:
+    """Log it if the simulator draws other pictures than most policies of others learnt from."""
+    if other := {name: value for name, value in USUAL_PICTURES.items() if getattr(sim, name) != value}:
+        log.warning(
+            "the policy gets pictures of sim.%s; if it learnt from LIBERO's own, its rate is of other pictures. Add %s",
+            ", sim.".join(f"{name} {getattr(sim, name)}" for name in other),
+            " ".join(f"--set sim.{name}={value}" for name, value in other.items()),
+        )
 
 
 def check_drawn(learnt: Mapping[str, Any], sim: Sim) -> None:

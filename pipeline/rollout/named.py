@@ -24,7 +24,7 @@ from typing import Any
 from pipeline.errors import ConfigError, DataError, PipelineError, did_you_mean
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import CAMERAS, DEPTH_CAMERAS
-from pipeline.rollout.agent import Agent
+from pipeline.rollout.agent import Agent, warn_of_pictures
 
 HOW = "An agent is a class with cameras, n_action_steps, reset(task, seed) and act(obs): see docs/evaluation.md"
 
@@ -41,7 +41,8 @@ def plan_named(agent: str, path: Path | None, sim: Sim) -> tuple[Callable[[], Ag
     Args:
         agent: package.module:Class.
         path: the class's one argument, such as a checkpoint; None: it gets none.
-        sim: given to a class that has an argument `sim`, so that it can refuse other pictures than it knows.
+        sim: given to a class that has an argument `sim`, so that it can refuse other pictures than it knows. For
+            another one it is logged what the pictures are, if they are not LIBERO's usual ones.
 
     Raises:
         ConfigError: no such module, class or path, or a class that does not take it.
@@ -51,6 +52,8 @@ def plan_named(agent: str, path: Path | None, sim: Sim) -> tuple[Callable[[], Ag
         raise ConfigError(f"--policy {path}: not found. It is what {agent} is made with")
     argument = None if path is None else str(path.resolve())
     check_argument(agent, made, argument)
+    if not _asked(made, sim):  # a class that has it looks for itself
+        warn_of_pictures(sim)
     identity = class_identity(agent, argument)
     named = {} if path is None else {"policy": path.name}
     return partial(make, agent, argument, sim, identity), {**identity, **named}

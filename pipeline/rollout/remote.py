@@ -20,12 +20,13 @@ from websockets.sync.client import ClientConnection, connect
 
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.inference.codec import MessageError, pack, unpack
+from pipeline.inference.observation import window
 from pipeline.inference.openpi import IMAGES, PROMPT, to_openpi
 from pipeline.libero.settings import Sim
 from pipeline.libero.sim.simulator import CAMERAS, DEPTH_CAMERAS, Observation
 from pipeline.libero.suites import Task
 from pipeline.provenance import without_credentials
-from pipeline.rollout.agent import Agent, Unavailable, check_drawn
+from pipeline.rollout.agent import Agent, Unavailable, check_drawn, warn_of_pictures
 from pipeline.rollout.metadata import action_steps, check_ours, is_ours, plain
 
 TOKEN = "VLA_FLOW_AGENT_TOKEN"  # not the server's variable: what is exported for it must not go to any address
@@ -34,7 +35,6 @@ RECONNECT_S, RETRY_S = 30.0, 1.0  # for a server that is being restarted, and be
 LATER = (1001, 1012, 1013)  # close codes: going away, service restart, try again later
 PROTOCOL = (1002, 1003, 1007, 1009, 1010)  # what the other side does not speak, or finds too large: again it would not
 UNAUTHORISED = (401, 403)
-USUAL_PICTURES = {"image_size": 256, "render": "full"}  # that openpi's, OpenVLA's and LeRobot's policies learnt from
 STATES = ("joint_pos", "ee_pose", "gripper", "ee_wrench")
 log = logging.getLogger(__name__)
 
@@ -100,20 +100,20 @@ class RemoteAgent:
             self._connection = None
 
     def _reconnected(self) -> tuple[ClientConnection, Mapping[str, Any]]:
-        """Connect, with patience for a server that is just being restarted, or full."""
-        deadline = monotonic() + RECONNECT_S
+        """Connect, with patience for a server that is just being restarted, full, or computing for somebody else."""
+        began = monotonic()
         while True:
             try:
                 return open_connection(self._address)
-            except NoServer:
-                if monotonic() >= deadline:
+            except NoServer as error:
+                patience = max(RECONNECT_S, self._timeout_s) if isinstance(error, Silent) else RECONNECT_S
+                if monotonic() - began >= patience:
                     raise
                 sleep(RETRY_S)
 
     def _ours(self, obs: Observation, inputs: tuple[str, ...]) -> dict[str, Any]:
         self._past.append({name: getattr(obs, name) if name in STATES else _picture(obs, name) for name in inputs})
-        newest = len(self._past) - 1
-        seen = [self._past[max(0, newest - i * self._stride)] for i in reversed(range(self._n_obs_steps))]
+        seen = window(self._past, self._n_obs_steps, self._stride)
         request: dict[str, Any] = {
             name: np.stack([x[name] for x in seen]) if len(seen) > 1 else seen[0][name] for name in inputs
         }
@@ -151,6 +151,10 @@ class NoServer(PipelineError):
     """No server answers at the address, or it has no place for another client."""
 
 
+class Silent(NoServer):
+    """The server says nothing for now. openpi's says nothing to anybody while it computes."""
+
+
 def is_remote(agent: str) -> bool:
     """Return whether an agent's name is the address of a server."""
     return agent.startswith(("ws://", "wss://"))
@@ -179,16 +183,6 @@ def plan_remote(
     else:
         warn_of_pictures(sim)
     return partial(RemoteAgent, url, told, steps, timeout_s), {"url": shown, "metadata": told, "n_action_steps": steps}
-
-
-def warn_of_pictures(sim: Sim) -> None:
-    """Log it if the simulator draws other pictures than most policies of others learnt from."""
-    if other := {name: value for name, value in USUAL_PICTURES.items() if getattr(sim, name) != value}:
-        log.warning(
-            "the policy gets pictures of sim.%s; if it learnt from LIBERO's own, its rate is of other pictures. Add %s",
-            ", sim.".join(f"{name} {getattr(sim, name)}" for name in other),
-            " ".join(f"--set sim.{name}={value}" for name, value in other.items()),
-        )
 
 
 def check_fits(told: Mapping[str, Any], url: str, sim: Sim, steps: int) -> None:
@@ -241,6 +235,8 @@ def open_connection(url: str) -> tuple[ClientConnection, Mapping[str, Any]]:
             raise ConfigError(f"--agent {shown}: {error.msg}. Give ws://host:port") from None
         except (InvalidHandshake, OSError) as error:  # a timeout is an OSError
             said = str(error) or type(error).__name__
+            if isinstance(error, TimeoutError):
+                raise Silent(_silence(shown)) from None
             if isinstance(error, InvalidStatus) and error.response.status_code in UNAUTHORISED:
                 raise PipelineError(f"{shown}: refused ({said}). Set {TOKEN} to the server's token") from None
             raise NoServer(
@@ -249,6 +245,8 @@ def open_connection(url: str) -> tuple[ClientConnection, Mapping[str, Any]]:
             ) from None
         try:
             first = connection.recv(timeout=CONNECT_TIMEOUT_S)
+        except TimeoutError:
+            raise Silent(_silence(shown)) from None
         except (WebSocketException, OSError) as error:
             raise PipelineError(f"{shown}: sends no metadata frame ({error!r}), as openpi's protocol has it") from None
         metadata = _unpacked(first, shown) if isinstance(first, bytes) else None
@@ -258,6 +256,13 @@ def open_connection(url: str) -> tuple[ClientConnection, Mapping[str, Any]]:
             )
         until_opened.pop_all()  # from here on it is the caller's to close
     return connection, metadata
+
+
+def _silence(url: str) -> str:
+    return (
+        f"{url}: no policy server says a word in {CONNECT_TIMEOUT_S:g} s. See whether one runs there, and what it is "
+        "doing; then the same command again: the episodes that are finished are kept"
+    )
 
 
 def _code(error: Exception) -> int | None:

@@ -1,5 +1,6 @@
 """A class of one's own as an agent."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,16 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, path.stem, raising=False)
     return path
+
+
+def test_a_class_that_does_not_ask_is_told_what_its_pictures_are(
+    module: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    usual = replace(SIM, image_size=256, render="full")
+    plan_named("my_robot_agent:Still", None, usual)
+    assert "the policy gets pictures" not in caplog.text
+    plan_named("my_robot_agent:Still", None, replace(usual, image_size=128))
+    assert "the policy gets pictures of sim.image_size 128; if it learnt from LIBERO's own" in caplog.text
 
 
 def test_a_class_is_made_into_an_agent(module: Path, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import re
 import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from pipeline.encode.clip import ClipEncoder
@@ -225,6 +228,43 @@ def test_a_server_that_is_restarted_is_waited_for(task: Task, monkeypatch: pytes
         agent.reset(task, 0)
         assert len(tries) == 3 and agent.act(seen()).shape == (6, 7)
         agent.close()
+
+
+@pytest.mark.parametrize("shakes_hands", [True, False], ids=["no metadata", "no handshake"])
+def test_a_server_that_computes_for_somebody_else_is_waited_for(
+    task: Task, monkeypatch: pytest.MonkeyPatch, shakes_hands: bool
+) -> None:
+    """openpi's computes in its event loop: whoever comes meanwhile hears nothing at all."""
+    monkeypatch.setattr(remote, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(remote, "RECONNECT_S", 0.0)
+    monkeypatch.setattr(remote, "RETRY_S", 0.0)
+    busy = threading.Event()
+    busy.set()
+
+    def serve_one(connection: ServerConnection) -> None:
+        while shakes_hands and busy.is_set():
+            time.sleep(0.01)
+        with suppress(ConnectionClosed):
+            connection.send(pack({"n_action_steps": 5}))
+            connection.recv()
+            connection.send(pack({"actions": np.zeros((5, 7), np.float32)}))
+
+    def hold(connection: ServerConnection, http_request: Any) -> None:
+        while not shakes_hands and busy.is_set():
+            time.sleep(0.01)
+
+    with serve(serve_one, "127.0.0.1", 0, process_request=hold) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        agent = RemoteAgent(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", {"n_action_steps": 5}, 5, 30.0)
+        threading.Timer(1.0, busy.clear).start()
+        agent.reset(task, 0)
+        assert not busy.is_set() and agent.act(seen()).shape == (5, 7)
+        agent.close()
+        busy.set()
+        with pytest.raises(PipelineError, match=r"no policy server says a word in 0\.3 s\. See whether one runs there"):
+            open_connection(agent._address)
+        busy.clear()
+        server.shutdown()
 
 
 def test_a_server_that_is_gone_is_told(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
