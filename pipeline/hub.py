@@ -86,8 +86,7 @@ def upload(repository: str, files: Mapping[str, Path | bytes], message: str, pri
 
 def commit(path: Path) -> str | None:
     """Return the commit that a file in the hub's cache is of; None for a path elsewhere."""
-    folders = path.parts
-    return folders[folders.index("snapshots") + 1] if "snapshots" in folders[:-2] else None
+    return next((folder.name for folder in path.parents if folder.parent.name == "snapshots"), None)
 
 
 def endpoint() -> str:

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
 
     digest = weights_digest(args.policy)  # reads every file that is sealed
     spec = load_spec(args.policy)
-    results = results_of(args.results, digest) if args.results else None
+    results = results_of(args.results, spec, digest) if args.results else None
     if args.card:
         write_atomic(args.card, card(spec, results, str(args.policy)))
         print(f"the model card: {args.card}")

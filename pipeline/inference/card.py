@@ -86,16 +86,18 @@ def card(spec: PolicySpec, results: Mapping[str, Any] | None = None, place: str 
     return f"---\n{_front_matter(spec, results, name)}---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def results_of(folder: Path, weights_sha256: str) -> dict[str, Any]:
+def results_of(folder: Path, spec: PolicySpec, weights_sha256: str) -> dict[str, Any]:
     """Return eval.json of a directory of results.
 
     Raises:
-        DataError: there is none, or it is of another policy than the one whose `bundle.weights_digest` is given.
+        DataError: there is none, or it is of another policy than the one whose `bundle.weights_digest` is given, or of
+            the same in other sampling steps.
     """
     file = folder / "eval.json"
     try:
         found = json.loads(file.read_text())
-        measured = found["protocol"]["agent"].get("weights_sha256")
+        agent = found["protocol"]["agent"]
+        measured, steps = agent.get("weights_sha256"), agent.get("sampling_steps")
     except FileNotFoundError:
         raise DataError(f"{file}: not found. Evaluate first: python -m stages.eval_libero --out {folder}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -104,6 +106,11 @@ def results_of(folder: Path, weights_sha256: str) -> dict[str, Any]:
         raise DataError(
             f"{file}: is of a policy with weights {measured}, and the bundle has {weights_sha256}. Evaluate this one: "
             "python -m stages.eval_libero"
+        )
+    if steps not in (None, own := spec.architecture.sampling_steps):
+        raise DataError(
+            f"{file}: was measured with {steps} sampling steps, and whoever loads the bundle gets its own {own}. "
+            "Evaluate it with eval_libero.sampling_steps null, or train with policy.sampling_steps as measured"
         )
     return dict(found)
 

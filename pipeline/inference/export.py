@@ -29,6 +29,7 @@ from pipeline.inference import manifest
 from pipeline.inference.describe import describe
 from pipeline.inference.encoder import check_encoder, check_transform
 from pipeline.inference.graph import Graph, ImageTower, Inputs, TextTower, UnrolledPolicy, act
+from pipeline.inference.policy import sampling_steps
 from pipeline.inference.tokenizer import BytePairs
 from pipeline.policy.bundle import PolicyBundle, PolicySpec
 from pipeline.provenance import provenance
@@ -66,6 +67,7 @@ def export(
 
     Raises:
         DataError: the encoder is another one than the policy's.
+        ConfigError: a number of sampling steps that the policy can't have.
         PipelineError: a graph does not give what PyTorch gives.
     """
     _check_encoder(bundle.spec, encoder)
@@ -100,7 +102,7 @@ def _write(
     int8: bool,
 ) -> dict[str, Any]:
     """Write and check all files but export.json, and return what that is to say."""
-    spec, steps = bundle.spec, steps or bundle.spec.architecture.sampling_steps
+    spec, steps = bundle.spec, sampling_steps(bundle.spec.architecture, steps)
     owner = {
         manifest.BUNDLE_KEY: str(bundle.digest),
         manifest.ENCODER_KEY: str(spec.encoder["weights_sha256"]),

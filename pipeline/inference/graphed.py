@@ -71,7 +71,8 @@ class GraphedSampling:
         except RuntimeError as error:
             log.warning("sampling goes on without a CUDA graph, which failed: %s", error)
             return None
-        if not torch.allclose(actions, wanted, rtol=0, atol=ALIKE * float(wanted.abs().max())):
+        largest = float(wanted.abs().nan_to_num(0.0, posinf=0.0).max())
+        if not torch.allclose(actions, wanted, rtol=0, atol=ALIKE * largest, equal_nan=True):
             log.warning("sampling goes on without a CUDA graph, whose actions differ from the policy's")
             return None
         return places, actions, replay

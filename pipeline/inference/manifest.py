@@ -60,7 +60,10 @@ def content(folder: Path, tree: Mapping[str, Any], name: str) -> bytes:
     """
     path = folder / name
     if name not in tree["files"]:
-        raise DataError(f"{folder / MANIFEST}: this export has no {name}. It has: {', '.join(tree['files'])}")
+        how = " with --int8" if name == IMAGE_INT8 else ""
+        raise DataError(
+            f"{folder / MANIFEST}: this export has no {name}. It has: {', '.join(tree['files'])}. Export again{how}"
+        )
     try:
         found = path.read_bytes()
     except OSError as error:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 
-from pipeline.encode.clip import ClipEncoder, pick_device
-from pipeline.errors import DataError
+from pipeline.encode.clip import ClipEncoder, pick_device, require_device
+from pipeline.errors import ConfigError, DataError
 from pipeline.inference.base import BasePolicy, steps_carried_out
 from pipeline.inference.describe import describe
 from pipeline.inference.encoder import check_encoder, check_transform, make_encoder
@@ -26,6 +26,7 @@ from pipeline.inference.observation import centre_crop
 from pipeline.inference.source import local_bundle
 from pipeline.policy.bundle import PolicyBundle, load
 from pipeline.policy.network import Architecture
+from pipeline.policy.settings import NOISE_LEVELS
 
 
 class Policy(BasePolicy):
@@ -42,7 +43,7 @@ class Policy(BasePolicy):
 
     Raises:
         DataError: encoder or transform are not those that the policy was trained with.
-        ConfigError: a number of action steps that the policy can't have.
+        ConfigError: a number of sampling or action steps that the policy can't have.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Policy(BasePolicy):
         check_encoder(bundle.spec, encoder.identity)
         self.spec, self.network, self.device = bundle.spec, bundle.network, bundle.device
         self.encoder = encoder if bundle.tower is None else encoder.with_tower(bundle.tower)
-        self._steps = steps or bundle.spec.architecture.sampling_steps
+        self._steps = sampling_steps(bundle.spec.architecture, steps)
         self._graphed = graphed(bundle.network, self._steps, bundle.device)
         self._known = dict(zip(bundle.spec.instructions, () if bundle.texts is None else bundle.texts, strict=True))
         super().__init__(describe(bundle.spec), n_action_steps)
@@ -77,9 +78,11 @@ class Policy(BasePolicy):
 
         Raises:
             DataError: the bundle is missing or damaged, or the weights are not those of its encoder.
+            ConfigError: a device that is not there; see also the class.
             AssetError: the bundle or the encoder's weights cannot be fetched, or are a file to be named.
         """
         device = device or pick_device()
+        require_device(device)
         bundle = load(local_bundle(source), device)
         return cls(bundle, make_encoder(bundle.spec, device, encoder_weights), steps, n_action_steps)
 
@@ -132,6 +135,15 @@ class Policy(BasePolicy):
 
     def _draw(self, generator: torch.Generator) -> Float[np.ndarray, "1 H A"]:
         return torch.randn(1, self.horizon, self.action_dim, generator=generator).numpy()  # the same on any device
+
+
+def sampling_steps(arch: Architecture, asked: int | None) -> int:
+    """Return the steps from noise to actions: as many as asked for, or the policy's own. Raises ConfigError."""
+    steps = arch.sampling_steps if asked is None else asked
+    if steps < 1 or (arch.head == "diffusion" and NOISE_LEVELS % steps):
+        wanted = f"a divisor of {NOISE_LEVELS}, its levels of noise" if arch.head == "diffusion" else "1 or more"
+        raise ConfigError(f"{steps} sampling steps: a policy of head {arch.head} takes {wanted}")
+    return steps
 
 
 def action_steps(arch: Architecture, asked: int | None, setting: str = "n_action_steps") -> int:

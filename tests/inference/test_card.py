@@ -94,19 +94,23 @@ def test_a_card_changes_no_identity(path: Path, tmp_path: Path) -> None:
         assert identity(tmp_path / "policy") == before
 
 
-def test_results_of_another_policy_are_refused(path: Path, tmp_path: Path) -> None:
+def test_results_of_another_policy_are_refused(path: Path, spec: bundle.PolicySpec, tmp_path: Path) -> None:
     digest = bundle.weights_digest(path)
     with pytest.raises(DataError, match=r"eval\.json: not found\. Evaluate first"):
-        results_of(tmp_path, digest)
+        results_of(tmp_path, spec, digest)
     for content in ("{}", "no", "[1]", '{"protocol": {"agent": 1}}'):
         (tmp_path / "eval.json").write_text(content)
         with pytest.raises(DataError, match=r"no result of stages\.eval_libero"):
-            results_of(tmp_path, digest)
+            results_of(tmp_path, spec, digest)
     results = quickstart()
     (tmp_path / "eval.json").write_text(json.dumps(results))
     theirs = results["protocol"]["agent"]["weights_sha256"]
     with pytest.raises(DataError, match=f"weights {theirs}, and the bundle has {digest}"):
-        results_of(tmp_path, digest)
-    results["protocol"]["agent"]["weights_sha256"] = digest
+        results_of(tmp_path, spec, digest)
+    results["protocol"]["agent"] |= {"weights_sha256": digest, "sampling_steps": 50}
     (tmp_path / "eval.json").write_text(json.dumps(results))
-    assert results_of(tmp_path, digest) == results
+    with pytest.raises(DataError, match=r"measured with 50 sampling steps, and whoever loads the bundle gets its own"):
+        results_of(tmp_path, spec, digest)
+    results["protocol"]["agent"]["sampling_steps"] = spec.architecture.sampling_steps
+    (tmp_path / "eval.json").write_text(json.dumps(results))
+    assert results_of(tmp_path, spec, digest) == results

@@ -129,6 +129,11 @@ def test_a_history_is_of_this_episode(remembering: Callable[..., Policy]) -> Non
                 assert one is None or len(policy.sample(seen[i], BOWL, 2)) == 2, "which changes nothing"
     with pytest.raises(ConfigError, match="n_action_steps is 3, but the policy learnt from observations 2 steps apart"):
         remembering(n_action_steps=3)
+    for steps in (-1, 0):
+        with pytest.raises(ConfigError, match=f"n_action_steps is {steps}, but the policy gives chunks of"):
+            remembering(n_action_steps=steps)
+        with pytest.raises(ConfigError, match=f"{steps} sampling steps: a policy of head flow takes 1 or more"):
+            remembering(steps=steps)
 
 
 def test_infer_is_what_act_does_without_a_state(policy: Policy, remembering: Callable[..., Policy]) -> None:

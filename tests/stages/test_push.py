@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from pipeline.errors import AssetError, ConfigError, DataError
+from pipeline.hub import commit as hub_commit
 from pipeline.inference.policy import Policy
 from pipeline.policy import bundle
 from stages import push
@@ -31,6 +32,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with serving(monkeypatch, tmp_path / "cache") as server:
         yield server
+
+
+def test_a_commit_is_read_from_the_place_in_the_hubs_cache() -> None:
+    assert hub_commit(Path("/mnt/snapshots/hub/models--me--bowls/snapshots/abc/policy.json")) == "abc"
+    assert hub_commit(Path("/mnt/bowls/policy.json")) is None
 
 
 def test_a_policy_comes_back_as_it_was(
@@ -75,7 +81,8 @@ def test_the_card_has_the_results_and_the_bundle_stays_as_it_is(
     path: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     results = quickstart()
-    results["protocol"]["agent"]["weights_sha256"] = bundle.weights_digest(path)
+    steps = bundle.load_spec(path).architecture.sampling_steps
+    results["protocol"]["agent"] |= {"weights_sha256": bundle.weights_digest(path), "sampling_steps": steps}
     (tmp_path / "eval.json").write_text(json.dumps(results))
     push.main([str(path), "me/bowls", "--results", str(tmp_path)])
     text = hub.files["/me/bowls/resolve/main/README.md"].decode()
