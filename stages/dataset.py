@@ -33,9 +33,12 @@ def main(argv: list[str] | None = None) -> None:
     wanted, cameras = tasks(args.suite, params.data.tasks.get(args.suite)), cameras_of(params.demos)
     demos, quarantine = scan(Path(args.demos), args.suite, wanted, cameras)
     if args.export:
-        from pipeline.data.libero_export import export_libero  # its libraries take a second to import
+        from pipeline.data.libero_export import export_libero  # its libraries, and torch, take seconds to import
+        from pipeline.embed.plan import check_order
 
-        episodes, frames = export_libero(demos, params.embed.obs_shift, Path(args.export[1]))
+        shift = params.embed.obs_shift
+        check_order(shift, demos)
+        episodes, frames = export_libero(demos, shift, params.train_flow.action, Path(args.export[1]))
         print(f"{args.export[1]}: {episodes} episodes, {frames} frames")
         return
     out = Path(args.out or f"results/{args.suite}_demos.html")

@@ -1,11 +1,13 @@
 """What holds for all tests, and the simulator for those that need one."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from pipeline.libero.settings import Sim
 from pipeline.libero.suites import Task, tasks
+from tests.environments import environment
 
 # As in the Makefile: beside anything else on the machine, threads that spin while they wait make minutes of seconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -30,3 +32,12 @@ def sim() -> Sim:
 @pytest.fixture(scope="session")
 def task() -> Task:
     return tasks("libero_spatial", [0])[0]
+
+
+@pytest.fixture(scope="session")
+def lerobot_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with LeRobot: the one that LEROBOT_PYTHON names, or in an environment that is made, of some 5 GB."""
+    if named := os.environ.get("LEROBOT_PYTHON"):
+        return Path(named).absolute()
+    packages = ("lerobot==0.4.4", "websockets", "msgpack")
+    return environment(tmp_path_factory.mktemp("lerobot") / "env", *packages, seconds=900)

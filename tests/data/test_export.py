@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -31,9 +32,6 @@ KEYS = Keys(
     "action",
     "task",
 )
-LEROBOT = os.environ.get(
-    "LEROBOT_PYTHON"
-)  # an interpreter with LeRobot: uv venv -p 3.12, uv pip install lerobot[dataset]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +66,7 @@ def originals(demos: Path, task: Task) -> list[dict[str, np.ndarray]]:
                 "front": group["obs/agentview_rgb"][:-1][:, ::-1, ::-1],
                 "wrist": group["obs/eye_in_hand_rgb"][:-1][:, ::-1, ::-1],
                 "hand": np.concatenate([group["obs/ee_states"][:-1], group["obs/gripper_states"][:-1]], 1),
-                "action": group["actions"][1:],
+                "action": group["expert_actions"][1:],
             }
             for group in groups
         ]
@@ -94,6 +92,27 @@ def test_what_is_written_is_read_again(
             for camera in ("front", "wrist"):
                 error = np.abs(rows["images"][camera].astype(int) - wanted[camera])
                 assert error.mean() < 3 and error.max() < 15
+
+
+def test_the_actions_are_those_that_training_takes(demos: Path, tmp_path: Path) -> None:
+    out = write(demos, tmp_path, "--set", "train_flow.action=action")
+    (demo, *_), _ = DataSet("own", out, KEYS).scan()
+    with h5py.File(demo_file(demos, tasks(SUITE, [0])[0])) as file:
+        executed = file["data/demo_0/actions"][1:]
+    np.testing.assert_array_equal(read(demo, ("front",))["action"], executed.astype(np.float32))
+
+
+def test_observations_recorded_in_the_other_order_are_refused(demos: Path, tmp_path: Path) -> None:
+    """Or each row would be paired with another one's action."""
+    shutil.copytree(demos, tmp_path / "demos")
+    for task in tasks(SUITE, [0, 3]):
+        with h5py.File(demo_file(tmp_path / "demos", task), "r+") as file:
+            for demo in file["data"].values():  # as LIBERO's order is not: before the action
+                demo["states"][:, 1:8] = demo["obs/joint_states"][:]
+    with pytest.raises(DataError, match=r"were recorded before their actions.*Set embed\.obs_shift: 0"):
+        write(tmp_path / "demos", tmp_path)
+    assert not (tmp_path / "out").exists()
+    write(tmp_path / "demos", tmp_path, "--set", "embed.obs_shift=0")
 
 
 def test_metadata_tell_what_the_files_hold(demos: Path, tmp_path: Path) -> None:
@@ -149,11 +168,11 @@ np.savez(sys.argv[2], **{key: np.stack([row[key].numpy() for row in rows]) for k
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(LEROBOT is None, reason="LEROBOT_PYTHON names no interpreter with LeRobot")
-def test_lerobot_itself_reads_it(demos: Path, tmp_path: Path) -> None:
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1500)
+def test_lerobot_itself_reads_it(demos: Path, tmp_path: Path, lerobot_python: Path) -> None:
     out = write(demos, tmp_path)
-    command = [str(LEROBOT), "-c", SIDE, str(out), str(tmp_path / "rows.npz")]
+    command = [str(lerobot_python), "-c", SIDE, str(out), str(tmp_path / "rows.npz")]
     subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=500)
     rows = np.load(tmp_path / "rows.npz")
     wanted = [each for task in tasks(SUITE, [0, 3]) for each in originals(demos, task)]
