@@ -8,7 +8,7 @@ For a robot of your own write a class with `observe` and `send`, and give it to 
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-HZ = 20.0
 WATCHDOG_S = 1.0
 
 
@@ -54,8 +53,18 @@ class Limits:
     low: np.ndarray
     high: np.ndarray
 
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "Limits":
+        """Return those of a policy, from its `describe()`: of another robot the range that its data have."""
+        from pipeline.inference.describe import action_ranges
 
-LIBERO = Limits(np.full(7, -1.0), np.full(7, 1.0))
+        ranges = np.array(action_ranges(described["outputs"]["actions"]))
+        return cls(ranges[:, 0], ranges[:, 1])
+
+
+def hold(last: np.ndarray | None) -> np.ndarray:
+    """Return the action (7,) by which LIBERO's robot stays where it is, its gripper too."""
+    return np.append(np.zeros(6), -1.0 if last is None else last[6])
 
 
 def drive(
@@ -63,10 +72,10 @@ def drive(
     act: Callable[[dict[str, Any]], np.ndarray],
     n_action_steps: int,
     ticks: int,
-    still: np.ndarray,
     *,
-    hz: float = HZ,
-    limits: Limits = LIBERO,
+    hz: float,
+    limits: Limits,
+    still: Callable[[np.ndarray | None], np.ndarray] = hold,
     wait: bool = False,
     pool: Executor | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -79,9 +88,10 @@ def drive(
 
     Args:
         act: from an observation to a chunk (H, A), such as `policy.act` with an instruction.
-        still: the action that changes nothing; its last component is the gripper's, which is kept as it is.
-        hz: ticks a second: `describe()["control_hz"]` of the policy.
-        limits: what actions are clamped to.
+        hz: ticks a second: `describe()["control_hz"]` of the policy, or that of your data, if they told none.
+        limits: what actions are clamped to, such as `Limits.of(policy.describe())`.
+        still: what to send while there is no action, given the last one (None: none yet). Where actions are targets,
+            and not displacements, that is the last one, and at first where the robot stands.
 
     Raises:
         WatchdogError: a chunk took longer than WATCHDOG_S.
@@ -90,8 +100,8 @@ def drive(
     own = None if pool else ThreadPoolExecutor(1)
     try:
         try:
-            parts = (limits, wait, pool or own, clock, sleep)
-            report, request = _drive(robot, act, n_action_steps, ticks, still, hz, *parts)  # type: ignore[arg-type]
+            parts = (limits, still, wait, pool or own, clock, sleep)
+            report, request = _drive(robot, act, n_action_steps, ticks, hz, *parts)  # type: ignore[arg-type]
         finally:
             robot.stop()
         if request and not _ends(request):  # the next episode is not to begin while a chunk is computed
@@ -112,15 +122,16 @@ def _drive(
     act: Callable[[dict[str, Any]], np.ndarray],
     n_action_steps: int,
     ticks: int,
-    still: np.ndarray,
     hz: float,
     limits: Limits,
+    still: Callable[[np.ndarray | None], np.ndarray],
     wait: bool,
     pool: Executor,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> tuple[Report, Future | None]:
-    report, chunk, played = Report(), np.zeros((0, len(still))), 0
+    report, chunk, played = Report(), np.zeros((0, len(limits.low))), 0
+    last: np.ndarray | None = None
     request: Future | None = None
     asked_at, asked, start = 0, 0.0, clock()
     for tick in range(ticks):
@@ -132,10 +143,10 @@ def _drive(
         elif request is not None and clock() - asked > WATCHDOG_S:
             raise WatchdogError(f"no actions for {WATCHDOG_S:g} s: the robot was stopped")
         if played < len(chunk) and not (wait and request is not None):
-            action, played = chunk[played], played + 1
-            still = np.append(still[:-1], action[-1])
+            action = last = chunk[played]
+            played += 1
         else:
-            action = still
+            action = still(last)
             report.starved += 1
         report.ticks += 1
         if robot.send(action):
@@ -186,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from pipeline.config import load
     from pipeline.inference.policy import Policy
-    from pipeline.libero.sim.simulator import NO_OP, Simulator
+    from pipeline.libero.sim.simulator import Simulator
     from pipeline.libero.suites import SUITES, init_states, tasks
     from pipeline.rollout.agent import check_pictures
 
@@ -194,7 +205,8 @@ def main(argv: list[str] | None = None) -> None:
     check_pictures(policy.spec, params.sim)
     suite = params.data.suites[0]
     task = tasks(suite, params.data.tasks.get(suite))[0]
-    arch, hz = policy.spec.architecture, policy.describe()["control_hz"]
+    arch, described = policy.spec.architecture, policy.describe()
+    hz, limits = described["control_hz"], Limits.of(described)
 
     def act(observation: dict[str, Any]) -> np.ndarray:
         time.sleep(args.latency)
@@ -206,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
             policy.reset(episode)
             robot = Simulated(simulator, (*arch.cameras, *arch.proprio))
             limit = args.ticks or SUITES[suite].max_steps
-            report = drive(robot, act, policy.n_action_steps, limit, NO_OP, hz=hz, wait=args.wait)
+            report = drive(robot, act, policy.n_action_steps, limit, hz=hz, limits=limits, wait=args.wait)
             print(f"episode {episode}: {'solved' if report.done else 'not solved'}, {report}")
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.control_loop import HZ, WatchdogError, drive
+from examples.control_loop import Limits, WatchdogError, drive
 
 STEPS = 4  # actions carried out of each chunk
-STILL = np.zeros(7)
+HZ = 20.0
+LIMITS = Limits(np.full(7, -1.0), np.full(7, 1.0))
 
 
 class Clock:
@@ -75,7 +76,16 @@ def run(
 ) -> tuple[Recorder, Any]:
     clock, robot = Clock(), robot or Recorder()
     report = drive(
-        robot, act, STEPS, ticks, STILL, hz=hz, wait=wait, pool=Late(clock, seconds), clock=clock, sleep=clock.sleep
+        robot,
+        act,
+        STEPS,
+        ticks,
+        hz=hz,
+        limits=LIMITS,
+        wait=wait,
+        pool=Late(clock, seconds),
+        clock=clock,
+        sleep=clock.sleep,
     )
     assert clock.now == pytest.approx(report.ticks / hz, abs=1 / hz)
     assert robot.stopped
@@ -85,6 +95,27 @@ def run(
 def test_another_robot_has_a_clock_of_its_own() -> None:
     """A chunk that takes 0.1 s is one tick late at 10 Hz."""
     assert run(0.1, hz=10.0)[1].starved == 1 and run(0.1)[1].starved == 2
+
+
+def test_another_robot_has_limits_of_its_own_and_stands_still_in_its_own_way() -> None:
+    """Actions are targets here: of a joint in radians, and of a gripper in metres."""
+    described = {"outputs": {"actions": {"shape": [16, 2], "range": [[-3.0, 3.0], [0.0, 0.08]]}}}
+    clock, robot, stands = Clock(), Recorder(), np.array([0.5, 0.02])
+    drive(
+        robot,
+        lambda seen: np.tile([2.9 + seen["tick"], 1.0], (2, 1)),
+        2,
+        6,
+        hz=HZ,
+        limits=Limits.of(described),
+        still=lambda last: stands if last is None else last,
+        wait=True,
+        pool=Late(clock, 0.04),
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    found = [action.round(2).tolist() for action in robot.sent]
+    assert found == [[0.5, 0.02], [2.9, 0.08], [2.9, 0.08], [2.9, 0.08], [3.0, 0.08], [3.0, 0.08]]
 
 
 def test_no_chunk_is_computed_any_more_when_it_returns() -> None:
@@ -98,7 +129,7 @@ def test_no_chunk_is_computed_any_more_when_it_returns() -> None:
         under_way.pop()
         return act(observation)
 
-    report = drive(Recorder(done_after=2), slow, STEPS, 20, STILL)
+    report = drive(Recorder(done_after=2), slow, STEPS, 20, hz=HZ, limits=LIMITS)
     assert report.done and asked == [0] and not under_way
 
 
@@ -106,7 +137,7 @@ def test_a_last_chunk_that_never_ends_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("examples.control_loop.WATCHDOG_S", 0.2)
     ends, robot = threading.Event(), Recorder(done_after=1)
     with pytest.raises(WatchdogError, match=r"a chunk took more than 0\.2 s: the robot was stopped"):
-        drive(robot, lambda observation: ends.wait(30) and act(observation), STEPS, 20, STILL)
+        drive(robot, lambda observation: ends.wait(30) and act(observation), STEPS, 20, hz=HZ, limits=LIMITS)
     ends.set()
     assert robot.stopped
 
@@ -151,7 +182,17 @@ def test_it_ends_when_the_task_is_done() -> None:
 def test_what_is_no_action_stops_the_robot(bad: np.ndarray) -> None:
     clock, robot = Clock(), Recorder()
     with pytest.raises(ValueError, match="a chunk of shape"):
-        drive(robot, lambda _: bad, STEPS, 20, STILL, pool=Late(clock, 0.0), clock=clock, sleep=clock.sleep)
+        drive(
+            robot,
+            lambda _: bad,
+            STEPS,
+            20,
+            hz=HZ,
+            limits=LIMITS,
+            pool=Late(clock, 0.0),
+            clock=clock,
+            sleep=clock.sleep,
+        )
     assert robot.stopped and not robot.sent
 
 
@@ -171,7 +212,8 @@ def test_long_chunks_need_no_answer_meanwhile_and_late_ticks_are_not_caught_up()
         lambda seen: np.tile(act(seen), (3, 1)),
         40,
         45,
-        STILL,
+        hz=HZ,
+        limits=LIMITS,
         pool=Late(clock, 0.0),
         clock=clock,
         sleep=clock.sleep,
