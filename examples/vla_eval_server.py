@@ -4,10 +4,12 @@
     PYTHONPATH=. python -m examples.vla_eval_server --address 127.0.0.1:8001 --args.url ws://127.0.0.1:8000
 
 The second in an environment that has vla-eval (PyPI). Its sessions, chunks, checks of what is expected and /config come
-with its server. Its LIBERO sends pictures turned by 180 degrees, pose and fingers, as openpi's does, and no joints:
-train with policy.proprio=[ee_pose,gripper].
+with its server. VLA_FLOW_AGENT_TOKEN is shown to a server that demands a token. vla-eval's LIBERO sends pictures turned
+by 180 degrees, pose and fingers, as openpi's does, and no joints: train with policy.proprio=[ee_pose,gripper].
 """
 
+import logging
+import os
 from collections import deque
 from typing import Any
 
@@ -20,7 +22,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from pipeline.inference.codec import pack, unpack
+from pipeline.inference.observation import window
 
+log = logging.getLogger(__name__)
+TOKEN = "VLA_FLOW_AGENT_TOKEN"  # of a server that demands one
+DRAWN = {"image_size": 256, "render": "full"}
 SENT = {"agentview", "eye_in_hand", "ee_pose", "gripper"}
 
 
@@ -40,6 +46,15 @@ class VlaFlow(PredictModelServer):
                 f"{url}: the policy takes {', '.join(sorted(lacking))}, which vla-eval does not send. Train with "
                 "policy.proprio=[ee_pose,gripper]"
             )
+        learnt = told.get("sim") or {}
+        if other := {name: learnt.get(name) for name, value in DRAWN.items() if learnt.get(name) != value}:
+            log.warning(
+                "%s: the policy learnt from pictures of %s, vla-eval's LIBERO draws %s: its rate is of other pictures. "
+                "Train with sim=full sim.image_size=256",
+                url,
+                other,
+                DRAWN,
+            )
         super().__init__(chunk_size=told["n_action_steps"])
         history = told["history"]
         self._n_obs_steps: int = history["n_obs_steps"]
@@ -48,7 +63,9 @@ class VlaFlow(PredictModelServer):
 
     def _connect(self) -> dict[str, Any]:
         """Connect, and return what the server says of its policy."""
-        server = connect(self._url, max_size=None, compression=None)
+        token = os.environ.get(TOKEN)
+        headers = {"Authorization": f"Api-Key {token}"} if token else None
+        server = connect(self._url, max_size=None, compression=None, proxy=None, additional_headers=headers)
         told = unpack(server.recv())  # type: ignore[arg-type]
         self._server = server
         return told
@@ -76,8 +93,7 @@ class VlaFlow(PredictModelServer):
             self._past[ctx.session_id] = deque(maxlen=(self._n_obs_steps - 1) * self._stride)
         past = [*self._past[ctx.session_id], seen]
         if self._n_obs_steps > 1:
-            newest = len(past) - 1
-            rows = [past[max(0, newest - i * self._stride)] for i in reversed(range(self._n_obs_steps))]
+            rows = window(past, self._n_obs_steps, self._stride)
             seen = {name: np.stack([row[name] for row in rows]) for name in seen}
         actions = self._ask({**seen, "prompt": obs["task_description"]})
         self._past[ctx.session_id].append(past[-1])  # not what was refused

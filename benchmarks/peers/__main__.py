@@ -8,7 +8,7 @@ actions in the environment's units. LeRobot's policies are those of their packag
 LeRobotDataset by their DataLoader, in an environment of their own (benchmarks/peers/requirements.txt); what differs
 from the defaults stands in benchmarks/peers/lerobot_side.py. Ours is `stages.embed` and `stages.train_flow` as anyone
 runs them, the embedding's time counted. Each is judged by `stages.eval_libero`: LeRobot's behind a server of its own
-(benchmarks/peers/lerobot_server.py), which speaks openpi's protocol. One after the other, each alone. Writes
+(examples/lerobot_server.py), which speaks openpi's protocol. One after the other, each alone. Writes
 benchmarks/results/peers.json.
 """
 
@@ -37,6 +37,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PEERS = ("act", "diffusion")
 VAL_ROWS = 64
+N_ACTION_STEPS = {"act": None, "diffusion": 8}  # LeRobot's defaults, of a chunk; None: all
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
     write(args.out, result)  # of what took longest; evaluations follow
     ours["evaluation"] = judge(work, "ours", args.episodes, "--policy", work / "ours" / "runs" / "flow" / "policy")
     for name, side in sides.items():
-        with served(python, work / name) as address:
+        with served(python, work / name, name, json.loads((data / "index.json").read_text())) as address:
             side["evaluation"] = judge(work, name, args.episodes, "--agent", address)
         write(args.out, result)
     print(json.dumps(result, indent=1))
@@ -128,7 +129,9 @@ def split(place: Path) -> tuple[Any, Any, Any]:
     (suite,) = params.data.suites
     store = open_store(place / "data" / "embeddings" / f"{suite}.zarr")
     cfg, policy = params.train_flow, params.policy
-    table = load_stores([(suite, store, params.data.tasks[suite])], FeatureSpec.by(policy), cfg.action, "resident", 1)
+    table = load_stores(
+        [(suite, store, params.data.tasks.get(suite))], FeatureSpec.by(policy), cfg.action, "resident", 1
+    )
     return *split_by_episode(table.episodes, cfg.val_fraction, cfg.seed), table.episodes
 
 
@@ -137,7 +140,7 @@ def export(work: Path) -> Path:
     place, out = work / "ours", work / "episodes"
     params = load(str(place / "params.yaml"))
     (suite,) = params.data.suites
-    wanted = tasks(suite, params.data.tasks[suite])
+    wanted = tasks(suite, params.data.tasks.get(suite))
     usable, _ = scan(ROOT / "data" / "demos", suite, wanted, params.policy.cameras)
     demos = {demo.source: demo for demo in usable}
     _, val_rows, episodes = split(place)
@@ -166,16 +169,18 @@ def train_peer(name: str, python: Path, data: Path, work: Path, budget: float, b
     out = work / f"{name}.json"
     options = ["--data", data, "--dataset", work / "lerobot", "--budget", budget, "--batch", batch, "--out", out]
     command = [python, HERE / "lerobot_side.py", name, *options]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf"), "PYTHONPATH": str(ROOT)}
     subprocess.run([str(part) for part in command], env={**os.environ, **offline}, check=True)
     found: dict[str, Any] = json.loads(out.read_text())
     return found
 
 
 @contextmanager
-def served(python: Path, checkpoint: Path) -> Iterator[str]:
+def served(python: Path, checkpoint: Path, name: str, index: dict[str, Any]) -> Iterator[str]:
     """Yield the address of a server of one of LeRobot's policies."""
-    command = [str(python), str(HERE / "lerobot_server.py"), str(checkpoint)]
+    command = [str(python), str(ROOT / "examples" / "lerobot_server.py"), str(checkpoint), "--port", "0", "--upright"]
+    command += ["--images", *(f"observation.images.{camera}={camera}" for camera in index["cameras"])]
+    command += ["--state", *index["state"], "--steps", str(N_ACTION_STEPS[name] or index["horizon"])]
     offline = {"HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **offline})
     try:

@@ -1,11 +1,11 @@
 """Train one of LeRobot's policies for a while, and keep it.
 
-Runs in the peers' environment; knows nothing of this project.
+Runs in the peers' environment; of this project it knows the server that the policy will have.
 
 Other than LeRobot's defaults are: a chunk of 16 actions; one observation, for Diffusion Policy too; no pretrained
 backbone (nothing of ours is pretrained either); frames stored as images, which are faster to read than their videos;
 the learning rate's schedule ends with the time that is given; DDIM with 10 steps where the error is measured and where
-it acts. By default ACT carries out its whole chunk, and Diffusion Policy 8 actions: so they do here.
+it acts.
 """
 
 import argparse
@@ -22,13 +22,11 @@ from lerobot.datasets.utils import dataset_to_policy_features
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 from tqdm import tqdm
 
+from examples.lerobot_server import DEVICE, STATE, chunk
+
 FPS = 20
 AXES = ["height", "width", "channel"]
-STATE = "observation.state"
-INPUTS = "inputs.json"  # beside LeRobot's own files: the names that its inputs have in LIBERO, and:
-N_ACTION_STEPS = {"act": None, "diffusion": 8}  # actions carried out of a chunk; None: all
 LOOKS = 6  # how often the error is measured
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:
@@ -47,11 +45,7 @@ def main() -> None:
     if not (args.dataset / "meta" / "info.json").exists():
         convert(args.data, index, args.dataset)
     converting = time.monotonic() - started
-    checkpoint = args.out.with_suffix("")
-    result = train(args.policy, args.dataset, index, args.batch, args.budget, checkpoint)
-    inputs = {name: index[name] for name in ("cameras", "state")}
-    steps = N_ACTION_STEPS[args.policy] or index["horizon"]
-    (checkpoint / INPUTS).write_text(json.dumps({**inputs, "n_action_steps": steps}))
+    result = train(args.policy, args.dataset, index, args.batch, args.budget, args.out.with_suffix(""))
     args.out.write_text(json.dumps({**result, "seconds_of_conversion": round(converting, 1)}))
 
 
@@ -180,20 +174,6 @@ def error(network: torch.nn.Module, before: object, after: object, batch: dict) 
     found = chunk(network, before, after, batch)
     network.train()
     return float((found - batch["action"]).abs().mean())
-
-
-@torch.no_grad()
-def chunk(network: torch.nn.Module, before: object, after: object, batch: dict) -> torch.Tensor:
-    """Return the actions (B, H, 7) of a batch of observations in the environment's units."""
-    torch.manual_seed(0)
-    inputs = before(dict(batch))
-    if network.config.type == "act":
-        return after(network.predict_action_chunk(inputs)).cpu()
-    images = torch.stack([inputs[key] for key in network.config.image_features], dim=-4)
-    inputs = {**inputs, "observation.images": images if images.ndim == 6 else images.unsqueeze(1)}
-    if inputs[STATE].ndim == 2:
-        inputs[STATE] = inputs[STATE].unsqueeze(1)
-    return after(network.diffusion.generate_actions(inputs)).cpu()
 
 
 if __name__ == "__main__":
