@@ -206,6 +206,8 @@ def _row(run: Run) -> dict[str, Any]:
         "training_s": training.get("wall_s"),
         "parameters": training.get("trainable_parameters", {}).get("total"),
         "policy_ms": run.results["timings"]["policy_ms"]["p50"],
+        "agent": agent,
+        "recipe": training.get("recipe"),
     }
 
 
