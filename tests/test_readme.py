@@ -127,7 +127,7 @@ def test_figures_are_what_the_stages_wrote() -> None:
     assert f"| {solved} | {parameters / 1e6:.1f}M | {took} |" in TEXT
     (blanked,) = result["conditions"]
     assert blanked["condition"] == "blank_cameras"
-    assert f"With its cameras blanked it solves {rate(blanked['successes'], blanked['n'])}" in TEXT
+    assert f"The quickstart's policy, its cameras blanked, solves {rate(blanked['successes'], blanked['n'])}" in TEXT
     used = result["protocol"]["sim"]
     assert (used["assets"], used["render"]) == (own_digest(), "fast"), "measured in LIBERO's own scenes"
 
@@ -148,7 +148,7 @@ def test_figures_of_all_ten_tasks_are_what_the_stages_wrote() -> None:
     before = figures("spatial_scripted-against-random_weights")["rows"][0]
     displaced = next(c for c in before["conditions"] if c["condition"] == "displaced")
     told = f"{before['successes']} of {before['n']}, displaced {displaced['successes']} of {displaced['n']}."
-    assert before["name"] == "random_weights" and f"Random weights: {told}" in TEXT
+    assert before["name"] == "random_weights" and f"an encoder of random weights: {told}" in TEXT
     used = result["protocol"]["sim"]
     assert (used["assets"], used["render"]) == (own_digest(), "fast"), "measured in LIBERO's own scenes"
 
