@@ -109,8 +109,7 @@ def compiled(network: PolicyNetwork) -> Callable[..., Any]:
     copied = copy.deepcopy(network)
     if DEVICE.type == "cuda":
         return torch.compile(copied.act, mode="reduce-overhead")
-    velocity = copied.head.velocity
-    assert isinstance(velocity, VelocityNetwork)
+    velocity = next(part for part in copied.head.modules() if isinstance(part, VelocityNetwork))
     # All ten steps would take minutes.
     velocity.velocity_at = torch.compile(velocity.velocity_at)  # type: ignore[method-assign]
     return copied.act

@@ -135,7 +135,9 @@ def test_serve(measured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
 
 
 def test_policy(measured: Callable[..., dict[str, Any]]) -> None:
-    result = measured(policy.main, "--repeat", "3", "--rounds", "1", "--only", "reference", "l1")["policies"]
+    result = measured(policy.main, "--repeat", "3", "--rounds", "1", "--only", "reference", "diffusion, mlp", "l1")[
+        "policies"
+    ]
     assert result["reference"]["parameters"] == pytest.approx(4.3e6, rel=0.05)
     assert set(result["reference"]["eager_ms"]) == {str(n) for n in policy.STEPS} and set(result["l1"]["eager_ms"]) == {
         "1"
