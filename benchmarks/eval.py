@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serve import served
+from examples.openpi_loop import served
 from pipeline.compute import Compute, cores, map_unordered
 from pipeline.config import Params, load
 from pipeline.libero.conventions import upright
@@ -192,7 +192,7 @@ def two_processes(params: Params, args: argparse.Namespace) -> dict[str, Any]:
         settings=EpisodeSettings(0, args.steps, 1e6, 0, params.sim.seed),
     )
     one, two = (worker_rate(evaluation, workers, episodes=args.worker_episodes * workers) for workers in (1, 2))
-    with served(args.policy, "cpu") as url:
+    with served(str(args.policy), "--device", "cpu") as url:
         trained = load_spec(args.policy).data["sim"]
         drawn = replace(params.sim, render=trained["render"], image_size=trained["image_size"])
         make_agent, _ = plan_remote(url, drawn, None, 60.0)

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(args.out or f"results/{label(args.agent)}")
     evaluation = plan(
         args.agent,
-        tuple(t for suite in params.data.suites for t in tasks(suite, params.data.tasks.get(suite))),
+        tuple(t for suite in params.data.suites for t in tasks(suite, params.data.tasks[suite])),
         params.sim,
         cfg,
         policy=args.policy,

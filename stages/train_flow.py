@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         params.train_flow,
         params.policy,
         params.embed.encoder,
-        {suite: params.data.tasks.get(suite) for suite in params.data.suites},
+        {suite: params.data.tasks[suite] for suite in params.data.suites},
         params.demos.source,
         Places(Path(args.embeddings), Path(args.demos), Path(args.out), Path(args.scratch)),
         args.track,

@@ -129,9 +129,7 @@ def split(place: Path) -> tuple[Any, Any, Any]:
     (suite,) = params.data.suites
     store = open_store(place / "data" / "embeddings" / f"{suite}.zarr")
     cfg, policy = params.train_flow, params.policy
-    table = load_stores(
-        [(suite, store, params.data.tasks.get(suite))], FeatureSpec.by(policy), cfg.action, "resident", 1
-    )
+    table = load_stores([(suite, store, params.data.tasks[suite])], FeatureSpec.by(policy), cfg.action, "resident", 1)
     return *split_by_episode(table.episodes, cfg.val_fraction, cfg.seed), table.episodes
 
 
@@ -140,7 +138,7 @@ def export(work: Path) -> Path:
     place, out = work / "ours", work / "episodes"
     params = load(str(place / "params.yaml"))
     (suite,) = params.data.suites
-    wanted = tasks(suite, params.data.tasks.get(suite))
+    wanted = tasks(suite, params.data.tasks[suite])
     usable, _ = scan(ROOT / "data" / "demos", suite, wanted, params.policy.cameras)
     demos = {demo.source: demo for demo in usable}
     _, val_rows, episodes = split(place)

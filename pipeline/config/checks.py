@@ -50,6 +50,8 @@ def _data(p: Params) -> Iterator[str]:
         return
     if len({*suites}) < len(suites):
         yield f"data.suites {suites} names one twice"
+    for suite in {*suites} - {*p.data.tasks}:
+        yield f"data.tasks has no entry {suite!r}: write {suite}: null for all (compose: +data.tasks.{suite}=null)"
     for suite, ids in p.data.tasks.items():
         if suite not in suites:
             if ids is not None:

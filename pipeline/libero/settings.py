@@ -17,7 +17,7 @@ class Data:
     """Which part of LIBERO."""
 
     suites: Annotated[tuple[str, ...], Field(min_length=1)]
-    tasks: dict[str, tuple[int, ...] | None]  # of a suite, LIBERO's task ids; null, or no entry, is all of them
+    tasks: dict[str, tuple[int, ...] | None]  # of each suite, LIBERO's task ids; null is all of them
 
 
 @dataclass(frozen=True)

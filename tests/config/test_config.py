@@ -216,6 +216,8 @@ def test_file_errors_name_the_file(tmp_path: Path) -> None:
         ("policy.head=flaw", "it can be flow, diffusion, l1, l2, cvae or tokens. Did you mean 'flow'"),
         ("data.tasks.libero_spatial=[11]", "ids go from 0 to 9"),
         ("data.suites=[libero_goal]", r"\[0\], but data.suites is .* take the entry out \(compose: ~data.tasks.libero"),
+        ("+data.tasks.elsewhere=[3]", r"data.tasks.elsewhere is \[3\], but data.suites is"),
+        ("~data.tasks.libero_spatial", r"no entry 'libero_spatial': write libero_spatial: null for .* \+data\.tasks"),
         ("embed.encoder.model=ViT-B-32", "embed.grid.size is 8, but ViT-B-32 has 7 x 7 patches: use 1 or 7"),
     ],
 )
@@ -233,12 +235,12 @@ def test_of_two_overrides_the_one_that_is_wrong_is_named() -> None:
 @pytest.mark.parametrize(
     ("overrides", "tasks_of"),
     [
-        (["data=libero_spatial", "data.suites=[libero_goal,libero_10]"], {"libero_spatial": None}),
-        (["~data.tasks.libero_spatial", "data.suites=[libero_goal]"], {}),
-        (["experiment=own_data", "data.suites=[mine]"], {"own": None}),
+        (["data=libero_spatial", "data.suites=[libero_goal,libero_10]"], dict.fromkeys(SUITES)),
+        (["~data.tasks.libero_spatial", "data.suites=[libero_goal]"], dict.fromkeys({*SUITES} - {"libero_spatial"})),
+        (["experiment=own_data", "data.suites=[mine]", "+data.tasks.mine=null"], {"own": None, "mine": None}),
     ],
 )
-def test_a_suite_without_an_entry_in_tasks_is_taken_whole(overrides: list[str], tasks_of: dict) -> None:
+def test_another_suite_takes_one_word(overrides: list[str], tasks_of: dict) -> None:
     assert from_dict(parse(compose(overrides, ROOT / "configs"), "")).data.tasks == tasks_of
 
 

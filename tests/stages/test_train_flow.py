@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cache.build import build
+from pipeline.config import from_dict
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import exclusive
 from pipeline.libero.installation import official_picture_identity
@@ -49,9 +50,10 @@ def project(tmp_path: Path) -> Path:
         tree[section].update(values)
     tree["policy"]["horizon"] = tree["policy"]["n_action_steps"] = 4
     tree["data"]["tasks"] = {"libero_spatial": None}
+    tree["embed"]["encoder"]["model"] = "ViT-B-16"  # 14 x 14 patches: the store has 2 x 2 of them
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     plan = make_plan(LENGTHS)
-    encoder = {**plan.identity["encoder"], **base.params().embed.encoder.identity}
+    encoder = {**plan.identity["encoder"], **from_dict(tree).embed.encoder.identity}
     made = {"transform": "t", "sim": official_picture_identity(128), "views": 2, "encoder": encoder}
     plan = replace(plan, identity={**plan.identity, **made, "grid": {"size": 2, "layer": -1}})
     build(plan, TEXT, MakeFake(lengths=LENGTHS), tmp_path / "data/embeddings/libero_spatial.zarr", tmp_path / "work")
@@ -119,7 +121,7 @@ def test_main_trains_and_publishes(
     # 4 episodes of 2 tasks: of each task one is held out
     learnt = {"source": "scripted", "learnt": 2, "validation": 2}
     assert {name: recipe["demonstrations"][name] for name in learnt} == learnt
-    assert recipe["encoder"] == {"model": "ViT-S-32", "pretrained": "seeded", "precision": "fp32"}
+    assert recipe["encoder"] == {"model": "ViT-B-16", "pretrained": "seeded", "precision": "fp32"}
     assert recipe["machine"]["device"] == "cpu" and recipe["machine"]["cores"] >= 1 and recipe["machine"]["name"]
     date = datetime.fromisoformat(report["recipe"].pop("date"))
     assert date.utcoffset() == timedelta(0) and report["recipe"] == recipe
