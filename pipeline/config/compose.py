@@ -84,6 +84,10 @@ def _what_is_wrong(override: str, directory: Path, said: str) -> str | None:
         return None if value in known[name] else f"{name} has no option {value!r}.{did_you_mean(value, known[name])}"
     if "." not in name:
         return f"no group {name!r}.{did_you_mean(name, known)} A setting is SECTION.NAME=VALUE: train_flow.epochs=50"
-    if not (found := unknown(name)) and override[0] not in "+~" and name in said:
+    if found := unknown(name):
+        return found
+    if name in said and override[0] not in "+~":
         return f"{name} is not there yet: write +{override}"
-    return found or None
+    if name in said and override[0] == "~":
+        return f"{name} is not there, or it is null, which Hydra cannot take out: write {name}=0 {override}"
+    return None

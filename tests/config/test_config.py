@@ -218,12 +218,21 @@ def test_file_errors_name_the_file(tmp_path: Path) -> None:
         ("data.suites=[libero_goal]", r"\[0\], but data.suites is .* take the entry out \(compose: ~data.tasks.libero"),
         ("+data.tasks.elsewhere=[3]", r"data.tasks.elsewhere is \[3\], but data.suites is"),
         ("~data.tasks.libero_spatial", r"no entry 'libero_spatial': write libero_spatial: null for .* \+data\.tasks"),
+        (
+            "~eval_libero.conditions.blank_cameras",
+            r"or it is null, .*: write eval_libero.conditions.blank_cameras=0 ~eval",
+        ),
         ("embed.encoder.model=ViT-B-32", "embed.grid.size is 8, but ViT-B-32 has 7 x 7 patches: use 1 or 7"),
     ],
 )
 def test_compose_says_what_to_write_instead(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose([override], ROOT / "configs")
+
+
+def test_a_condition_is_taken_out_as_the_message_says() -> None:
+    name = "eval_libero.conditions.blank_cameras"
+    assert from_dict(parse(compose([f"{name}=0", f"~{name}"], ROOT / "configs"), "")).eval_libero.conditions == {}
 
 
 def test_of_two_overrides_the_one_that_is_wrong_is_named() -> None:
