@@ -75,7 +75,7 @@ def drive(
     *,
     hz: float,
     limits: Limits,
-    still: Callable[[np.ndarray | None], np.ndarray] = hold,
+    still: Callable[[np.ndarray | None], np.ndarray],
     wait: bool = False,
     pool: Executor | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -91,12 +91,14 @@ def drive(
         hz: ticks a second: `describe()["control_hz"]` of the policy, or that of your data, if they told none.
         limits: what actions are clamped to, such as `Limits.of(policy.describe())`.
         still: what to send while there is no action, given the last one (None: none yet). Where actions are targets,
-            and not displacements, that is the last one, and at first where the robot stands.
+            and not displacements, that is the last one, and at first where the robot stands; for LIBERO's `hold`.
 
     Raises:
         WatchdogError: a chunk took longer than WATCHDOG_S.
-        ValueError: it holds what is no number, or has another width.
+        ValueError: hz is no rate, or an action holds what is no number, or has another width.
     """
+    if not hz or hz <= 0:
+        raise ValueError(f"hz is {hz}: give the rate of your data, in 1/s")
     own = None if pool else ThreadPoolExecutor(1)
     try:
         try:
@@ -139,14 +141,14 @@ def _drive(
             request, asked_at, asked = pool.submit(act, robot.observe()), tick, clock()
         if request is not None and request.done():
             passed = 0 if wait or not len(chunk) else tick - asked_at
-            chunk, played, request = _checked(request.result(), limits), passed, None
+            chunk, played, request = _within(request.result(), limits), passed, None
         elif request is not None and clock() - asked > WATCHDOG_S:
             raise WatchdogError(f"no actions for {WATCHDOG_S:g} s: the robot was stopped")
         if played < len(chunk) and not (wait and request is not None):
             action = last = chunk[played]
             played += 1
         else:
-            action = still(last)
+            action = _within(still(last)[None], limits)[0]
             report.starved += 1
         report.ticks += 1
         if robot.send(action):
@@ -161,7 +163,8 @@ def _drive(
     return report, request
 
 
-def _checked(chunk: np.ndarray, limits: Limits) -> np.ndarray:
+def _within(chunk: np.ndarray, limits: Limits) -> np.ndarray:
+    """Return actions (h, A) clamped to the limits. Raises ValueError."""
     if chunk.ndim != 2 or chunk.shape[1] != len(limits.low) or not np.isfinite(chunk).all():
         raise ValueError(f"a chunk of shape {chunk.shape} that is not all numbers, or not {len(limits.low)} wide")
     return np.clip(chunk, limits.low, limits.high)
@@ -218,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
             policy.reset(episode)
             robot = Simulated(simulator, (*arch.cameras, *arch.proprio))
             limit = args.ticks or SUITES[suite].max_steps
-            report = drive(robot, act, policy.n_action_steps, limit, hz=hz, limits=limits, wait=args.wait)
+            report = drive(robot, act, policy.n_action_steps, limit, hz=hz, limits=limits, still=hold, wait=args.wait)
             print(f"episode {episode}: {'solved' if report.done else 'not solved'}, {report}")
 
 

@@ -6,7 +6,9 @@
 The first in an environment that has lerobot, websockets and msgpack. The policy gets what LeRobot's own LIBERO gives:
 `observation.images.image` and `.image2`, which are the mirror images of what is upright, and `observation.state`, the
 hand's position, axis times angle, and fingers. Options tell of other names. One request at a time; noise is the same
-each time, so that an evaluation can be repeated. A policy that looks back (n_obs_steps above 1) is refused.
+each time, so that an evaluation can be repeated. A policy that looks back (n_obs_steps above 1), or averages chunks
+(temporal_ensemble_coeff), is refused. Measured with ACT and Diffusion Policy; those that plan or keep more than a chunk
+are refused, too.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from websockets.sync.server import ServerConnection, serve
 
 STATE = "observation.state"
 IMAGES = {"observation.images.image": "agentview", "observation.images.image2": "eye_in_hand"}
+TYPES = ("act", "diffusion", "pi0", "pi05", "smolvla")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -44,12 +47,11 @@ class Policy:
     ) -> None:
         cfg = PreTrainedConfig.from_pretrained(checkpoint)
         cfg.device = DEVICE
-        if getattr(cfg, "n_obs_steps", 1) != 1:
-            raise SystemExit(f"{checkpoint}: sees {cfg.n_obs_steps} observations at a time; only 1 can be served")
-        if lacking := set(cfg.image_features) ^ set(images):
-            raise SystemExit(f"{checkpoint}: takes {', '.join(cfg.image_features)}; --images differs in {lacking}")
+        check(checkpoint, cfg, images, steps)
         self._network = get_policy_class(cfg.type).from_pretrained(checkpoint, config=cfg).to(DEVICE).eval()
-        self._before, self._after = make_pre_post_processors(cfg, pretrained_path=checkpoint)
+        self._before, self._after = make_pre_post_processors(
+            cfg, pretrained_path=checkpoint, preprocessor_overrides={"device_processor": {"device": DEVICE}}
+        )
         self._images, self._state, self._upright = images, state, upright
         self._lock = threading.Lock()
         self.metadata = {
@@ -68,6 +70,21 @@ class Policy:
             batch[key] = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float() / 255
         with self._lock:
             return chunk(self._network, self._before, self._after, batch)[0].numpy()
+
+
+def check(checkpoint: str, cfg: PreTrainedConfig, images: dict[str, str], steps: int | None) -> None:
+    """Refuse what would be served otherwise than LeRobot runs it. Raises SystemExit."""
+    if cfg.type not in TYPES:
+        raise SystemExit(f"{checkpoint}: is of type {cfg.type}; {', '.join(TYPES)} can be served")
+    if getattr(cfg, "n_obs_steps", 1) != 1:
+        raise SystemExit(f"{checkpoint}: sees {cfg.n_obs_steps} observations at a time; only 1 can be served")
+    if getattr(cfg, "temporal_ensemble_coeff", None) is not None:
+        raise SystemExit(f"{checkpoint}: averages chunks (temporal_ensemble_coeff), which a server cannot")
+    if set(cfg.image_features) != set(images):
+        raise SystemExit(f"{checkpoint}: takes {', '.join(cfg.image_features)}; --images has {', '.join(images)}")
+    length = getattr(cfg, "chunk_size", None) or cfg.horizon
+    if steps is not None and not 1 <= steps <= length:
+        raise SystemExit(f"--steps {steps}: {checkpoint} gives chunks of {length} actions")
 
 
 @torch.no_grad()
@@ -132,9 +149,12 @@ def main() -> None:
     parser.add_argument("--state", nargs="+", metavar="NAME", default=["observation/state"])
     parser.add_argument("--upright", action="store_true", help="the policy learnt from upright frames")
     args = parser.parse_args()
-    images = dict(each.split("=", 1) for each in args.images)
+    if wrong := [each for each in args.images if each.count("=") != 1]:
+        parser.error(f"--images {wrong[0]}: give INPUT=CAMERA, such as {next(iter(IMAGES))}=agentview")
+    images = dict(each.split("=") for each in args.images)
     policy = Policy(args.checkpoint, images, args.state, args.upright, args.steps)
-    with serve(lambda connection: answer(connection, policy), "127.0.0.1", args.port, max_size=2**24) as server:
+    options = {"max_size": 2**24, "origins": [None]}  # no page in a browser has a business here
+    with serve(lambda connection: answer(connection, policy), "127.0.0.1", args.port, **options) as server:
         print(f"serving at ws://127.0.0.1:{server.socket.getsockname()[1]}", flush=True)
         server.serve_forever()
 

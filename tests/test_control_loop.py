@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.control_loop import Limits, WatchdogError, drive
+from examples.control_loop import Limits, WatchdogError, drive, hold
 
 STEPS = 4  # actions carried out of each chunk
 HZ = 20.0
@@ -82,6 +82,7 @@ def run(
         ticks,
         hz=hz,
         limits=LIMITS,
+        still=hold,
         wait=wait,
         pool=Late(clock, seconds),
         clock=clock,
@@ -129,7 +130,7 @@ def test_no_chunk_is_computed_any_more_when_it_returns() -> None:
         under_way.pop()
         return act(observation)
 
-    report = drive(Recorder(done_after=2), slow, STEPS, 20, hz=HZ, limits=LIMITS)
+    report = drive(Recorder(done_after=2), slow, STEPS, 20, hz=HZ, limits=LIMITS, still=hold)
     assert report.done and asked == [0] and not under_way
 
 
@@ -137,7 +138,9 @@ def test_a_last_chunk_that_never_ends_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("examples.control_loop.WATCHDOG_S", 0.2)
     ends, robot = threading.Event(), Recorder(done_after=1)
     with pytest.raises(WatchdogError, match=r"a chunk took more than 0\.2 s: the robot was stopped"):
-        drive(robot, lambda observation: ends.wait(30) and act(observation), STEPS, 20, hz=HZ, limits=LIMITS)
+        drive(
+            robot, lambda observation: ends.wait(30) and act(observation), STEPS, 20, hz=HZ, limits=LIMITS, still=hold
+        )
     ends.set()
     assert robot.stopped
 
@@ -189,11 +192,22 @@ def test_what_is_no_action_stops_the_robot(bad: np.ndarray) -> None:
             20,
             hz=HZ,
             limits=LIMITS,
+            still=hold,
             pool=Late(clock, 0.0),
             clock=clock,
             sleep=clock.sleep,
         )
     assert robot.stopped and not robot.sent
+
+
+def test_what_is_sent_meanwhile_is_checked_too() -> None:
+    clock, robot = Clock(), Recorder()
+    two, late = Limits(np.zeros(2), np.ones(2)), Late(clock, 0.2)
+    with pytest.raises(ValueError, match=r"a chunk of shape \(1, 7\) .* not 2 wide"):
+        drive(robot, act, STEPS, 20, hz=HZ, limits=two, still=hold, pool=late, clock=clock, sleep=clock.sleep)
+    assert robot.stopped and not robot.sent
+    with pytest.raises(ValueError, match="hz is None: give the rate of your data"):
+        drive(robot, act, STEPS, 20, hz=None, limits=LIMITS, still=hold)  # type: ignore[arg-type]
 
 
 def test_long_chunks_need_no_answer_meanwhile_and_late_ticks_are_not_caught_up() -> None:
@@ -214,6 +228,7 @@ def test_long_chunks_need_no_answer_meanwhile_and_late_ticks_are_not_caught_up()
         45,
         hz=HZ,
         limits=LIMITS,
+        still=hold,
         pool=Late(clock, 0.0),
         clock=clock,
         sleep=clock.sleep,

@@ -104,7 +104,7 @@ def test_stages_take_the_arguments_that_documents_give_them(command: str, monkey
 
 
 def test_paths_that_are_named_exist() -> None:
-    named = re.findall(r"`((?:cache|pipeline|stages|configs|tests|docs|benchmarks)/[\w/.-]*)`", TEXT)
+    named = re.findall(r"`((?:cache|pipeline|stages|configs|tests|docs|benchmarks|examples)/[\w/.-]*)`", TEXT)
     named += re.findall(r"\]\((docs/[\w/.-]+)\)", TEXT)
     assert len(named) > 10
     for name in named:
@@ -185,6 +185,16 @@ def test_rates_are_what_the_benchmarks_wrote() -> None:
     assert f"in every step | {train['online']['samples_per_s']:.1f} | **{cached:,.0f}** |" in TEXT
     for name, peer in (("ACT", "act"), ("Diffusion Policy", "diffusion")):
         assert f"{name}, from pixels | {peers[peer]['samples_per_s']:.1f} | **{ours:,.0f}** |" in TEXT
+        side, compared = peers[peer], peers["compared"][peer]
+        error, at = min((error, seconds) for seconds, error in side["curve"])
+        judged = f"{side['evaluation']['successes']} of {side['evaluation']['n']}, "
+        alone, whole = compared["seconds_ours"], compared["seconds_ours_with_embedding"]
+        told = (
+            f"| {name} | {side['parameters'] / 1e6:.0f} M | {side['samples_per_s']:.1f} | "
+            f"{error:.3f} after {at:.0f} s | "
+            f"{alone:.0f} s, or {whole:.0f} s with the embedding | {judged}"
+        )
+        assert told in (ROOT / "docs/training.md").read_text()
 
 
 def test_the_snippet_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

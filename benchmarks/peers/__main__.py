@@ -1,6 +1,6 @@
 """Side by side with LeRobot's ACT and Diffusion Policy: samples per second, time to the same error, and success.
 
-    python -m benchmarks.peers [--budget 300] [--batch 8] [--episodes 20]          (or: make bench-peers)
+    python -m benchmarks.peers [--budget 300] [--batch 8] [--episodes 10]          (or: make bench-peers)
 
 All see the same demonstrations (data/demos, by params.yaml), the same proprioception and one observation, predict 16
 actions, hold out the same episodes, and are measured on the same of their rows: the mean absolute error of the 16
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=300.0, help="seconds of training for each of LeRobot's")
     parser.add_argument("--batch", type=int, default=8, help="batch of LeRobot's policies (their default: 8)")
-    parser.add_argument("--episodes", type=int, default=20, help="of each task")
+    parser.add_argument("--episodes", type=int, default=10, help="of each task")
     parser.add_argument("--policies", nargs="+", choices=PEERS, default=PEERS, help="of LeRobot's")
     parser.add_argument("--work", type=Path, default=Path(".scratch/peers"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers.json"))

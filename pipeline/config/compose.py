@@ -16,6 +16,8 @@ from pipeline.config.messages import unknown
 from pipeline.config.text import parse
 from pipeline.errors import ConfigError, did_you_mean
 
+NOTHING = object()
+
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path = "configs") -> str:
     """Return the text of params.yaml for Hydra overrides such as `experiment=libero_spatial train_flow.epochs=10`.
@@ -48,21 +50,34 @@ def groups(directory: Path) -> dict[str, list[str]]:
 
 
 def replaced(overrides: Sequence[str], text: str, config_dir: str | Path = "configs") -> list[str]:
-    """Return which values of the options that `overrides` choose the experiment has replaced in the composed `text`."""
+    """Return which values of the options that `overrides` choose the experiment has replaced in the composed `text`.
+
+    Of an option that is not the default one, those count in which it differs from that.
+    """
     directory, tree = Path(config_dir), parse(text, "configs/")
     given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
     chosen = {name: option for name, option in given.items() if name in groups(directory) and name != "experiment"}
-    return [
-        f"{name} is {json.dumps(now)} by experiment {tree['experiment']}, not {json.dumps(value)} as {group}={option} "
-        f"has it. To have that, add {name}={json.dumps(value)}"
-        for group, option in chosen.items()
-        for name, value in _leaves(parse((directory / group / f"{option}.yaml").read_text(), option), group)
-        if name not in given and (now := _at(tree, name)) != value
-    ]
+    listed = parse((directory / "config.yaml").read_text(), "config.yaml")["defaults"]
+    default = {name: option for entry in listed if isinstance(entry, dict) for name, option in entry.items()}
+    found = []
+    for group, option in chosen.items():
+        usual = {} if option == default[group] else dict(_values(directory, group, default[group]))
+        for name, value in _values(directory, group, option):
+            theirs = any(name == each or name.startswith(f"{each}.") for each in {*given} - {*chosen})
+            if not theirs and usual.get(name, NOTHING) != value and (now := _at(tree, name)) != value:
+                found.append(
+                    f"{name} is {json.dumps(now)} by experiment {tree['experiment']}, not {json.dumps(value)} as "
+                    f"{group}={option} has it. To have that, add {name}={json.dumps(value)}"
+                )
+    return found
+
+
+def _values(directory: Path, group: str, option: str) -> Iterator[tuple[str, Any]]:
+    """Yield each value of an option's file by its dotted name."""
+    yield from _leaves(parse((directory / group / f"{option}.yaml").read_text(), option), group)
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield each value of an option's file by its dotted name."""
     for key, value in tree.items():
         if key != "defaults":
             yield from _leaves(value, f"{prefix}.{key}") if isinstance(value, dict) else [(f"{prefix}.{key}", value)]

@@ -27,7 +27,7 @@ def export_libero(demos: Sequence[Demo], obs_shift: int, action: str, out: Path)
         DataError: as `export`, or a demonstration cannot be read, or has no such actions.
     """
     if lacking := next((demo for demo in demos if action != ACTION and action not in demo.optional), None):
-        raise DataError(f"{lacking}: has no {action}: use train_flow.action=action")
+        raise DataError(f"{lacking}: has no {action}: add --set train_flow.action=action")
     names = {STATE: STATE_NAMES, ACTION: ACTION_NAMES}
     return export(out, _recordings(demos, obs_shift, action), CONTROL_HZ, "panda", names)
 

@@ -33,7 +33,7 @@ def require_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ConfigError(f"--device {device}: not to be used here ({error}). Use cpu, or leave it out") from None
+        raise ConfigError(f"device {device}: not to be used here ({error}). Use cpu, or leave it out") from None
 
 
 def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: str) -> Literal["fp32", "bf16"]:

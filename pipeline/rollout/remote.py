@@ -32,9 +32,14 @@ from pipeline.rollout.metadata import action_steps, check_ours, is_ours, plain
 TOKEN = "VLA_FLOW_AGENT_TOKEN"  # not the server's variable: what is exported for it must not go to any address
 CONNECT_TIMEOUT_S = 20.0
 RECONNECT_S, RETRY_S = 30.0, 1.0  # for a server that is being restarted, and between two tries
+SILENCE_S = 120.0  # for one that computes for somebody else
 LATER = (1001, 1012, 1013)  # close codes: going away, service restart, try again later
 PROTOCOL = (1002, 1003, 1007, 1009, 1010)  # what the other side does not speak, or finds too large: again it would not
 UNAUTHORISED = (401, 403)
+BUSY = (
+    "See whether it is busy, and speaks openpi's protocol; then the same command again: the episodes that are finished "
+    "are kept"
+)
 STATES = ("joint_pos", "ee_pose", "gripper", "ee_wrench")
 log = logging.getLogger(__name__)
 
@@ -101,15 +106,18 @@ class RemoteAgent:
 
     def _reconnected(self) -> tuple[ClientConnection, Mapping[str, Any]]:
         """Connect, with patience for a server that is just being restarted, full, or computing for somebody else."""
-        began = monotonic()
+        began = there = monotonic()  # `there`: when something listened last
         while True:
             try:
                 return open_connection(self._address)
-            except NoServer as error:
-                patience = max(RECONNECT_S, self._timeout_s) if isinstance(error, Silent) else RECONNECT_S
-                if monotonic() - began >= patience:
+            except Silent:
+                there = monotonic()
+                if there - began >= SILENCE_S:
                     raise
-                sleep(RETRY_S)
+            except NoServer:
+                if monotonic() - there >= RECONNECT_S:
+                    raise
+            sleep(RETRY_S)
 
     def _ours(self, obs: Observation, inputs: tuple[str, ...]) -> dict[str, Any]:
         self._past.append({name: getattr(obs, name) if name in STATES else _picture(obs, name) for name in inputs})
@@ -236,7 +244,7 @@ def open_connection(url: str) -> tuple[ClientConnection, Mapping[str, Any]]:
         except (InvalidHandshake, OSError) as error:  # a timeout is an OSError
             said = str(error) or type(error).__name__
             if isinstance(error, TimeoutError):
-                raise Silent(_silence(shown)) from None
+                raise Silent(f"{shown}: no policy server says a word in {CONNECT_TIMEOUT_S:g} s. {BUSY}") from None
             if isinstance(error, InvalidStatus) and error.response.status_code in UNAUTHORISED:
                 raise PipelineError(f"{shown}: refused ({said}). Set {TOKEN} to the server's token") from None
             raise NoServer(
@@ -246,8 +254,10 @@ def open_connection(url: str) -> tuple[ClientConnection, Mapping[str, Any]]:
         try:
             first = connection.recv(timeout=CONNECT_TIMEOUT_S)
         except TimeoutError:
-            raise Silent(_silence(shown)) from None
+            raise Silent(f"{shown}: no metadata frame came in {CONNECT_TIMEOUT_S:g} s. {BUSY}") from None
         except (WebSocketException, OSError) as error:
+            if _code(error) in LATER:
+                raise NoServer(f"{shown}: not now ({error}). {BUSY}") from None
             raise PipelineError(f"{shown}: sends no metadata frame ({error!r}), as openpi's protocol has it") from None
         metadata = _unpacked(first, shown) if isinstance(first, bytes) else None
         if not isinstance(metadata, dict):
@@ -256,13 +266,6 @@ def open_connection(url: str) -> tuple[ClientConnection, Mapping[str, Any]]:
             )
         until_opened.pop_all()  # from here on it is the caller's to close
     return connection, metadata
-
-
-def _silence(url: str) -> str:
-    return (
-        f"{url}: no policy server says a word in {CONNECT_TIMEOUT_S:g} s. See whether one runs there, and what it is "
-        "doing; then the same command again: the episodes that are finished are kept"
-    )
 
 
 def _code(error: Exception) -> int | None:

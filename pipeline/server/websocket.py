@@ -39,13 +39,11 @@ TOKEN = "VLA_FLOW_TOKEN"
 WATCH_S = 1.0  # how often the server sees whether its inference thread is well
 LATELY_S = 2.0  # a robot asks several times a second
 STOPPING = "the server is stopping"
-GOING_AWAY, POLICY, TOO_LARGE, ERROR, TRY_LATER = (
-    1001,
-    1008,
-    1009,
-    1011,
-    1013,
-)  # RFC 6455 and its registry of close codes
+GOING_AWAY = 1001  # close codes of RFC 6455 and its registry
+POLICY = 1008
+TOO_LARGE = 1009
+ERROR = 1011
+TRY_LATER = 1013
 
 
 @dataclass(frozen=True)
@@ -204,11 +202,13 @@ class PolicyServer:
     async def _handle(self, ws: ServerConnection) -> None:
         """Serve one client, to its end."""
         self.metrics.connections += 1
+        if self._clients >= self.limits.clients:  # many came while each was shaking hands
+            self.metrics.count("busy", 0.0)
+            await self._hang_up(ws, TRY_LATER, self._full())
+            return
         self._clients += 1
         self._heard[ws] = perf_counter()
         try:
-            if self._clients > self.limits.clients:  # many came while each was shaking hands
-                raise _Refused(self._full(), "busy", TRY_LATER)
             async with asyncio.timeout(self.limits.message_s):
                 await ws.send(self._metadata)
             last_ms: float | None = None

@@ -265,7 +265,8 @@ def test_command_tells_which_values_of_an_option_the_experiment_replaces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(ROOT)
-    asked = ["eval_libero=protocol", "eval_libero.condition_episodes=null", "embed=openai_b16"]
+    asked = ["eval_libero=protocol", "eval_libero.condition_episodes=null", "embed=openai_b16", "embed.grid=null"]
+    asked += ["policy=chunk", "demos=official", "sim=full", "train_flow.action=action"]
     cli.main(["compose", *asked, "--output", str(tmp_path / "params.yaml")])
     assert capsys.readouterr().err == (
         "note: eval_libero.episodes is 20 by experiment quickstart, not 50 as eval_libero=protocol has it. To have "

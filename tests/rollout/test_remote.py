@@ -26,8 +26,9 @@ from pipeline.policy import bundle
 from pipeline.rollout import remote
 from pipeline.rollout.agent import Agent, PolicyAgent, Unavailable
 from pipeline.rollout.metadata import plain
-from pipeline.rollout.remote import RemoteAgent, open_connection, plan_remote
+from pipeline.rollout.remote import NoServer, RemoteAgent, open_connection, plan_remote
 from pipeline.server.batching import Busy
+from pipeline.server.websocket import Limits, PolicyServer
 from tests.encode import tiny
 from tests.inference.make import bundle as make_bundle
 from tests.inference.make import observation
@@ -230,6 +231,21 @@ def test_a_server_that_is_restarted_is_waited_for(task: Task, monkeypatch: pytes
         agent.close()
 
 
+def test_a_place_is_waited_for(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all came at once, so that the handshake did not tell that there is none."""
+    monkeypatch.setattr(remote, "RETRY_S", 0.05)
+    monkeypatch.setattr(PolicyServer, "_answer_http", lambda server, ws, http_request: None)
+    with serving(Known(), Limits(clients=1)) as (server, address):
+        first, _ = open_connection(f"ws://{address}")
+        with pytest.raises(NoServer, match=r"not now \(.*1 clients are connected"):
+            open_connection(f"ws://{address}")
+        assert len(server._heard) == 1, "who is refused is not waited for"
+        agent = RemoteAgent(f"ws://{address}", plain(Known().describe() | {"request": {}}), 4, 30.0)
+        threading.Timer(0.5, first.close).start()
+        with pytest.raises(PipelineError, match="serves something else"):  # it was let in
+            agent.reset(task, 0)
+
+
 @pytest.mark.parametrize("shakes_hands", [True, False], ids=["no metadata", "no handshake"])
 def test_a_server_that_computes_for_somebody_else_is_waited_for(
     task: Task, monkeypatch: pytest.MonkeyPatch, shakes_hands: bool
@@ -261,7 +277,9 @@ def test_a_server_that_computes_for_somebody_else_is_waited_for(
         assert not busy.is_set() and agent.act(seen()).shape == (5, 7)
         agent.close()
         busy.set()
-        with pytest.raises(PipelineError, match=r"no policy server says a word in 0\.3 s\. See whether one runs there"):
+        with pytest.raises(
+            PipelineError, match=r"no (policy server says a word|metadata frame came) in 0\.3 s\. See wh"
+        ):
             open_connection(agent._address)
         busy.clear()
         server.shutdown()

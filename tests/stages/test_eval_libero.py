@@ -173,7 +173,7 @@ def test_a_directory_of_something_else_is_not_replaced(
 
 def test_a_device_that_is_not_there_is_refused(params: Params, write: Callable[[Params], list[str]]) -> None:
     for device in ("npu9", *([] if torch.cuda.is_available() else ["cuda"])):
-        with pytest.raises(ConfigError, match=f"--device {device}: not to be used here"):
+        with pytest.raises(ConfigError, match=f"device {device}: not to be used here"):
             eval_libero.main([*write(params), "--agent", "noop", "--device", device])
 
 

@@ -179,9 +179,9 @@ def test_openpis_loop_acts_as_the_policy_does(
 
 
 def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="--device gpu: not to be used here"):
+    with pytest.raises(ConfigError, match="device gpu: not to be used here"):
         serve.main(["--policy", str(folder / "policy"), "--device", "gpu"])
-    with pytest.raises(ConfigError, match="--device gpu: not to be used here"):
+    with pytest.raises(ConfigError, match="device gpu: not to be used here"):
         Policy.load(folder / "policy", "gpu")
 
 
