@@ -121,7 +121,7 @@ def comparison(compared: Mapping[str, Any]) -> Table:
     rows = [
         (
             Code(row["name"]),
-            str(row["head"]) + (f", {row['sampling_steps']} steps" if row["sampling_steps"] else ""),
+            str(row["head"]) + (f", {_counted(row['sampling_steps'])}" if row["sampling_steps"] else ""),
             Rate(row),
             pairs(row["against_first"]),
             number(row["val_action_mse"], "{:.4f}"),
@@ -148,9 +148,13 @@ def steps(compared: Mapping[str, Any]) -> Table:
     for name, by in several.items():
         bent = number(next(iter(by.values())).get("straightness"), "{:.3f}")
         rows.append((Code(name), bent, *(Rate(by[n]) if n in by else NONE for n in columns)))
-    head = ("policy", "straightness (0: straight)", *(f"{n} step{'s' if n > 1 else ''}" for n in columns))
+    head = ("policy", "straightness (0: straight)", *(_counted(n) for n in columns))
     caption = "Success by sampling steps. Straightness: mean squared difference of the velocity and a straight path's"
     return Table(caption, head, rows, (1,))
+
+
+def _counted(n: int) -> str:
+    return f"{n} step{'s' if n > 1 else ''}"
 
 
 def conditions_changed(compared: Mapping[str, Any]) -> Table:
