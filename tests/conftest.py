@@ -36,7 +36,7 @@ def task() -> Task:
 
 @pytest.fixture(scope="session")
 def lerobot_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with LeRobot: the one that LEROBOT_PYTHON names, or in an environment that is made, of some 5 GB."""
+    """A Python with LeRobot: the one that LEROBOT_PYTHON names, or in an environment that is made, of some 8 GB."""
     if named := os.environ.get("LEROBOT_PYTHON"):
         return Path(named).absolute()
     packages = ("lerobot==0.4.4", "websockets", "msgpack")
