@@ -42,6 +42,11 @@ class Late(Executor):
         return future
 
 
+def on(clock: Clock, seconds: float) -> dict[str, Any]:
+    """Return arguments of `drive`: the clock that the test turns, and chunks that take so long by it."""
+    return {"pool": Late(clock, seconds), "clock": clock, "sleep": clock.sleep}
+
+
 class Recorder:
     """A robot that notes when it was asked and what it was told."""
 
@@ -84,9 +89,7 @@ def run(
         limits=LIMITS,
         still=hold,
         wait=wait,
-        pool=Late(clock, seconds),
-        clock=clock,
-        sleep=clock.sleep,
+        **on(clock, seconds),
     )
     assert clock.now == pytest.approx(report.ticks / hz, abs=1 / hz)
     assert robot.stopped
@@ -111,9 +114,7 @@ def test_another_robot_has_limits_of_its_own_and_stands_still_in_its_own_way() -
         limits=Limits.of(described),
         still=lambda last: stands if last is None else last,
         wait=True,
-        pool=Late(clock, 0.04),
-        clock=clock,
-        sleep=clock.sleep,
+        **on(clock, 0.04),
     )
     found = [action.round(2).tolist() for action in robot.sent]
     assert found == [[0.5, 0.02], [2.9, 0.08], [2.9, 0.08], [2.9, 0.08], [3.0, 0.08], [3.0, 0.08]]
@@ -193,18 +194,16 @@ def test_what_is_no_action_stops_the_robot(bad: np.ndarray) -> None:
             hz=HZ,
             limits=LIMITS,
             still=hold,
-            pool=Late(clock, 0.0),
-            clock=clock,
-            sleep=clock.sleep,
+            **on(clock, 0.0),
         )
     assert robot.stopped and not robot.sent
 
 
 def test_what_is_sent_meanwhile_is_checked_too() -> None:
     clock, robot = Clock(), Recorder()
-    two, late = Limits(np.zeros(2), np.ones(2)), Late(clock, 0.2)
+    two = Limits(np.zeros(2), np.ones(2))
     with pytest.raises(ValueError, match=r"a chunk of shape \(1, 7\) .* not 2 wide"):
-        drive(robot, act, STEPS, 20, hz=HZ, limits=two, still=hold, pool=late, clock=clock, sleep=clock.sleep)
+        drive(robot, act, STEPS, 20, hz=HZ, limits=two, still=hold, **on(clock, 0.2))
     assert robot.stopped and not robot.sent
     with pytest.raises(ValueError, match="hz is None: give the rate of your data"):
         drive(robot, act, STEPS, 20, hz=None, limits=LIMITS, still=hold)  # type: ignore[arg-type]
@@ -229,9 +228,7 @@ def test_long_chunks_need_no_answer_meanwhile_and_late_ticks_are_not_caught_up()
         hz=HZ,
         limits=LIMITS,
         still=hold,
-        pool=Late(clock, 0.0),
-        clock=clock,
-        sleep=clock.sleep,
+        **on(clock, 0.0),
     )
     assert (report.ticks, report.late) == (45, 1), "two seconds of one chunk are no silence"
     gaps = np.diff(robot.times)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from pipeline.config.params import Params
+from pipeline.encode.settings import grid_misfit
 from pipeline.errors import did_you_mean
 from pipeline.libero.depth import is_depth
 from pipeline.libero.settings import SUITE_SIZES, Camera
@@ -94,13 +95,9 @@ def _embed(p: Params) -> Iterator[str]:
             "or, with demos.source path, if your files have it"
         )
 
-    side = None if p.embed.grid is None else _patches(p.embed.encoder.model)
-    if p.embed.grid and side and side % p.embed.grid.size:
-        fits = " or ".join(str(k) for k in range(1, side + 1) if side % k == 0)
-        yield (
-            f"embed.grid.size is {p.embed.grid.size}, but {p.embed.encoder.model} has {side} x {side} patches: use "
-            f"{fits}"
-        )
+    grid, model = p.embed.grid, p.embed.encoder.model
+    if grid and (side := _patches(model)) and (wrong := grid_misfit(grid.size, model, side)):
+        yield wrong
 
 
 def _patches(model: str) -> int | None:

@@ -59,12 +59,13 @@ def replaced(overrides: Sequence[str], text: str, config_dir: str | Path = "conf
     chosen = {name: option for name, option in given.items() if name in groups(directory) and name != "experiment"}
     listed = parse((directory / "config.yaml").read_text(), "config.yaml")["defaults"]
     default = {name: option for entry in listed if isinstance(entry, dict) for name, option in entry.items()}
+    composed, values = dict(_leaves(tree)), {*given} - {*chosen}
     found = []
     for group, option in chosen.items():
-        usual = {} if option == default[group] else dict(_values(directory, group, default[group]))
-        for name, value in _values(directory, group, option):
-            theirs = any(name == each or name.startswith(f"{each}.") for each in {*given} - {*chosen})
-            if not theirs and usual.get(name, NOTHING) != value and (now := _at(tree, name)) != value:
+        usual = {} if option == default[group] else _values(directory, group, default[group])
+        for name, value in _values(directory, group, option).items():
+            theirs = any(name == each or name.startswith(f"{each}.") for each in values)
+            if not theirs and usual.get(name, NOTHING) != value and (now := composed.get(name)) != value:
                 found.append(
                     f"{name} is {json.dumps(now)} by experiment {tree['experiment']}, not {json.dumps(value)} as "
                     f"{group}={option} has it. To have that, add {name}={json.dumps(value)}"
@@ -72,21 +73,17 @@ def replaced(overrides: Sequence[str], text: str, config_dir: str | Path = "conf
     return found
 
 
-def _values(directory: Path, group: str, option: str) -> Iterator[tuple[str, Any]]:
-    """Yield each value of an option's file by its dotted name."""
-    yield from _leaves(parse((directory / group / f"{option}.yaml").read_text(), option), group)
+def _values(directory: Path, group: str, option: str) -> dict[str, Any]:
+    """Return the values of an option's file by their dotted names."""
+    return dict(_leaves({group: parse((directory / group / f"{option}.yaml").read_text(), option)}))
 
 
-def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if key != "defaults":
-            yield from _leaves(value, f"{prefix}.{key}") if isinstance(value, dict) else [(f"{prefix}.{key}", value)]
-
-
-def _at(tree: Any, name: str) -> Any:
-    for part in name.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif key != "defaults":
+            yield f"{prefix}{key}", value
 
 
 def _what_is_wrong(override: str, directory: Path, said: str) -> str | None:

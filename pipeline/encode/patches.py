@@ -7,7 +7,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models import VisionTransformer as TimmTransformer
 
-from pipeline.encode.settings import GridParams
+from pipeline.encode.settings import GridParams, grid_misfit
 from pipeline.errors import ConfigError
 
 
@@ -42,12 +42,8 @@ def grid_place(visual: Any, model: str, grid: GridParams) -> tuple[int, int, int
             f"embed.grid: {model} has no patch tokens ({type(visual).__name__}). Use a vision transformer, such as "
             "ViT-B-32, or set embed.grid to null"
         )
-    if grid.size < 1 or found.side % grid.size:
-        fits = [str(k) for k in range(1, found.side + 1) if found.side % k == 0]
-        raise ConfigError(
-            f"embed.grid.size is {grid.size}, but {model} has {found.side} x {found.side} patches: use "
-            f"{' or '.join(fits)}"
-        )
+    if wrong := grid_misfit(grid.size, model, found.side):
+        raise ConfigError(wrong)
     if not -found.blocks <= grid.layer <= -1:
         raise ConfigError(f"embed.grid.layer is {grid.layer}; {model} has the blocks -1 (the last) to -{found.blocks}")
     return found.blocks + grid.layer, found.side // grid.size, found.width

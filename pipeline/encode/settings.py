@@ -37,3 +37,11 @@ class GridParams:
     size: Count  # k x k tokens are kept; divides the number of patches along a side
     # -1: as the last block gives them, before pooling and its norm; -2: as the block before does, ...
     layer: Annotated[int, Field(lt=0)]
+
+
+def grid_misfit(size: int, model: str, side: int) -> str | None:
+    """Return what is wrong with a grid of `size` on a model that has `side` patches along a side; None if it fits."""
+    if size >= 1 and side % size == 0:
+        return None
+    fits = " or ".join(str(k) for k in range(1, side + 1) if side % k == 0)
+    return f"embed.grid.size is {size}, but {model} has {side} x {side} patches: use {fits}"
